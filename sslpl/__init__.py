@@ -1,0 +1,1 @@
+"""sslpl: semi-supervised loss prediction for deep active learning."""

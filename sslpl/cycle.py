@@ -1,0 +1,196 @@
+"""The active-learning loop: read this file first."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sslpl.learn.evaluation import loss_rank_correlation, predict, test_metrics, true_losses
+from sslpl.learn.finetune import finetune
+from sslpl.learn.joint import train
+from sslpl.pool import LabelPool, initial_pool, removal_size, trimmed
+from sslpl.seeds import rng, shuffled
+from sslpl.setup import Setup, Step
+from sslpl.state import FINISHED, Ledger, State
+from sslpl.types import Picked, Predictions
+
+
+class Observer(Protocol):
+    """Watches a run: shows it, streams it, saves it."""
+
+    def phase(self, setup: Setup, state: State) -> None:
+        """A phase begins or goes on."""
+        ...
+
+    def step(self, state: State, step: Step) -> None:
+        """A step of a phase is done; `state` can be saved."""
+        ...
+
+    def border(self, state: State) -> None:
+        """A phase is done, and perhaps a cycle; `state` stands at what comes next."""
+        ...
+
+
+def run_active_learning(setup: Setup, state: State, observer: Observer) -> State:
+    """Trains, fine-tunes, evaluates, queries and labels, cycle after cycle, from wherever `state` stands."""
+    while state.phase != FINISHED:
+        observer.phase(setup, state)
+        phase, since = state.phase, time.perf_counter()
+        for step in PHASES[phase](setup, state):
+            now = time.perf_counter()
+            state.seconds[phase] = state.seconds.get(phase, 0.0) + now - since
+            state.images += step.images if phase == "train" else 0
+            observer.step(state, step)
+            since = time.perf_counter()
+        state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - since
+        proceed(setup, state)
+        observer.border(state)
+    return state
+
+
+def initial_state(setup: Setup) -> State:
+    """Fresh networks and the first labeled images; with trimming, some of these sit out the first training."""
+    size, initial = len(setup.dataset.train), int(setup.budget.initial)
+    pool = initial_pool(size, initial, rng(setup.seed, "initial"))
+    removed = shuffled(pool.labeled, size, rng(setup.seed, "removed"))[: removal_size(initial)]
+    nothing = torch.empty(0, dtype=torch.int64)
+    backbone, module = setup.build(0)
+    ledger = Ledger(nothing, nothing, nothing, nothing.double())
+    state = State(LabelPool(size, nothing), ledger, nothing, backbone, module)
+    reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
+    if setup.training.trim and setup.budget.cycles > 1:
+        state.excluded = removed
+    return state
+
+
+def proceed(setup: Setup, state: State) -> None:
+    """Moves `state` from a finished phase to the next one, at the end of a cycle to the next cycle."""
+    last = state.cycle == setup.budget.cycles - 1
+    if state.phase == "train":
+        skip = state.module is None or setup.training.finetune_epochs == 0
+        state.enter("evaluate" if skip or (last and not setup.training.finetune_last) else "finetune")
+    elif state.phase == "finetune":
+        state.enter("evaluate")
+    elif state.phase == "evaluate" and not last:
+        state.enter("query")
+    elif state.phase == "query":
+        state.enter("label")
+    else:
+        close_cycle(state)
+        state.enter(FINISHED if last else "train")
+        if not (last or setup.training.warm_start):
+            state.backbone, state.module = setup.build(state.cycle)
+
+
+def close_cycle(state: State) -> None:
+    """Files the numbers of the finished cycle and starts the next one's with none."""
+    seconds = state.seconds
+    state.row.update(
+        train_seconds=seconds.get("train"),
+        finetune_seconds=seconds.get("finetune"),
+        evaluate_seconds=seconds.get("evaluate"),
+        query_seconds=seconds["query"] + seconds["label"] if "query" in seconds else None,
+        train_images_per_second=state.images / seconds["train"],
+        peak_memory_mib=peak_memory_mib(next(state.backbone.parameters()).device),
+    )
+    state.history.append(state.row)
+    state.row, state.seconds, state.images = {}, {}, 0
+    state.cycle += 1
+
+
+def evaluate(setup: Setup, state: State) -> Iterator[Step]:
+    """Tests the backbone, and whether the module's predicted losses order the unlabeled images."""
+    data, networks = setup.dataset, (state.backbone, state.module)
+    state.row.update(cycle=state.cycle, labeled=len(state.pool.labeled))
+    test = predict(setup, *networks, data.test, torch.arange(len(data.test)))
+    state.row.update(test_metrics(test, data.test_labels))
+    yield Step(len(data.test))
+    if state.module is not None:
+        unlabeled = predict(setup, *networks, data.train, state.pool.unlabeled)
+        state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, data.train_labels[unlabeled.index])
+        yield Step(len(unlabeled.index))
+
+
+def query(setup: Setup, state: State) -> Iterator[Step]:
+    """Asks the query strategy which images to label."""
+    labels = state.labels()[state.pool.labeled]
+    context = Context(
+        state.pool.unlabeled,
+        state.pool.labeled,
+        labels,
+        int(setup.budget.candidates),
+        state.backbone,
+        state.module,
+        lambda index: predict(setup, state.backbone, state.module, setup.dataset.train, index),
+    )
+    n = int(setup.budget.per_cycle)
+    state.picked = setup.query(context, n, rng(setup.seed, "query", state.cycle))
+    yield Step(len(context.unlabeled))
+
+
+def label(setup: Setup, state: State) -> Iterator[Step]:
+    """Has the picked images labeled and decides which images the next joint training leaves out."""
+    assert state.picked is not None
+    before, picked = state.pool.labeled, state.picked
+    reveal(setup, state, picked, cycle=state.cycle + 1)
+    next_is_last = state.cycle + 1 == setup.budget.cycles - 1
+    initial = int(setup.budget.initial)
+    state.excluded = torch.empty(0, dtype=torch.int64)
+    if setup.training.trim and not next_is_last and removal_size(initial) > 0:
+        both = predict(setup, state.backbone, state.module, setup.dataset.train, state.pool.labeled)
+        loss = true_losses(both, state.labels()[both.index])
+        old = len(before)
+        state.excluded = trimmed(before, loss[:old], both.index[old:], loss[old:], initial)
+    state.picked = None
+    yield Step(len(picked.index))
+
+
+def reveal(setup: Setup, state: State, picked: Picked, cycle: int) -> None:
+    """The simulated oracle: moves images into the labeled pool and writes them into the ledger."""
+    state.pool = state.pool.label(picked.index)
+    new = (
+        torch.full_like(picked.index, cycle),
+        picked.index,
+        setup.dataset.train_labels[picked.index],
+        picked.score,
+    )
+    state.ledger = Ledger(*(torch.cat(column) for column in zip(state.ledger, new, strict=True)))
+
+
+PHASES: dict[str, Callable[[Setup, State], Iterator[Step]]] = {
+    "train": train,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "query": query,
+    "label": label,
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a query strategy sees: see `QueryContext`."""
+
+    unlabeled: Tensor
+    labeled: Tensor
+    labels: Tensor
+    candidates: int
+    backbone: nn.Module
+    module: nn.Module | None
+    predict: Callable[[Tensor], Predictions]
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Predictions for all unlabeled images, computed when first asked for."""
+        return self.predict(self.unlabeled)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Highest memory so far: of the device on CUDA, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,1 @@
+"""Datasets, batched augmentation on the device, batches."""

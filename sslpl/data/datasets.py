@@ -1,0 +1,257 @@
+"""The published datasets, whole in memory as uint8, and scikit-learn's digits that need no files."""
+
+import gzip
+import io
+import pickle
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from http.client import HTTPException
+from pathlib import Path
+from socket import getdefaulttimeout, setdefaulttimeout
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslpl.types import CountOrZero, Dataset, UserError
+
+SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+DIGITS_STATISTICS = (0.3058,), (0.3761,)  # mean and standard deviation of the 1,437 images of the pool
+FASHION_STATISTICS = (0.5,), (0.5,)
+CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+Bytes = NDArray[np.uint8]
+Part = tuple[Bytes, Tensor]  # images [N, C, H, W] uint8, labels [N] int64
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class Source(NamedTuple):
+    """The files of a dataset as torchvision's reader of the same name lays them out."""
+
+    name: str
+    folder: str  # below the root; the root itself may hold the files instead
+    files: tuple[str, ...]
+    origin: str  # where a user finds them
+
+
+FASHION_MNIST = Source(
+    "FashionMNIST",
+    "FashionMNIST/raw",
+    tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    "https://github.com/zalandoresearch/fashion-mnist, "
+    "or 'apt install dataset-fashion-mnist' and dataset.root=/usr/share/datasets/fashion-mnist",
+)
+UNPACKED = "https://www.cs.toronto.edu/~kriz/{}, unpacked"
+CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+CIFAR10 = Source("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES, UNPACKED.format("cifar-10-python.tar.gz"))
+CIFAR100_FILES = ("train", "test", "meta")
+CIFAR100 = Source("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKED.format("cifar-100-python.tar.gz"))
+
+
+class TensorImages:
+    """Images held as one uint8 tensor [N, C, H, W], gathered on its device."""
+
+    def __init__(self, data: Tensor) -> None:
+        channels, height, width = data.shape[1:]
+        self.data = data
+        self.shape: tuple[int, int, int] = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def to(self, device: torch.device | str) -> "TensorImages":
+        """The same images on another device."""
+        return TensorImages(self.data.to(device))
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each index tensor in turn, [B, C, H, W] uint8."""
+        for index in indices:
+            # A copy to the CPU has to block: it could be read before it arrives.
+            yield self.data[index.to(self.data.device, non_blocking=self.data.is_cuda)]
+
+
+def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None) -> Dataset:
+    """Scikit-learn's gray digits of 8x8 pixels: 1,437 to label, 360 to test, stratified, always the same."""
+    del root  # they come with scikit-learn; every dataset takes the key
+    from sklearn.datasets import load_digits  # here: it takes a second to import
+
+    values, labels = load_digits(return_X_y=True)
+    images = np.rint(values * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    # Every fifth image in the order of classes: stratified without a draw that a library could change.
+    test = np.zeros(len(labels), dtype=bool)
+    test[np.argsort(labels, kind="stable")[::5]] = True
+    pool_part, test_part = ((images[rows], torch.from_numpy(labels[rows])) for rows in (~test, test))
+    return _dataset(pool_part, test_part, "0123456789", DIGITS_STATISTICS, flip, cutout)
+
+
+def fashion_mnist(
+    root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
+) -> Dataset:
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
+    paths = _locate(FASHION_MNIST, root, download)
+
+    def part(images_path: Path, labels_path: Path) -> Part:
+        with _one_line_if_damaged(FASHION_MNIST, root, images_path):
+            images = _idx(images_path, (28, 28))
+        with _one_line_if_damaged(FASHION_MNIST, root, labels_path):
+            return images[:, None], _labels(_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
+
+    return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
+
+
+def cifar10(
+    root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
+) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 10 classes."""
+    parts = _cifar(CIFAR10, root, download, "labels", "label_names")
+    return _dataset(*parts, CIFAR10_STATISTICS, flip, cutout)
+
+
+def cifar100(
+    root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
+) -> Dataset:
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 100 (fine) classes."""
+    parts = _cifar(CIFAR100, root, download, "fine_labels", "fine_label_names")
+    return _dataset(*parts, CIFAR100_STATISTICS, flip, cutout)
+
+
+def _dataset(
+    train: Part, test: Part, names: Sequence[str], statistics: Statistics, flip: bool, cutout: int | None
+) -> Dataset:
+    side = train[0].shape[-1]
+    if cutout is None:  # 16 as published would hide most of a smaller image
+        cutout = 16 if side >= 28 else side // 2
+    pool, held_out = (TensorImages(torch.from_numpy(images)) for images, _ in (train, test))
+    padding = side // 8
+    return Dataset(pool, train[1], held_out, test[1], tuple(names), *statistics, flip, cutout, padding)
+
+
+def _cifar(
+    source: Source, root: str, download: bool, key: str, names_key: str
+) -> tuple[Part, Part, Sequence[str]]:
+    *train_paths, test_path, meta_path = _locate(source, root, download)
+    with _one_line_if_damaged(source, root, meta_path):
+        names = [str(name) for name in _unpickled(meta_path)[names_key]]
+
+    def part(path: Path) -> Part:
+        with _one_line_if_damaged(source, root, path):
+            batch = _unpickled(path)
+            # A row is an image: 1,024 red values, then green, then blue, each line by line.
+            images = np.asarray(batch["data"]).reshape(-1, 3, 32, 32)
+            if images.dtype != np.uint8:
+                raise ValueError(f"its pixels are {images.dtype}, not uint8")
+            return images, _labels(batch[key], len(images), len(names))
+
+    images, labels = zip(*map(part, train_paths), strict=True)
+    return (np.concatenate(images), torch.cat(labels)), part(test_path), names
+
+
+def _labels(values: Any, images: int, classes: int) -> Tensor:
+    labels = np.asarray(values)
+    if not images or labels.shape != (images,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"expected an integer label for each of {images} images")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels {labels.min()} to {labels.max()} where 0 to {classes - 1} are allowed")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _locate(source: Source, root: str, download: bool) -> list[Path]:
+    """The files of `source` in its order, found in the root or below it, else downloaded."""
+    folder = Path(root).expanduser()
+    reason = "download failed (files are missing)" if download else "dataset.download=false"
+    try:
+        if not (paths := _find(source, folder)) and download:
+            _download(source, folder)
+            paths = _find(source, folder)
+    except (OSError, RuntimeError, HTTPException) as error:
+        paths, reason = [], f"download failed ({shorten(str(error), 300)})"
+    if paths:
+        return paths
+    raise UserError(
+        f"dataset.root={root}: {source.name} not found: expected {', '.join(source.files)} there "
+        f"or in {source.folder}; {reason}; get them from {source.origin}"
+    )
+
+
+def _find(source: Source, root: Path) -> list[Path]:
+    for folder in (root / source.folder, root):
+        plain = [folder / name for name in source.files]
+        paths = [path if path.is_file() else path.with_name(f"{path.name}.gz") for path in plain]
+        if all(path.is_file() for path in paths):
+            return paths
+    return []
+
+
+def _download(source: Source, root: Path) -> None:
+    from torchvision import datasets  # here: it takes a second to import, and most runs have their files
+
+    reader, timeout = getattr(datasets, source.name), getdefaulttimeout()
+    parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with TemporaryDirectory(prefix=".download-", dir=parent) as folder, redirect_stderr(bars):
+        setdefaulttimeout(SILENCE_SECONDS)  # torchvision sets none
+        try:
+            reader(folder, download=True)
+        finally:
+            setdefaulttimeout(timeout)
+        (root / source.folder).mkdir(parents=True, exist_ok=True)
+        for name in source.files:
+            Path(folder, source.folder, name).replace(root / source.folder / name)
+
+
+@contextmanager
+def _one_line_if_damaged(source: Source, root: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged pickle raises anything
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise UserError(
+            f"dataset.root={root}: cannot read {path} ({reason}); replace it from {source.origin}"
+        ) from error
+
+
+def _idx(path: Path, shape: tuple[int, ...]) -> Bytes:
+    """The arrays of one shape [N, *shape] in an idx file of bytes (layout: yann.lecun.com/exdb/mnist)."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dimensions = 1 + len(shape)
+    magic, count, *sizes = struct.unpack_from(f">{1 + dimensions}I", content)
+    if magic != 0x800 + dimensions or tuple(sizes) != shape:
+        raise ValueError(f"not an idx file of bytes with {dimensions} dimensions, the last ones {shape}")
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    return values.copy().reshape(count, *shape)  # a copy, because torch wants memory that it may write to
+
+
+# What a pickled array may call, by name: numpy has moved these functions between its modules.
+PICKLED_CALLS = {
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "_reconstruct": np.empty(1).__reduce__()[0],
+    "_frombuffer": np.empty(1).__reduce_ex__(5)[0],
+    "scalar": np.int64(0).__reduce__()[0],
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads containers and arrays only: a downloaded pickle must not run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "_codecs" and name == "encode":  # the bytes of an array in Python 3's protocol 2
+            return str.encode
+        if module.split(".")[0] == "numpy" and name in PICKLED_CALLS:
+            return PICKLED_CALLS[name]
+        raise pickle.UnpicklingError(f"it calls {module}.{name}, which no image file needs")
+
+
+def _unpickled(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _ArrayUnpickler(file, encoding="latin1").load()  # published by Python 2: its strings are bytes

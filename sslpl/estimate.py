@@ -1,0 +1,78 @@
+"""What a run would take, reckoned without running it."""
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sslpl.cycle import initial_state
+from sslpl.data.batches import unlabeled_batch_size
+from sslpl.learn.joint import joint_optimizer, joint_step
+from sslpl.pool import removal_size
+from sslpl.progress import duration
+from sslpl.query.linkage import complete_linkage_bytes
+from sslpl.setup import Setup
+
+
+def dry_run(setup: Setup, console: Console, folder: Path) -> None:
+    """Prints cycles, budget, memory and time as reckoned from a few timed steps."""
+    seconds_per_image, forward = speeds(setup)
+    table = Table("cycle", "labeled", "trained on", "train steps", "fine-tune steps", "reckoned time", box=None)
+    total = 0.0
+    for cycle in range(setup.budget.cycles):
+        labeled, trained, steps, tuned, views = cycle_counts(setup, cycle)
+        seconds = setup.training.epochs * trained * seconds_per_image + views * forward
+        total += seconds
+        table.add_row(str(cycle + 1), f"{labeled:,}", f"{trained:,}", f"{steps:,}", f"{tuned:,}", duration(seconds))
+    console.print(table)
+    images = setup.dataset.train
+    data = sum(len(part) * images.shape[0] * images.shape[1] * images.shape[2] for part in (images, setup.dataset.test))
+    embedding = getattr(initial_state(setup).backbone, "channels", (512,))[-1]
+    clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
+    console.print(
+        f"pool {len(images):,} images, test {len(setup.dataset.test):,}; dataset {data / 2**20:,.0f} MiB on {setup.device}; "
+        f"clustering {int(setup.budget.candidates):,} candidates would take {clustering / 2**20:,.0f} MiB\n"
+        f"reckoned time {duration(total)} from a few timed steps, queries aside; nothing was run or written\n"
+        f"folder {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
+    """Labeled, trained on, joint steps, fine-tune steps, and images that a frozen backbone sees, in one cycle."""
+    training, budget = setup.training, setup.budget
+    last = cycle == budget.cycles - 1
+    labeled = int(budget.labeled_after(cycle))
+    trained = labeled - (removal_size(int(budget.initial)) if training.trim and not last else 0)
+    steps = training.epochs * max(1, -(-trained // training.batch_size))
+    tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled
+    if initial_module(setup) and (not last or training.finetune_last):
+        batches = max(1, -(-labeled // training.batch_size))
+        unlabeled = len(setup.dataset.train) - labeled
+        size = unlabeled_batch_size(unlabeled, labeled, training.batch_size, training.unlabeled_batch_limit)
+        tuned = training.finetune_epochs * batches
+        views += training.finetune_epochs * (labeled + (2 * min(size * batches, unlabeled) if setup.ssl else 0))
+    return labeled, trained, steps, tuned, views
+
+
+def initial_module(setup: Setup) -> bool:
+    """Whether the run has a loss prediction module."""
+    return setup.build(0)[1] is not None
+
+
+def speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
+    """Seconds an image takes in joint training and, as a third of that, in a frozen forward pass."""
+    state = initial_state(setup)
+    optimizer = joint_optimizer(setup, state)
+    size = min(setup.training.batch_size, len(setup.dataset.train))
+    views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))
+    labels = torch.zeros(size, dtype=torch.int64, device=setup.device)
+    since = 0.0
+    for step in range(steps + 1):
+        since = time.perf_counter() if step == 1 else since  # the first step warms up
+        joint_step(setup, state, optimizer, views, labels, detached=False).tolist()
+    seconds = (time.perf_counter() - since) / (steps * size)
+    return seconds, seconds / 3

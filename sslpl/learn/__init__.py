@@ -1,0 +1,1 @@
+"""Joint training, fine-tune of the loss prediction module, ranking losses, pseudo-labels, evaluation."""

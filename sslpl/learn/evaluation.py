@@ -1,0 +1,65 @@
+"""What the current networks say of images, and how good that is."""
+
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sslpl.models.backbones import folded
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.setup import Setup
+from sslpl.types import Images, Predictions
+
+BATCH = 1024  # images scored at once
+
+
+def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
+    """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout."""
+    frozen = folded(backbone)
+    logits, embeddings, losses = [], [], []
+    with torch.inference_mode(), setup.autocast():
+        for batch in images.batches(torch.split(index, BATCH)):
+            features = frozen(setup.augmentation.plain(batch))
+            logits.append(features.logits.float())
+            embeddings.append(features.embedding)
+            if isinstance(module, LossPredictionModule):
+                losses.append(module(features.maps))
+    if not logits:
+        return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
+    return Predictions(index, torch.cat(logits), torch.cat(embeddings), torch.cat(losses) if losses else None)
+
+
+def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:
+    """Cross-entropy [N] of predictions under their classes, in nats, on the CPU."""
+    return cross_entropy(predictions.logits, labels.to(predictions.logits.device), reduction="none").cpu()
+
+
+def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | int | None]:
+    """Accuracy, macro F1, negative log-likelihood (nats) and expected calibration error on the test set."""
+    logits = predictions.logits.cpu()
+    guess = logits.argmax(dim=1)
+    return {
+        "test_accuracy": (guess == labels).double().mean().item(),
+        "test_macro_f1": float(f1_score(labels.numpy(), guess.numpy(), average="macro", zero_division=0.0)),
+        "test_nll": cross_entropy(logits.double(), labels).item(),
+        "test_ece": calibration_error(logits, labels),
+    }
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equally wide bins of confidence (Guo et al. 2017)."""
+    confidence, guess = logits.double().softmax(dim=1).max(dim=1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (guess == labels).double() - confidence
+    return torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, gap).abs().sum().item() / len(labels)
+
+
+def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:
+    """Spearman correlation of predicted and true loss; None where it is not defined. For analysis alone."""
+    if predictions.predicted_loss is None or len(predictions.index) < 2:
+        return None
+    correlation = float(
+        spearmanr(predictions.predicted_loss.cpu().numpy(), true_losses(predictions, labels).numpy())[0]
+    )
+    return None if correlation != correlation else correlation

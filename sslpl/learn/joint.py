@@ -1,0 +1,121 @@
+"""Joint training: the backbone learns the classes while the module learns to rank the losses."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sslpl.data.augment import rows
+from sslpl.data.batches import epoch_batches
+from sslpl.pool import without
+from sslpl.seeds import rng
+from sslpl.setup import Setup, Step
+from sslpl.state import State
+
+
+def train(setup: Setup, state: State) -> Iterator[Step]:
+    """Trains on the labeled images that are not trimmed, from where `state` stands (SSLPM, Algorithm 1)."""
+    training, device = setup.training, setup.device
+    index = trained_index(state)
+    labels = state.labels().to(device)
+    optimizer = joint_optimizer(setup, state)
+    for epoch in range(state.epoch, training.epochs):
+        moment = (state.cycle, epoch)
+        batches = epoch_batches(index, state.pool.size, training.batch_size, rng(setup.seed, "order", *moment))
+        draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
+        for group, rate in zip(optimizer.param_groups, (training.rate, training.module_rate), strict=False):
+            group["lr"] = rate * training.decay(epoch)
+        tally = state.tally if isinstance(state.tally, Tensor) else torch.zeros(4, device=device)
+        start = sum(len(batch) for batch in batches[: state.step])
+        todo = batches[state.step :]
+        for batch, images in zip(todo, setup.dataset.train.batches(todo), strict=True):
+            views = setup.augmentation.weak(images, rows(draws, slice(start, start + len(batch))))
+            tally += joint_step(setup, state, optimizer, views, labels[batch.to(device)], training.detached(epoch))
+            start += len(batch)
+            state.tally, state.step = tally, state.step + 1
+            if state.step < len(batches):
+                yield Step(len(batch))
+        state.tally, state.epoch, state.step = None, epoch + 1, 0
+        yield Step(len(batches[-1]), epoch_metrics(tally, epoch))
+
+
+def trained_index(state: State) -> Tensor:
+    """Positions of the labeled images that the joint training sees: those that are not trimmed."""
+    return without(state.pool.labeled, state.excluded)
+
+
+def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
+    """SGD over backbone and module, each with its own rate; continues what a checkpoint interrupted."""
+    training = setup.training
+    groups = [{"params": list(state.backbone.parameters()), "lr": training.rate}]
+    if state.module is not None:
+        groups.append({"params": list(state.module.parameters()), "lr": training.module_rate})
+    optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
+    return resumed(optimizer, state)
+
+
+def resumed(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
+    """The optimizer of the phase under way, with the momentum that a checkpoint holds."""
+    if state.optimizer_state is not None:
+        optimizer.load_state_dict(state.optimizer_state)
+    state.optimizer, state.optimizer_state = optimizer, None
+    return optimizer
+
+
+def joint_step(
+    setup: Setup,
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    views: Tensor,
+    labels: Tensor,
+    detached: bool,
+) -> Tensor:
+    """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device."""
+    state.backbone.train()
+    optimizer.zero_grad(set_to_none=True)
+    with setup.autocast(), frozen_statistics(state.backbone, len(views) == 1):
+        logits, maps, _ = state.backbone(views)
+        losses = cross_entropy(logits.float(), labels, reduction="none")
+        ranking = losses.new_zeros(())
+        if state.module is not None:
+            predicted = state.module([stage.detach() for stage in maps] if detached else maps)
+            ranking = setup.ranking(predicted, losses)
+    loss = losses.mean() + setup.training.ranking_weight * ranking
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
+    size = len(views)
+    sums = (losses.detach().sum(), ranking.detach() * size, correct, losses.new_tensor(size))
+    return torch.stack([value.float() for value in sums])
+
+
+class frozen_statistics:
+    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
+
+    def __init__(self, network: nn.Module, active: bool) -> None:
+        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)] if active else []
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for norm in self.norms:
+            norm.train()
+
+
+def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
+    """Means over an epoch, from the sums of its batches; FloatingPointError if a loss is not finite."""
+    loss, ranking, correct, images = tally.tolist()
+    if not math.isfinite(loss + ranking):
+        raise FloatingPointError(
+            f"the training loss is not finite in epoch {epoch}: lower training.rate or training.module_rate"
+        )
+    return {
+        "train/loss": loss / images,
+        "train/ranking_loss": ranking / images,
+        "train/accuracy": correct / images,
+        "train/epoch": float(epoch),
+    }

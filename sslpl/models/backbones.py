@@ -1,0 +1,106 @@
+"""Backbones: networks that return logits, the output of every stage, and the embedding."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sslpl.types import Features, ShareBelowOne
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias and its batch norm, named so that they can be folded into one."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(cout),
+        )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity (He et al. 2016)."""
+
+    expansion = 1
+
+    def __init__(self, cin: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(cin, width, 3, stride)
+        self.second = ConvNorm(width, width, 3)
+        self.shortcut = ConvNorm(cin, width, 1, stride) if stride != 1 or cin != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.second(self.first(x).relu())
+        return (out + self.shortcut(x)).relu()
+
+
+class Staged(nn.Module):
+    """A stem, stages whose outputs the loss prediction module reads, and a linear head."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        channels: Sequence[int],
+        num_classes: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.channels[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of normalized images [B, C, H, W]; the embedding is in float32."""
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        embedding = x.float().mean(dim=(2, 3))
+        return Features(self.head(self.dropout(embedding)), tuple(maps), embedding)
+
+
+def resnet(blocks: Sequence[int], *, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
+    """A ResNet of basic blocks with the CIFAR stem, 3x3 with stride 1 and no pooling (SSLPM's code)."""
+    channels, strides = (64, 128, 256, 512), (1, 2, 2, 2)
+    stages, cin = [], 64
+    for width, stride, depth in zip(channels, strides, blocks, strict=True):
+        layers = [BasicBlock(cin if i == 0 else width, width, stride if i == 0 else 1) for i in range(depth)]
+        stages.append(nn.Sequential(*layers))
+        cin = width
+    stem = nn.Sequential(ConvNorm(in_channels, 64, 3), nn.ReLU())
+    return Staged(stem, stages, channels, num_classes, dropout)
+
+
+def resnet18(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
+    """ResNet-18 for small images: the backbone of the paper (He et al. 2016; SSLPM's code)."""
+    return resnet((2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+
+
+def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
+    """Four 3x3 convolutions of 32 to 256 channels, for small images on a CPU (ours)."""
+    channels, strides = (32, 64, 128, 256), (1, 2, 2, 1)
+    cins = (in_channels, *channels[:-1])
+    stages = [
+        nn.Sequential(ConvNorm(cin, cout, 3, stride), nn.ReLU())
+        for cin, cout, stride in zip(cins, channels, strides, strict=True)
+    ]
+    return Staged(nn.Identity(), stages, channels, num_classes, dropout)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in eval mode, without gradients, whose batch norms are folded into their convolutions."""
+    twin = copy.deepcopy(network).eval().requires_grad_(False)
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ConvNorm):
+                conv, norm = child
+                assert isinstance(conv, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm).to(memory_format=torch.channels_last))
+    return twin

@@ -1,0 +1,213 @@
+"""What a person sees of a run: a live block on a terminal, plain lines elsewhere, a table at the end."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import linear_regression
+from time import monotonic
+from typing import Literal, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, float | int | None]
+Mode = Literal["auto", "live", "plain", "none"]
+
+LINE_SECONDS = 5.0  # the least time between two plain lines of a phase
+WINDOW_SECONDS = 30.0  # speeds are those of the recent past: compiling and loading are soon forgotten
+LEAD = ["cycle", "labeled"]
+SHOWN = [
+    *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
+    *("pseudo_label_rate", "pseudo_label_accuracy"),
+    *("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds"),
+]
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def expected_seconds(seen: Sequence[tuple[int, float]], labeled: int) -> float:
+    """The seconds of a cycle with that many labels, from the (labels, seconds) of finished ones."""
+    if len({labels for labels, _ in seen}) > 1:
+        slope, intercept = linear_regression([labels for labels, _ in seen], [took for _, took in seen])
+        return max(0.0, slope * labeled + intercept)
+    return seen[-1][1] * labeled / max(seen[-1][0], 1)  # training, the longest phase, grows with the labels
+
+
+def cell(row: Row, key: str) -> str:
+    """The text of one value, nothing where it is missing or not finite; cycles are shown from 1."""
+    value = row.get(key)
+    if value is None or not math.isfinite(value):
+        return ""
+    if key in ("cycle", "labeled"):
+        return f"{int(value) + (key == 'cycle'):,}"
+    percent = key.endswith(("accuracy", "f1", "rate"))
+    return f"{value:.2%}" if percent else f"{value:,.1f}" if key.endswith("seconds") else f"{value:.3f}"
+
+
+def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
+    """The metrics of every cycle, in as many tables below one another as the width demands."""
+    texts = {key: [cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
+    widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
+    groups = [[*LEAD]]
+    for key in (key for key in SHOWN if any(texts[key])):
+        if len(groups[-1]) > len(LEAD) and sum(widths[each] for each in [*groups[-1], key]) > width:
+            groups.append([*LEAD])
+        groups[-1].append(key)
+    tables = [Table(box=box.SIMPLE_HEAD, show_edge=False) for _ in groups]
+    for table, group in zip(tables, groups, strict=True):
+        for key in group:
+            table.add_column(key.replace("_", "\n"), justify="right", vertical="bottom", overflow="fold")
+        for line in zip(*(texts[key] for key in group), strict=True):
+            table.add_row(*(text or "-" for text in line))
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def print_result(console: Console, rows: Sequence[Row], folder: Path, aubc: float | None) -> None:
+    """Prints what a finished run found and where its files are."""
+    console.print("", cycles_table(rows, console.width), sep="\n")
+    if aubc is not None and math.isfinite(aubc):
+        console.print(f"area under the budget curve  {aubc:.2%}", highlight=False)
+    # A path stays in one piece, so that it can be copied.
+    console.print(f"files  {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Phase:
+    """The counters of one phase, and its recent speed."""
+
+    def __init__(self, name: str = "", total: int = 0, done: int = 0, note: str = "") -> None:
+        self.name, self.total, self.done, self.note = name, total, done, note
+        self.images, self.epoch, self.started = 0, "", monotonic()
+        self._samples = deque([(self.started, done, 0)])  # time, units, images
+
+    def speeds(self, now: float) -> tuple[float, float]:
+        """Units and images a second over the recent past."""
+        while len(self._samples) > 1 and now - self._samples[1][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+        self._samples.append((now, self.done, self.images))
+        then, done, images = self._samples[0]
+        passed = max(now - then, 1e-3)
+        return (self.done - done) / passed, (self.images - images) / passed
+
+
+class Progress:
+    """Shows where a run is; a context manager that clears its live block however the run ends."""
+
+    def __init__(self, mode: Mode = "auto", *, cycles: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        if mode == "auto":
+            mode = "live" if self.console.file.isatty() else "plain"
+        if mode == "live" and (not self.console.is_terminal or self.console.is_dumb_terminal):
+            mode = "plain"  # there is no cursor to move
+        self._mode, self._plain, self._cycles = mode, mode == "plain", cycles
+        self._cycle = self._labeled = self._growth = 0
+        self._begun, self._whole, self._next_line = monotonic(), False, math.inf
+        self._seen: list[tuple[int, float]] = []  # labels and seconds of the cycles that ran from end to end
+        self._phase = Phase()
+        self._live = Live(console=self.console, get_renderable=self._block, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._mode == "live":
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def cycle(self, cycle: int, labeled: int) -> None:
+        """Begins a cycle, counted from 0."""
+        now = monotonic()
+        if self._whole:
+            self._seen.append((self._labeled, now - self._begun))
+        self._growth = labeled - self._labeled if self._labeled else 0
+        self._cycle, self._labeled, self._begun, self._whole = cycle, labeled, now, False
+        self._phase, self._next_line = Phase(), math.inf
+
+    def phase(self, name: str, total: int, done: int = 0, images: int | None = None) -> None:
+        """Begins a phase of `total` units over `images` images, `done` of the units before a resume."""
+        self._whole = done == 0 and (self._whole or name == "train")
+        self._phase = Phase(name, total, done, "" if images is None else f"{images:,} images")
+        self._next_line = self._phase.started + LINE_SECONDS
+        # A run of short cycles is told by its cycles alone; a long phase that never advances must be named.
+        if self._plain and (not self._seen or self._seen[-1][1] > 4 * LINE_SECONDS):
+            self.message(self._where())
+
+    def advance(self, units: int, images: int, note: str = "") -> None:
+        """Counts finished units, such as steps, and their images; cheap enough for an inner loop."""
+        phase = self._phase
+        phase.done += units
+        phase.images += images
+        phase.note = note or phase.note
+        if self._plain and (now := monotonic()) >= self._next_line:
+            # Lines grow rarer in a long phase: the log of a night stays readable.
+            self._next_line = now + min(60.0, max(LINE_SECONDS, (now - phase.started) / 10))
+            self.message(f"{self._where()}  {self._speed(now)}")
+
+    def epoch(self, epoch: int, epochs: int) -> None:
+        """Names the epoch that begins, counted from 0."""
+        self._phase.epoch = f"epoch {epoch + 1}/{epochs}"
+
+    def message(self, line: str) -> None:
+        """Prints a line that stays."""
+        if self._plain:  # past rich, which would wrap and color it
+            encoding = getattr(self.console.file, "encoding", None) or "utf-8"
+            self.console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self.console.file.flush()
+        elif self._mode == "live":
+            self.console.print(line, markup=False, highlight=False)
+
+    def cycle_done(self, row: Row) -> None:
+        """Prints the line of a finished cycle from its row of metrics."""
+        seconds = [row[key] or 0.0 for key in SHOWN if key.endswith("_seconds") and cell(row, key)]
+        parts = [f"cycle {cell(row, 'cycle')}/{self._cycles}", f"{cell(row, 'labeled')} labeled"]
+        for name, key in (("accuracy", "test_accuracy"), ("loss rank correlation", "loss_rank_correlation")):
+            parts += [f"{name} {text}"] if (text := cell(row, key)) else []
+        self._phase, self._next_line = Phase(), math.inf
+        self.message("  ".join([*parts, duration(sum(seconds))]))
+
+    def _where(self) -> str:
+        phase = self._phase
+        labeled = f"{self._labeled:,} labeled" if self._labeled else ""
+        parts = (f"cycle {self._cycle + 1}/{self._cycles}", labeled, phase.name, phase.epoch, phase.note)
+        return "  ".join(part for part in parts if part)
+
+    def _speed(self, now: float) -> str:
+        phase = self._phase
+        units, images = phase.speeds(now)
+        left = max(phase.total - phase.done, 0) / units if units else math.inf
+        share = min(phase.done / max(phase.total, 1), 1.0)
+        parts = [f"{share:.0%}" if phase.total > 1 else duration(now - phase.started)]
+        parts += [f"{images:,.0f} images/s"] if images else []
+        parts += [f"{duration(left)} left"] if left < math.inf else []
+        if self._seen and self._growth:
+            run = self._run_left(now, left if left < math.inf else 0.0)
+            parts.append(f"run about {duration(run)} left")
+        return "  ".join(parts)
+
+    def _run_left(self, now: float, phase_left: float) -> float:
+        later = (self._labeled + k * self._growth for k in range(1, self._cycles - self._cycle))
+        this = expected_seconds(self._seen, self._labeled) - (now - self._begun)
+        return max(this, phase_left) + sum(expected_seconds(self._seen, labeled) for labeled in later)
+
+    def _block(self) -> RenderableType:
+        """The two live lines; called by the display's own thread, a few times a second."""
+        phase, width = self._phase, min(30, self.console.width // 4)
+        total = phase.total if phase.total > 1 else None  # without a total the bar only pulses
+        bar = ProgressBar(total, phase.done, width=max(width, 1), complete_style="cyan", pulse_style="cyan")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(bar, Text(self._speed(monotonic()), no_wrap=True, overflow="ellipsis"))
+        head = Text(self._where(), no_wrap=True, overflow="ellipsis")
+        head.stylize("bold", 0, len(head.plain.partition("  ")[0]))
+        return Group(head, grid) if phase.name else head

@@ -1,0 +1,1 @@
+"""Query strategies: scorers, selectors, and those that are neither."""

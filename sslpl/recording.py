@@ -1,0 +1,147 @@
+"""What a run leaves while it works: checkpoints, tables, the streamed numbers, a line for whoever watches."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sslpl import checkpoint, views
+from sslpl.data.batches import split
+from sslpl.files import write_whole
+from sslpl.learn.joint import trained_index
+from sslpl.plots import learning_curve
+from sslpl.progress import Progress
+from sslpl.setup import Setup, Step
+from sslpl.state import FINISHED, State
+from sslpl.types import RunInfo, Tracker
+
+STEPPED = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; all is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Recorder:
+    """Observes a run (see `cycle.Observer`) and files all that it leaves in its folder."""
+
+    def __init__(self, run: RunInfo, setup: Setup, tracker: Tracker, progress: Progress, minutes: float) -> None:
+        self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
+        self.save_every = 60 * minutes
+        self.saved_at = time.monotonic()
+        self.signal: int | None = None
+        self.cycle: int | None = None
+
+    def phase(self, setup: Setup, state: State) -> None:
+        """Shows that a phase begins or goes on."""
+        write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase)
+        if state.cycle != self.cycle:
+            self.cycle = state.cycle
+            self.progress.cycle(state.cycle, len(state.pool.labeled))
+        steps, epochs = steps_per_epoch(setup, state), epochs_of(setup, state)
+        self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
+        if state.phase in STEPPED:
+            self.progress.epoch(state.epoch, epochs)
+
+    def step(self, state: State, step: Step) -> None:
+        """Shows and streams a step; saves when it is time or when a signal came."""
+        self.progress.advance(1, step.images)
+        if step.metrics is not None:
+            self.tracker.log(self._moment(state), step.metrics)
+            self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
+        if state.phase in STEPPED and (self.signal or time.monotonic() - self.saved_at >= self.save_every):
+            self._save(state)
+        if self.signal:
+            raise Interrupted(self.signal)
+
+    def border(self, state: State) -> None:
+        """Saves at the end of a phase and, at the end of a cycle, streams and files its numbers."""
+        self._save(state)
+        if state.phase in ("train", FINISHED):
+            self._file(state)
+            row = state.history[-1]
+            self.tracker.log(self._moment(state) - 1, wandb_names(row))
+            self.progress.cycle_done(row)
+        if self.signal and state.phase != FINISHED:
+            raise Interrupted(self.signal)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after its current step; a second one ends it at once."""
+
+        def note(signum: int, _: FrameType | None) -> None:
+            self.signal = signum
+            signal.signal(signum, before[signum])
+            self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
+
+        before = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        for signum in before:
+            signal.signal(signum, note)
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _moment(self, state: State) -> int:
+        """A number that grows with every epoch of every cycle: the tracker's step."""
+        training = self.setup.training
+        per_cycle = training.epochs + training.finetune_epochs + 2  # and one for the cycle's own numbers
+        return state.cycle * per_cycle + state.epoch + (training.epochs if state.phase == "finetune" else 0)
+
+    def _save(self, state: State) -> None:
+        checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
+        self.saved_at = time.monotonic()
+
+    def _file(self, state: State) -> None:
+        folder = self.run.folder
+        write_whole(folder / "metrics.csv", views.metrics_csv(state.history))
+        write_whole(folder / "queries.csv", views.queries_csv(state.ledger))
+        write_json(folder / "summary.json", views.summary(state.history))
+        dataset = folder.parent.parent.name
+        learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
+
+
+def epochs_of(setup: Setup, state: State) -> int:
+    """How many epochs the phase under way has; 1 for the phases without."""
+    return {"train": setup.training.epochs, "finetune": setup.training.finetune_epochs}.get(state.phase, 1)
+
+
+def steps_per_epoch(setup: Setup, state: State) -> int:
+    """How many steps an epoch of the phase under way has; 1 for the phases without epochs."""
+    if state.phase not in STEPPED:
+        return 1
+    index = trained_index(state) if state.phase == "train" else state.pool.labeled
+    return len(split(index, setup.training.batch_size))
+
+
+def wandb_names(row: Mapping[str, float | int | None]) -> dict[str, float]:
+    """A row of metrics.csv under the names that a tracker shows: `test/accuracy` and so on."""
+    return {key.replace("test_", "test/", 1): value for key, value in row.items() if value is not None}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a mapping as indented JSON, whole."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_status(folder: Path, state: str, **details: Any) -> None:
+    """Writes what state a run is in: running, finished, failed, interrupted or waiting."""
+    write_json(folder / "status.json", {"state": state, **details})
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of a run; an empty one if it has not begun."""
+    try:
+        status: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return status

@@ -1,0 +1,99 @@
+"""Where and how a run is executed: nothing here changes which run it is."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sslpl.types import Count, PositiveOrZero, UserError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, threads, folders and what is shown."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", True, False] = "auto"
+    num_threads: Count | None = None  # None: as torch chooses
+    deterministic: bool = False
+    checkpoint_minutes: PositiveOrZero = 5.0  # 0: after each step
+    output_dir: str = "outputs"
+    progress: Literal["auto", "live", "plain", "none"] = "auto"
+    dry_run: bool = False
+
+    def prepare(self) -> torch.device:
+        """Sets threads and determinism for this process and returns the device; UserError if it is not there."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("runtime.device=cuda: no CUDA device was found; use runtime.device=cpu or auto")
+        name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
+        device = torch.device("cpu" if name == "auto" else name)
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark = not self.deterministic
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_amx_tile_supported())  # the only public sign of bf16 matrix units is private
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a reader needs to know of how a run came about: command, versions, commit, device."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "git": _git(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+_PACKAGES = ("sslpl", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the checkout that holds this package, and whether files differ from it; Nones outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

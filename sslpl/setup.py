@@ -1,0 +1,86 @@
+"""What does not change during a run: data, networks to build, losses, strategy, budget, device."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sslpl.data.augment import Augmentation
+from sslpl.pool import Budget
+from sslpl.types import (
+    Count,
+    CountOrZero,
+    Dataset,
+    Positive,
+    PositiveOrZero,
+    PseudoLabel,
+    QueryStrategy,
+    Share,
+    ShareBelowOne,
+)
+
+RankingLoss = Callable[[Tensor, Tensor], Tensor]
+PseudoLabeler = Callable[[Tensor], PseudoLabel]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the networks learn; the defaults are SSLPM's published code."""
+
+    epochs: Count = 200
+    finetune_epochs: CountOrZero = 30
+    finetune_last: bool = False  # fine-tune after the last cycle too (SCAL)
+    batch_size: Count = 128
+    rate: Positive = 0.1
+    module_rate: Positive = 0.05
+    finetune_rate: Positive = 0.01
+    momentum: ShareBelowOne = 0.9
+    weight_decay: PositiveOrZero = 5e-4
+    ranking_weight: PositiveOrZero = 1.0
+    decay_at: Sequence[Share] = (0.8,)  # from epoch >= share x epochs on ...
+    decay_factor: Positive = 0.1  # ... the rates are multiplied by this
+    decay_early: CountOrZero = 0  # epochs by which the decay comes earlier (1: Learning Loss)
+    detach_after: Share = 0.6  # from epoch > share x epochs on, the module does not reach the backbone
+    unlabeled_batch_limit: Count = 1536  # an unlabeled batch of the fine-tune is at most this
+    warm_start: bool = True  # networks keep their weights into the next cycle
+    trim: bool = True  # leave the easiest images out of the joint training
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def decay(self, epoch: int) -> float:
+        """By what the rates are multiplied in an epoch (from 0)."""
+        passed = sum(epoch >= share * self.epochs - self.decay_early for share in self.decay_at)
+        return self.decay_factor**passed
+
+    def detached(self, epoch: int) -> bool:
+        """Whether the module's gradient stops before the backbone in an epoch (from 0)."""
+        return epoch > self.detach_after * self.epochs
+
+
+class Setup(NamedTuple):
+    """One run's fixed parts."""
+
+    dataset: Dataset
+    build: Callable[[int], tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
+    augmentation: Augmentation
+    ranking: RankingLoss
+    ssl: PseudoLabeler | None
+    query: QueryStrategy
+    budget: Budget  # in images
+    training: Training
+    seed: int
+    device: torch.device
+    bfloat16: bool
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which networks run forward."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+
+class Step(NamedTuple):
+    """What a phase reports after each of its steps; the state it leaves can be saved there."""
+
+    images: int
+    metrics: dict[str, float] | None = None  # at the end of an epoch, for the tracker

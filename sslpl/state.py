@@ -1,0 +1,92 @@
+"""What a run is at any moment: everything that resuming needs, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sslpl.pool import LabelPool
+from sslpl.types import Picked
+
+Row = dict[str, float | int | None]
+PHASES = ("train", "finetune", "evaluate", "query", "label")
+FINISHED = "finished"
+
+
+class Ledger(NamedTuple):
+    """One entry per labeled image, in the order of labeling."""
+
+    cycle: Tensor  # [L] int64, the first cycle that trains on it
+    index: Tensor  # type: ignore[assignment]  # [L] int64, its position in the pool
+    label: Tensor  # [L] int64
+    score: Tensor  # [L] float64, NaN without one
+
+
+@dataclass
+class State:
+    """Where a run stands: cycle, phase, epoch and step of what comes next, and all that was learned so far."""
+
+    pool: LabelPool
+    ledger: Ledger
+    excluded: Tensor  # positions that the next joint training leaves out
+    backbone: nn.Module
+    module: nn.Module | None
+    cycle: int = 0
+    phase: str = "train"
+    epoch: int = 0
+    step: int = 0
+    tally: Tensor | None = None  # running sums of the epoch or phase under way
+    optimizer: Optimizer | None = None  # of the phase under way
+    optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
+    picked: Picked | None = None  # queried, not labeled yet
+    row: Row = field(default_factory=dict)  # numbers of the cycle under way
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the cycle under way
+    images: int = 0  # that the joint training of the cycle under way has seen
+    history: list[Row] = field(default_factory=list)  # finished cycles
+
+    def enter(self, phase: str) -> None:
+        """Moves on to another phase, which starts with nothing done."""
+        self.phase, self.epoch, self.step = phase, 0, 0
+        self.tally = self.optimizer = self.optimizer_state = None
+
+    def labels(self) -> Tensor:
+        """Revealed classes by position in the pool, [pool] int64; -1 where hidden."""
+        labels = torch.full((self.pool.size,), -1)
+        labels[self.ledger.index] = self.ledger.label
+        return labels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as tensors, numbers, strings and containers of them, fit for a checkpoint."""
+        return {
+            "size": self.pool.size,
+            "order": self.pool.order,
+            "ledger": tuple(self.ledger),
+            "excluded": self.excluded,
+            "backbone": self.backbone.state_dict(),
+            "module": self.module.state_dict() if self.module is not None else None,
+            "position": (self.cycle, self.phase, self.epoch, self.step),
+            "tally": self.tally,
+            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else self.optimizer_state,
+            "picked": tuple(self.picked) if self.picked is not None else None,
+            "row": self.row,
+            "seconds": self.seconds,
+            "images": self.images,
+            "history": self.history,
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Takes over what `to_dict` returned, into the networks that are there."""
+        self.pool = LabelPool(saved["size"], saved["order"])
+        self.ledger = Ledger(*saved["ledger"])
+        self.excluded = saved["excluded"]
+        self.backbone.load_state_dict(saved["backbone"])
+        if self.module is not None:
+            self.module.load_state_dict(saved["module"])
+        self.cycle, self.phase, self.epoch, self.step = saved["position"]
+        self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
+        self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
+        self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
+        self.images = saved["images"]

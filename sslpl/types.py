@@ -1,0 +1,147 @@
+"""The words that the modules share: named tuples, protocols and the ranges of numbers, without logic."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+# Ranges of configured numbers: the command line is checked against them before anything is built.
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[
+    Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(strict=True, gt=0, le=1)],
+    Field(description="an int of at least 1 (images) or a float above 0 and at most 1 (a share of the pool)"),
+]
+
+
+class UserError(ValueError):
+    """A mistake that its user can mend: its one line names the key, the value and what is allowed."""
+
+
+class Features(NamedTuple):
+    """What a backbone returns for a batch of B images."""
+
+    logits: Tensor  # [B, classes]
+    maps: tuple[Tensor, ...]  # one per stage: [B, channels, height, width]
+    embedding: Tensor  # [B, D], the globally averaged last stage
+
+
+class PseudoLabel(NamedTuple):
+    """What the loss of a strongly augmented unlabeled image is measured against."""
+
+    target: Tensor  # [B, classes], probabilities
+    weight: Tensor  # [B], 0 leaves the image out
+
+
+class Predictions(NamedTuple):
+    """What the current model says of N images, without augmentation, in float32."""
+
+    index: Tensor  # type: ignore[assignment]  # [N], positions in the pool
+    logits: Tensor  # [N, classes]
+    embedding: Tensor  # [N, D]
+    predicted_loss: Tensor | None  # [N]; None without a loss prediction module
+
+
+class Picked(NamedTuple):
+    """What a query strategy chose to have labeled."""
+
+    index: Tensor  # type: ignore[assignment]  # [n], positions in the pool
+    score: Tensor  # [n], why; NaN where a strategy has no score
+
+
+class Backbone(Protocol):
+    """A network that returns `Features`; `channels` holds the channels of each of its stages."""
+
+    channels: Sequence[int]
+
+    def __call__(self, images: Tensor) -> Features: ...
+
+
+class Images(Protocol):
+    """A set of N images of one shape, delivered to the device in batches of uint8."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> "Images": ...
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each index tensor in turn, [B, C, H, W] uint8 on the device."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """A pool to label and a test set, with what every run on them shares."""
+
+    train: Images
+    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them
+    test: Images
+    test_labels: Tensor  # [M] int64
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]  # per channel, of pixels in 0..1
+    std: tuple[float, ...]
+    flip: bool  # whether a mirrored image keeps its class
+    cutout: int  # side in pixels of the strong augmentation's gray square; 0: none
+    padding: int  # black pixels around an image before its random crop
+
+
+class QueryContext(Protocol):
+    """All that a query strategy may see: hidden labels are out of its reach by construction."""
+
+    @property
+    def unlabeled(self) -> Tensor: ...  # [U], positions in the pool
+
+    @property
+    def labeled(self) -> Tensor: ...  # [L], positions in the pool
+
+    @property
+    def labels(self) -> Tensor: ...  # [L], their revealed classes
+
+    @property
+    def candidates(self) -> int: ...  # how many images a clustering selector may look at
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    @property
+    def module(self) -> nn.Module | None: ...
+
+    @property
+    def predictions(self) -> Predictions: ...  # of the unlabeled images, computed when first asked for
+
+
+class QueryStrategy(Protocol):
+    """Chooses n distinct unlabeled images; every draw comes from the CPU generator `rng`."""
+
+    def __call__(self, context: QueryContext, n: int, rng: Generator) -> Picked: ...
+
+
+class RunInfo(NamedTuple):
+    """What a tracker needs to know of a run before its first number."""
+
+    id: str  # 8 hexadecimal digits
+    name: str
+    group: str  # the label: runs that differ by their seed alone
+    folder: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """Receives the numbers of a run; it never stops, slows or prompts one."""
+
+    def start(self, run: RunInfo) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the numbers of one step; steps only grow, and one that was logged before a resume is dropped."""
+        ...
+
+    def finish(self, exit_code: int, summary: Mapping[str, float], files: Sequence[Path]) -> None: ...

@@ -1,0 +1,93 @@
+"""Checks a config against the signatures that it will be passed to, before anything is built."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from sslpl.types import CountOrZero, UserError
+
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raises a UserError that names the key, the value and what is allowed, for the first mistake found."""
+    check_value("seed", config.get("seed"), CountOrZero)
+    for group, node in config.items():
+        for path, child in targets(group, node):
+            check_node(path, child)
+    if (config["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
+        check_without_module(config)
+
+
+def targets(path: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every part of a config that names a `_target_`, with its dotted path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, child in node.items():
+            yield from targets(f"{path}.{key}", child)
+
+
+def check_node(path: str, node: dict[str, Any]) -> None:
+    """Checks the keys and values of one object against the signature of its `_target_`."""
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise UserError(f"{path}._target_={node['_target_']}: cannot be imported ({error})") from error
+    parameters = inspect.signature(target).parameters
+    hints = type_hints(target)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        if key in HYDRA_KEYS:
+            continue
+        if key not in parameters and not open_ended:
+            raise UserError(f"{path}.{key}={value}: no such key; {nearest(key, [*parameters])}")
+        if key in hints and not (isinstance(value, dict) and "_target_" in value):
+            check_value(f"{path}.{key}", value, hints[key])
+
+
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, or of a class's constructor, with their ranges."""
+    source = target.__init__ if inspect.isclass(target) else target
+    return get_type_hints(source, include_extras=True)
+
+
+def check_value(path: str, value: Any, annotation: Any) -> None:
+    """Checks one value against its annotated type and range."""
+    try:
+        adapter = TypeAdapter(annotation, config={"strict": True, "arbitrary_types_allowed": True})
+        adapter.validate_python(value)
+    except ValidationError as error:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise UserError(f"{path}={shown}: {allowed(annotation, error)}") from None
+
+
+def allowed(annotation: Any, error: ValidationError) -> str:
+    """What an annotation allows: its description if it has one, otherwise the first complaint."""
+    if get_origin(annotation) is Annotated:
+        for extra in get_args(annotation)[1:]:
+            if isinstance(extra, FieldInfo) and extra.description:
+                return f"must be {extra.description}"
+    messages = [item["msg"].replace("Input should be", "must be") for item in error.errors()]
+    return " or ".join(dict.fromkeys(messages)).replace(" or must be", " or")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The known name that a misspelled one was probably meant to be, and all that are known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    listed = f"known: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]}? ({listed})" if close else listed
+
+
+def check_without_module(config: dict[str, Any]) -> None:
+    """Without a module nothing can be fine-tuned, and no strategy can ask for predicted losses."""
+    if config["ssl"].get("_target_") != "sslpl.learn.ssl.none":
+        raise UserError("module=none: ssl must be none, since there is no module to learn from unlabeled images")
+    for path, node in targets("query", config["query"]):
+        if getattr(get_object(node["_target_"]), "needs_module", False):
+            raise UserError(f"module=none: {path} needs predicted losses; choose module=convolutional or module=pooled")

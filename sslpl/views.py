@@ -1,0 +1,73 @@
+"""The tables that a run leaves, computed whole from its state."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sslpl.state import Ledger, Row
+
+COLUMNS = (
+    "cycle",
+    "labeled",
+    "test_accuracy",
+    "test_macro_f1",
+    "test_nll",
+    "test_ece",
+    "loss_rank_correlation",
+    "pseudo_label_rate",
+    "pseudo_label_accuracy",
+    "train_seconds",
+    "finetune_seconds",
+    "evaluate_seconds",
+    "query_seconds",
+    "train_images_per_second",
+    "peak_memory_mib",
+)
+PHASE_SECONDS = ("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds")
+
+
+def metrics_csv(history: Sequence[Row]) -> str:
+    """A row per finished cycle; what a method does not have is left empty."""
+    return _csv(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
+
+
+def queries_csv(ledger: Ledger) -> str:
+    """A row per labeled image: the first cycle that trains on it, its position, its class, its score."""
+    columns = (column.tolist() for column in ledger)
+    return _csv(Ledger._fields, zip(*columns, strict=True))
+
+
+def summary(history: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy by cycle, area under the budget curve, seconds by phase."""
+    return {
+        "labeled": [row["labeled"] for row in history],
+        "test_accuracy": [row["test_accuracy"] for row in history],
+        "final_accuracy": history[-1]["test_accuracy"],
+        "aubc": aubc(history),
+        "seconds": {key.removesuffix("_seconds"): sum(row.get(key) or 0.0 for row in history) for key in PHASE_SECONDS},
+    }
+
+
+def aubc(history: Sequence[Row]) -> float:
+    """Area under the budget curve: accuracy over labels by trapezoids, divided by the label range (0 to 1)."""
+    labeled = np.array([row["labeled"] for row in history], dtype=float)
+    accuracy = np.array([row["test_accuracy"] for row in history], dtype=float)
+    if len(history) == 1:
+        return float(accuracy[0])
+    return float(np.trapezoid(accuracy, labeled) / (labeled[-1] - labeled[0]))
+
+
+def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -1,0 +1,264 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wandb_server import wandb_server
+
+from sslpl import tracking
+from sslpl.tracking import NoTracker, WandbTracker
+from sslpl.types import RunInfo
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+LIFE = """
+import logging, os, signal, sys, time
+logging.basicConfig(level=logging.DEBUG)  # as Hydra does; wandb stays quiet all the same
+from pathlib import Path
+from sslpl import tracking
+from sslpl.types import RunInfo
+tracking.INIT_SECONDS = 2
+tracker = tracking.WandbTracker()
+handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+tracker.start(RunInfo("abc12345", "seed0", "sslpm", Path(sys.argv[1]), {}, {}))
+for step in range(5):
+    tracker.log(step, {"train/loss": 1.0})
+"""
+
+
+@pytest.fixture(autouse=True)
+def stranger(tmp_path, monkeypatch):
+    """A user without a W&B account, whose environment says nothing; wandb forgets her afterwards."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 2)
+    monkeypatch.setattr(tracking, "UPLOAD_SECONDS", 2)
+    yield home
+    from wandb.sdk.lib import wbauth
+
+    import wandb
+
+    wbauth.unauthenticate_session(update_settings=False)
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
+
+
+def live(folder, steps, mode="auto", exit_code=0, run_id="abc12345"):
+    """One life of a run; returns the seconds that `finish` took."""
+    folder.mkdir(exist_ok=True)
+    ledger = folder / "queries.csv"
+    ledger.write_text("cycle,index\n0,3\n")
+    tracker = WandbTracker(mode=mode)
+    tracker.start(RunInfo(run_id, "seed0", "sslpm", folder, {"seed": 0}, {"version": "0.1.0"}))
+    for step in steps:
+        tracker.log(step, {"train/loss": 1 / (step + 1), "empty": float("nan"), "none": None})
+    began = time.monotonic()
+    tracker.finish(exit_code, {"aubc": 0.5}, [ledger])
+    return time.monotonic() - began
+
+
+def records(folder):
+    """What the offline lives of a run left, read back with wandb's own reader, a list for each life."""
+    lives = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        lives.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
+    return lives
+
+
+def of_type(life, kind):
+    return [record[kind] for record in life if record["type"] == kind]
+
+
+def steps_of(life):
+    return [entry["step"]["num"] for entry in of_type(life, "history")]
+
+
+def test_offline_keeps_everything_on_disk_without_doubled_steps(tmp_path, capfd):
+    folder = tmp_path / "run"
+    live(folder, range(4), mode="offline", exit_code=1)
+    live(folder, range(2, 6), mode="offline")
+    out, err = capfd.readouterr()
+    assert out.count("wandb sync") == 2 == len(out.splitlines())
+    assert err == ""
+    first, second = records(folder)
+    assert (steps_of(first), steps_of(second)) == ([0, 1, 2, 3], [4, 5])
+    row = of_type(first, "history")[1]["item"]
+    assert {k: v for k, v in row.items() if k[0] != "_"} == {"global_step": 1, "train/loss": 0.5}
+    run = of_type(first, "run")[0]
+    assert (run["run_id"], run["run_group"], run["display_name"]) == ("abc12345", "sslpm", "seed0")
+    config = run["config"]["update"]
+    assert config | {"seed": 0, "provenance": {"version": "0.1.0"}} == config
+    assert [of_type(life, "exit")[0].get("exit_code", 0) for life in (first, second)] == [1, 0]
+    assert of_type(second, "artifact")[0]["name"] == "queries-abc12345"
+    assert {"aubc": 0.5} in [entry["update"] for entry in of_type(second, "summary")]
+    axes = {m.get("glob_name"): m.get("step_metric") for m in of_type(first, "metric") if "glob_name" in m}
+    assert axes == {"*": "labeled", "train/*": "global_step", "finetune/*": "global_step"}
+
+
+def test_online_each_step_arrives_once_across_a_resume(tmp_path, server, capfd):
+    folder = tmp_path / "run"
+    live(folder, range(4), exit_code=1)
+    run = server.runs["abc12345"]
+    assert run.exit_code == 1
+    live(folder, range(2, 6))
+    assert [line["_step"] for _, lines in run.posted for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line["global_step"] for line in run.lines] == [0, 1, 2, 3, 4, 5]
+    assert run.exit_code == 0
+    assert run.summary["aubc"] == 0.5
+    assert (run.upsert["groupName"], run.upsert["displayName"]) == ("sslpm", "seed0")
+    assert run.config["provenance"] == {"version": "0.1.0"}
+    assert run.artifacts[0]["artifactCollectionName"] == "queries-abc12345"
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [f"W&B: {server.url}/someone/sslpl/runs/abc12345"] * 2
+    assert err == ""
+
+
+def test_no_key_in_the_run_folder(tmp_path, server):
+    live(tmp_path / "run", range(3))
+    assert [line["_step"] for line in server.runs["abc12345"].lines] == [0, 1, 2]
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len(files) > 3
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
+
+
+def test_two_runs_in_one_process_end_each_in_its_own_state(tmp_path, server):
+    live(tmp_path / "first", range(2), exit_code=1, run_id="11111111")
+    live(tmp_path / "second", range(3), run_id="22222222")
+    ended = {name: (run.exit_code, len(run.lines)) for name, run in server.runs.items()}
+    assert ended == {"11111111": (1, 2), "22222222": (0, 3)}
+
+
+@pytest.mark.parametrize("failure", ["refused", 500, 401, "hang"])
+def test_a_server_that_fails_at_first_leaves_an_offline_run(tmp_path, server, failure, capfd, monkeypatch):
+    if failure == "refused":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    else:
+        server.failure = failure
+    began = time.monotonic()
+    live(tmp_path / "run", range(4))
+    assert time.monotonic() - began < 9
+    err = capfd.readouterr().err
+    assert err.count("W&B:") == 1 == len(err.splitlines())
+    assert "goes on offline; the run's files are complete without it" in err
+    assert [steps_of(life) for life in records(tmp_path / "run")] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("failure", [500, "hang"])
+def test_a_server_that_fails_later_does_not_hold_the_run(tmp_path, server, failure):
+    tracker = WandbTracker()
+    tracker.start(RunInfo("abc12345", "seed0", "sslpm", tmp_path, {}, {}))
+    deadline = time.monotonic() + 10
+    while "abc12345" not in server.runs and time.monotonic() < deadline:
+        time.sleep(0.05)
+    server.failure = failure
+    began = time.monotonic()
+    for step in range(100):
+        tracker.log(step, {"train/loss": 1.0})
+    assert time.monotonic() - began < 1
+    tracker.finish(0, {}, [])
+    assert time.monotonic() - began < 15
+
+
+def raising(*args, **kwargs):
+    raise RuntimeError("a bug\nof two lines")
+
+
+@pytest.mark.parametrize("where", ["import", "setup", "init", "log", "log_artifact", "finish"])
+def test_an_exception_anywhere_in_wandb_is_one_line(tmp_path, server, where, capfd, monkeypatch):
+    import wandb
+
+    with monkeypatch.context() as patch:
+        if where == "import":
+            patch.setitem(sys.modules, "wandb", None)  # `import wandb` raises ImportError
+        else:
+            patch.setattr(wandb if where in ("setup", "init") else wandb.Run, where, raising)
+        assert live(tmp_path / "run", range(3)) < 5
+    err = capfd.readouterr().err
+    assert err.count("W&B:") == 1 == len(err.splitlines())
+
+
+def test_auto_without_login_is_offline_and_online_says_why(tmp_path, capfd):
+    live(tmp_path / "auto", range(2))
+    assert capfd.readouterr().err == ""
+    live(tmp_path / "online", range(2), mode="online", run_id="22222222")
+    assert "nobody is logged in" in capfd.readouterr().err
+    for name in ("auto", "online"):
+        assert [steps_of(life) for life in records(tmp_path / name)] == [[0, 1]]
+
+
+def test_a_netrc_entry_is_a_login(tmp_path, server, stranger, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    (stranger / "netrc").write_text(f"machine {server.url[7:]}\n  login user\n  password {KEY}\n")
+    live(tmp_path / "run", range(2))
+    assert len(server.runs["abc12345"].lines) == 2
+
+
+@pytest.mark.parametrize(("mode", "left"), [("offline", 1), ("disabled", 0)])
+def test_wandb_mode_of_the_user_counts(tmp_path, server, monkeypatch, mode, left):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    live(tmp_path / "run", range(2))
+    assert not server.runs
+    assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == left
+
+
+def in_a_process(code, folder):
+    command = [sys.executable, "-c", LIFE + code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=Path(__file__).parents[1])
+
+
+def test_a_killed_offline_run_doubles_nothing(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    kill = "time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)"
+    assert in_a_process(kill, folder).returncode == -signal.SIGKILL
+    live(folder, range(3, 8))
+    steps = [step for life in records(folder) for step in steps_of(life)]
+    assert steps == list(range(8))
+
+
+def test_a_hanging_server_delays_neither_exit_nor_signals(tmp_path, server):
+    server.failure = "hang"
+    finish = """
+tracker.finish(0, {}, [])
+assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+print(time.time())
+"""
+    done = in_a_process(finish, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert len([line for line in done.stderr.splitlines() if "wandb" in line or "W&B" in line]) == 1, done.stderr
+    assert time.time() - float(done.stdout.splitlines()[-1]) < 3
+
+
+def test_no_tracker_does_not_import_wandb(tmp_path):
+    code = """
+tracker = tracking.NoTracker(); tracker.start(None); tracker.log(0, {}); tracker.finish(0, {}, [])
+assert "wandb" not in sys.modules
+"""
+    own = LIFE.split("tracker = ")[0]
+    command = [sys.executable, "-c", own + code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    NoTracker().finish(0, {}, [])
