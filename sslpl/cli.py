@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -66,6 +66,9 @@ def guarded(action: Callable[[], T]) -> tuple[T | None, int]:
         return action(), 0
     except UserError as error:
         return None, complain(str(error), BAD_INPUT)
+    except InstantiationException as error:  # Hydra's wrapping of what a constructor raised
+        cause = error.__cause__ or error
+        return None, complain(str(cause), BAD_INPUT if isinstance(cause, UserError) else FAILED)
     except (HydraException, OmegaConfBaseException) as error:
         return None, complain(composition_mistake(error), BAD_INPUT)
     except Interrupted as error:
@@ -88,6 +91,8 @@ def composition_mistake(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {message.splitlines()[0]}"
     if found := re.search(r"Could not override '([\w./@]+)'", message):
         key = found.group(1)
         return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error))}"

@@ -62,6 +62,8 @@ class Budget:
                 f"{total:,} labels; the pool has {pool_size:,} images: lower budget.initial, "
                 "budget.per_cycle or budget.cycles"
             )
+        if self.cycles > 1 and counts.candidates < counts.per_cycle:
+            raise UserError(f"budget.candidates={self.candidates}: must be at least per_cycle={self.per_cycle}")
         return counts
 
     def labeled_after(self, cycle: int) -> float:

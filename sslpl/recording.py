@@ -142,6 +142,6 @@ def read_status(folder: Path) -> dict[str, Any]:
     """The status of a run; an empty one if it has not begun."""
     try:
         status: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return status

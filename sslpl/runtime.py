@@ -55,7 +55,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """What a reader needs to know of how a run came about: command, versions, commit, device."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {name: _version(name) for name in _PACKAGES},
         "git": _git(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -63,7 +64,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-_PACKAGES = ("sslpl", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+_PACKAGES = ("sslpl", "torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
 
 def _version(package: str) -> str | None:

@@ -18,13 +18,8 @@ Mode = Literal["auto", "online", "offline"]
 INIT_SECONDS = 10  # an unreachable server is given up after this; the run goes on meanwhile
 UPLOAD_SECONDS = 15  # what W&B may take to upload the rest when a run ends
 FINISH_SECONDS = 20  # what a run waits for its tracker at most
-FAILING_SECONDS = 5  # the same after W&B has failed once
+FAILING_SECONDS = 10  # the same after W&B has failed once
 AXES = {"*": "labeled", "train/*": "global_step", "finetune/*": "global_step"}
-
-
-class _Row(NamedTuple):
-    step: int
-    metrics: Mapping[str, float]
 
 
 class _End(NamedTuple):
@@ -48,7 +43,7 @@ class WandbTracker:
 
     def __init__(self, mode: Mode = "auto", project: str = "sslpl", entity: str | None = None) -> None:
         self.mode, self.project, self.entity = mode, project, entity
-        self._queue: SimpleQueue[_Row | _End] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[int, Mapping[str, float]] | _End] = SimpleQueue()
         self._failed = Event()
         self._thread: Thread | None = None
 
@@ -61,7 +56,7 @@ class WandbTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes one row: its step must be above all before it, or the row is dropped as a repeat."""
         if self._thread is not None and self._thread.is_alive():
-            self._queue.put(_Row(step, dict(metrics)))
+            self._queue.put((step, dict(metrics)))
 
     def finish(self, exit_code: int, summary: Mapping[str, float], files: Sequence[Path]) -> None:
         """Sets the final state, attaches the files and waits a bounded time for the upload."""
@@ -98,8 +93,7 @@ class WandbTracker:
         except Exception as error:
             self._complain(f"{_first_line(error)}; goes on offline")
             wandb.teardown()  # its service would hold on to the id of a run that failed to open
-        if run is None:
-            run = self._init(info, "offline")
+        run = run or self._init(info, "offline")
         where = f"offline, to send it: wandb sync {Path(run.dir).parent}" if run.offline else run.url
         print(f"W&B: {where}", flush=True)
         return run
@@ -132,7 +126,8 @@ class WandbTracker:
             disable_git=True,  # provenance says it
             init_timeout=INIT_SECONDS,
             finish_timeout=UPLOAD_SECONDS,
-            x_transaction_log_flush_interval=1,  # what a power cut takes from an offline run
+            x_transaction_log_flush_interval=1,  # what a kill takes from an offline run,
+            x_file_stream_transmit_interval=2,  # and from an online one, in seconds
         )
         run = wandb.init(
             entity=self.entity,
@@ -156,15 +151,15 @@ class WandbTracker:
     def _send(self, run: Any, info: RunInfo) -> None:
         # Where the last life stopped: the server knows of what it has, a file of what only lies here.
         marker = info.folder / "wandb" / "last-offline-step"
-        last_step = max(_read_step(marker), run.step - 1)
-        while isinstance(item := self._queue.get(), _Row):
-            metrics = _present(item.metrics)
-            if item.step <= last_step or not metrics:
+        last_step = max(int(marker.read_text()) if marker.exists() else -1, run.step - 1)
+        while not isinstance(item := self._queue.get(), _End):
+            step, metrics = item[0], _present(item[1])
+            if step <= last_step or not metrics:
                 continue
-            last_step = item.step
+            last_step = step
             if run.offline:  # before the row: a kill in between loses it, and does not double it
-                _write_step(marker, last_step)
-            run.log({**metrics, "global_step": item.step}, step=item.step, commit=True)
+                _write_step(marker, step)
+            run.log({**metrics, "global_step": step}, step=step, commit=True)
         run.summary.update(_present(item.summary))
         try:
             _attach(run, info.id, item.files)
@@ -196,13 +191,6 @@ def _present(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _read_step(marker: Path) -> int:
-    try:
-        return int(marker.read_text())
-    except (OSError, ValueError):
-        return -1
 
 
 def _write_step(marker: Path, step: int) -> None:

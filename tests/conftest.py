@@ -1,11 +1,60 @@
-"""What all tests share: one thread each, and no network or account of the user's."""
+"""What all tests share: one thread each, no network or account of the user's, and the command line in process."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
+import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from sslpl import cli
 
 torch.set_num_threads(1)
+
+TINY = (
+    "training.epochs=2",
+    "training.finetune_epochs=1",
+    "budget.initial=24",
+    "budget.per_cycle=24",
+    "budget.cycles=3",
+    "budget.candidates=200",
+    "training.batch_size=16",
+    "tracker=none",
+    "runtime.num_threads=1",
+    "runtime.progress=none",
+)
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sslpl(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Runs the command line in this process, in an empty folder, as a user would type it."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> Result:
+        monkeypatch.setattr("sys.argv", ["run.py", *arguments])
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return command
+
+
+def run_folder(root: Path = Path("outputs")) -> Path:
+    """The folder of the only run below `root`."""
+    (found,) = [path.parent for path in root.glob("**/status.json")]
+    return found

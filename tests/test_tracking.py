@@ -158,7 +158,7 @@ def test_a_server_that_fails_at_first_leaves_an_offline_run(tmp_path, server, fa
         server.failure = failure
     began = time.monotonic()
     live(tmp_path / "run", range(4))
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 15
     err = capfd.readouterr().err
     assert err.count("W&B:") == 1 == len(err.splitlines())
     assert "goes on offline; the run's files are complete without it" in err

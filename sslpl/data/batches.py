@@ -1,9 +1,15 @@
-"""Which images make a batch."""
+"""Which images make a batch, and how batches reach the device."""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
 
+from sslpl.data.augment import Augmentation, WeakDraws, rows
 from sslpl.seeds import shuffled
+from sslpl.types import Images
+
+VIEW_BYTES = 2**29  # the most that views augmented at once may take on a GPU
 
 
 def split(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -22,3 +28,43 @@ def epoch_batches(index: Tensor, pool_size: int, batch_size: int, generator: Gen
 def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: int = 1536) -> int:
     """The even size that makes a pass over the labeled set one over the unlabeled set too (SSLPM's code)."""
     return min(unlabeled // (labeled // batch_size + 1) // 2 * 2, limit)
+
+
+def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, int, int]) -> list[list[Tensor]]:
+    """Consecutive batches that are fetched and augmented at once: one on a CPU, as many as fit on a GPU.
+
+    A GPU is launched to, not waited for: one kernel for many batches instead of many for each.
+    """
+    channels, height, width = shape
+    limit = VIEW_BYTES // (4 * channels * height * width) if device.type == "cuda" else 0
+    groups: list[list[Tensor]] = []
+    images = limit
+    for batch in batches:
+        if images + len(batch) > limit:
+            groups.append([])
+            images = 0
+        groups[-1].append(batch)
+        images += len(batch)
+    return groups
+
+
+def fetched(images: Images, groups: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The images of each group in turn, [B, C, H, W] uint8."""
+    return images.batches([torch.cat(list(group)) for group in groups])
+
+
+def weak_views(
+    images: Images,
+    augmentation: Augmentation,
+    device: torch.device,
+    batches: Sequence[Tensor],
+    draws: WeakDraws,
+    first: int,
+) -> Iterator[Tensor]:
+    """The weakly augmented images of each batch from `first` on; `draws` are those of the whole epoch."""
+    groups = grouped(batches[first:], device, images.shape)
+    start = sum(len(batch) for batch in batches[:first])
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        views = augmentation.weak(fetch, rows(draws, slice(start, start + len(fetch))))
+        yield from torch.split(views, [len(batch) for batch in group])
+        start += len(fetch)

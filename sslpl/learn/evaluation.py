@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.models.backbones import folded
+from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
 from sslpl.types import Images, Predictions
@@ -16,12 +16,12 @@ BATCH = 1024  # images scored at once
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
     """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout."""
-    frozen = folded(backbone)
+    frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = [], [], []
-    with torch.inference_mode(), setup.autocast():
+    with torch.inference_mode():
         for batch in images.batches(torch.split(index, BATCH)):
             features = frozen(setup.augmentation.plain(batch))
-            logits.append(features.logits.float())
+            logits.append(features.logits)
             embeddings.append(features.embedding)
             if isinstance(module, LossPredictionModule):
                 losses.append(module(features.maps))

@@ -5,18 +5,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
-from sslpl.data.batches import epoch_batches, unlabeled_batch_size
+from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size, weak_views
 from sslpl.learn.joint import resumed
 from sslpl.learn.ssl import confident, pseudo_loss
-from sslpl.models.backbones import folded
+from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
 from sslpl.state import State
+from sslpl.types import PseudoLabel
 
 
 class Measured(NamedTuple):
@@ -35,11 +36,40 @@ class Plan(NamedTuple):
     weak_draws: WeakDraws | None
     strong_draws: StrongDraws | None
 
+    def images(self, step: int) -> int:
+        """How many images a step sees."""
+        return len(self.labeled[step]) + (len(self.unlabeled[step]) if step < len(self.unlabeled) else 0)
+
 
 def finetune(setup: Setup, state: State) -> Iterator[Step]:
     """Trains the module on the whole labeled set and, beside it, on pseudo-labeled images (SSLPM, section III)."""
     training, module = setup.training, state.module
     assert isinstance(module, LossPredictionModule)
+    optimizer = finetune_optimizer(setup, state)
+    frozen = Frozen(state.backbone, setup.bfloat16)
+    labels, hidden = state.labels().to(setup.device), setup.dataset.train_labels.to(setup.device)
+    tally = state.tally if state.tally is not None else torch.zeros(6, device=setup.device)
+    state.tally = tally
+    for epoch in range(state.epoch, training.finetune_epochs):
+        plan = epoch_plan(setup, state, epoch)
+        labeled = measured_labeled(setup, frozen, module, plan, labels, state.step)
+        unlabeled = measured_unlabeled(setup, frozen, module, plan, hidden, tally, state.step)
+        for supervised, pseudo in zip(labeled, unlabeled, strict=True):
+            tally[:3] += finetune_step(setup, module, optimizer, supervised, pseudo)
+            state.step += 1
+            if state.step < len(plan.labeled):
+                yield Step(plan.images(state.step - 1))
+        state.epoch, state.step = epoch + 1, 0
+        metrics = epoch_metrics(tally, epoch)
+        tally[:3] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
+        yield Step(plan.images(len(plan.labeled) - 1), metrics)
+    state.row.update(pseudo_label_quality(tally))
+
+
+def finetune_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
+    """SGD over the module alone; continues what a checkpoint interrupted."""
+    training, module = setup.training, state.module
+    assert module is not None
     optimizer = torch.optim.SGD(
         module.parameters(),
         lr=training.finetune_rate,
@@ -47,110 +77,107 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
         weight_decay=training.weight_decay,
         fused=True,
     )
-    optimizer = resumed(optimizer, state)
-    frozen = folded(state.backbone)
-    labels, hidden = state.labels().to(setup.device), setup.dataset.train_labels.to(setup.device)
-    tally = state.tally if isinstance(state.tally, Tensor) else torch.zeros(6, device=setup.device)
-    state.tally = tally
-    for epoch in range(state.epoch, training.finetune_epochs):
-        plan = epoch_plan(setup, state, epoch)
-        for measured in measured_batches(setup, frozen, module, plan, labels, hidden, tally, state.step):
-            tally[:3] += finetune_step(setup, module, optimizer, *measured)
-            state.step += 1
-            images = len(plan.labeled[state.step - 1]) + batch_length(plan.unlabeled, state.step - 1)
-            if state.step < len(plan.labeled):
-                yield Step(images)
-        state.epoch, state.step = epoch + 1, 0
-        metrics = epoch_metrics(tally, epoch)
-        tally[:3] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
-        yield Step(images, metrics)
-    state.row.update(pseudo_label_quality(tally))
+    return resumed(optimizer, state)
 
 
 def epoch_plan(setup: Setup, state: State, epoch: int) -> Plan:
     """Draws one epoch: which images are seen when, and how they are augmented."""
     training, pool, augmentation = setup.training, state.pool, setup.augmentation
-    moment = (state.cycle, epoch)
-    labeled = epoch_batches(pool.labeled, pool.size, training.batch_size, rng(setup.seed, "finetune_order", *moment))
-    labeled_draws = augmentation.draw_weak(len(pool.labeled), rng(setup.seed, "finetune_weak", *moment))
-    unlabeled = pool.unlabeled
-    size = unlabeled_batch_size(len(unlabeled), len(pool.labeled), training.batch_size, training.unlabeled_batch_limit)
-    if setup.ssl is None or size == 0:
+    size, unlabeled = training.batch_size, pool.unlabeled
+
+    def stream(purpose: str) -> torch.Generator:
+        return rng(setup.seed, purpose, state.cycle, epoch)
+
+    labeled = epoch_batches(pool.labeled, pool.size, size, stream("finetune_order"))
+    labeled_draws = augmentation.draw_weak(len(pool.labeled), stream("finetune_weak"))
+    many = unlabeled_batch_size(len(unlabeled), len(pool.labeled), size, training.unlabeled_batch_limit)
+    if setup.ssl is None or many == 0:
         return Plan(labeled, labeled_draws, [], None, None)
-    batches = epoch_batches(unlabeled, pool.size, size, rng(setup.seed, "unlabeled_order", *moment))[: len(labeled)]
+    batches = epoch_batches(unlabeled, pool.size, many, stream("unlabeled_order"))[: len(labeled)]
     count = sum(len(batch) for batch in batches)
-    weak = augmentation.draw_weak(count, rng(setup.seed, "unlabeled_weak", *moment))
-    strong = augmentation.draw_strong(count, rng(setup.seed, "unlabeled_strong", *moment))
-    return Plan(labeled, labeled_draws, batches, weak, strong)
+    weak = augmentation.draw_weak(count, stream("unlabeled_weak"))
+    return Plan(labeled, labeled_draws, batches, weak, augmentation.draw_strong(count, stream("unlabeled_strong")))
 
 
-def batch_length(batches: list[Tensor], step: int) -> int:
-    """How many images the batch of a step has; 0 past the last one."""
-    return len(batches[step]) if step < len(batches) else 0
+def measured_labeled(
+    setup: Setup, frozen: Frozen, module: LossPredictionModule, plan: Plan, labels: Tensor, first: int
+) -> Iterator[Measured]:
+    """True cross-entropy and summaries of the weak views of each labeled batch from `first` on."""
+    batches = plan.labeled[first:]
+    truths = torch.split(labels[torch.cat(batches).to(labels.device)], [len(batch) for batch in batches])
+    views = weak_views(setup.dataset.train, setup.augmentation, setup.device, plan.labeled, plan.labeled_draws, first)
+    for truth, view in zip(truths, views, strict=True):
+        yield measure_labeled(frozen, module, view, truth)
 
 
-def measured_batches(
-    setup: Setup,
-    frozen: nn.Module,
-    module: LossPredictionModule,
-    plan: Plan,
-    labels: Tensor,
-    hidden: Tensor,
-    tally: Tensor,
-    first: int,
-) -> Iterator[tuple[Measured, Measured | None]]:
-    """What the frozen backbone says of the batches of each step from `first` on."""
-    labeled_images = setup.dataset.train.batches(plan.labeled[first:])
-    unlabeled_images = setup.dataset.train.batches(plan.unlabeled[first:])
-    at = sum(len(batch) for batch in plan.labeled[:first])
-    unlabeled_at = sum(len(batch) for batch in plan.unlabeled[:first])
-    for step, images in enumerate(labeled_images, start=first):
-        batch = plan.labeled[step].to(setup.device)
-        with torch.no_grad(), setup.autocast():
-            views = setup.augmentation.weak(images, rows(plan.labeled_draws, slice(at, at + len(batch))))
-            labeled = measure_labeled(frozen, module, views, labels[batch])
-            unlabeled = None
-            if size := batch_length(plan.unlabeled, step):
-                span = slice(unlabeled_at, unlabeled_at + size)
-                truth = hidden[plan.unlabeled[step].to(setup.device)]
-                unlabeled = measure_unlabeled(setup, frozen, module, next(unlabeled_images), plan, span, truth, tally)
-                unlabeled_at += size
-        at += len(batch)
-        yield labeled, unlabeled
+def measured_unlabeled(
+    setup: Setup, frozen: Frozen, module: LossPredictionModule, plan: Plan, hidden: Tensor, tally: Tensor, first: int
+) -> Iterator[Measured | None]:
+    """Pseudo-loss and summaries of the confident strong views of each step from `first` on; None without one."""
+    images, augmentation = setup.dataset.train, setup.augmentation
+    groups = grouped(plan.unlabeled[first:], setup.device, images.shape)
+    start = sum(len(batch) for batch in plan.unlabeled[:first])
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        assert plan.weak_draws is not None
+        assert plan.strong_draws is not None
+        sizes, span = [len(batch) for batch in group], slice(start, start + len(fetch))
+        weak = torch.split(augmentation.weak(fetch, rows(plan.weak_draws, span)), sizes)
+        labels = [pseudo_label(setup, frozen, view) for view in weak]
+        tally[3:] += label_counts(labels, hidden[torch.cat(group).to(hidden.device)])
+        # The one wait of a group: which images are confident decides what is augmented and forwarded next.
+        weights = torch.split(torch.cat([label.weight for label in labels]).cpu(), sizes)
+        parts = zip(torch.split(fetch, sizes), split_draws(rows(plan.strong_draws, span), sizes), strict=True)
+        for label, weight, (part, draws) in zip(labels, weights, parts, strict=True):
+            yield measure_strong(setup, frozen, module, part, draws, label.target, confident(weight))
+        start += len(fetch)
+    yield from [None] * (len(plan.labeled) - max(first, len(plan.unlabeled)))
 
 
-def measure_labeled(frozen: nn.Module, module: LossPredictionModule, views: Tensor, labels: Tensor) -> Measured:
-    """The true cross-entropy of a labeled batch and what the module reads of it."""
+def split_draws(draws: StrongDraws, sizes: list[int]) -> list[StrongDraws]:
+    """The draws of each batch of a group."""
+    return [StrongDraws(*columns) for columns in zip(*(torch.split(column, sizes) for column in draws), strict=True)]
+
+
+@torch.no_grad()
+def pseudo_label(setup: Setup, frozen: Frozen, weak: Tensor) -> PseudoLabel:
+    """What the frozen backbone says of weak views."""
+    assert setup.ssl is not None
+    return setup.ssl(frozen(weak).logits)
+
+
+def label_counts(labels: list[PseudoLabel], truth: Tensor) -> Tensor:
+    """How many pseudo-labels are kept, right, seen; the truth is for analysis alone: nothing learns from it."""
+    kept = torch.cat([label.weight for label in labels]) > 0
+    right = torch.cat([label.target for label in labels]).argmax(dim=1) == truth
+    return torch.stack([kept.sum(), (kept & right).sum(), torch.full_like(kept.sum(), len(kept))])
+
+
+@torch.no_grad()
+def measure_labeled(frozen: Frozen, module: LossPredictionModule, views: Tensor, labels: Tensor) -> Measured:
+    """True cross-entropy and summaries of weak views."""
     logits, maps, _ = frozen(views)
-    return Measured(module.summaries(maps), cross_entropy(logits.float(), labels, reduction="none"))
+    return Measured(module.summaries(maps), cross_entropy(logits, labels, reduction="none"))
 
 
-def measure_unlabeled(
+@torch.no_grad()
+def measure_strong(
     setup: Setup,
-    frozen: nn.Module,
+    frozen: Frozen,
     module: LossPredictionModule,
     images: Tensor,
-    plan: Plan,
-    span: slice,
-    truth: Tensor,
-    tally: Tensor,
+    draws: StrongDraws,
+    target: Tensor,
+    used: Tensor,
 ) -> Measured | None:
-    """Pseudo-labels from the weak views; loss and summaries of the strong views that they make confident."""
-    assert setup.ssl is not None
-    assert plan.weak_draws is not None
-    assert plan.strong_draws is not None
-    weak_logits = frozen(setup.augmentation.weak(images, rows(plan.weak_draws, span))).logits
-    target, weight = setup.ssl(weak_logits)
-    right = (target.argmax(dim=1) == truth) & (weight > 0)  # for analysis alone: nothing learns from it
-    tally[3:] += torch.stack([(weight > 0).sum(), right.sum(), weight.new_tensor(len(weight))])
-    # The backbone is frozen, so a strong view that no loss will be ranked for need not be seen at all.
-    used = confident(weight).cpu()
+    """Pseudo-loss and summaries of the strong views of the images that are used; None without one.
+
+    The backbone is frozen, so a strong view whose loss is not ranked need not be seen at all (ours).
+    """
     if len(used) == 0:
         return None
-    draws = rows(rows(plan.strong_draws, span), used)
-    strong = frozen(setup.augmentation.strong(images[used.to(images.device)], draws))
-    used = used.to(target.device)
-    return Measured(module.summaries(strong.maps), pseudo_loss(strong.logits, target[used]))
+    there = used.to(images.device, non_blocking=images.is_cuda)
+    logits, maps, _ = frozen(setup.augmentation.strong(images[there], rows(draws, used)))
+    return Measured(module.summaries(maps), pseudo_loss(logits, target[there]))
 
 
 def finetune_step(
@@ -162,11 +189,10 @@ def finetune_step(
 ) -> Tensor:
     """One step of the module; returns [labeled, unlabeled] ranking losses and 1, for the sums of an epoch."""
     optimizer.zero_grad(set_to_none=True)
-    with setup.autocast():
-        supervised = setup.ranking(module.predict(labeled.summaries), labeled.loss)
-        pseudo = torch.zeros_like(supervised)
-        if unlabeled is not None:
-            pseudo = setup.ranking(module.predict(unlabeled.summaries), unlabeled.loss)
+    supervised = setup.ranking(module.predict(labeled.summaries), labeled.loss)
+    pseudo = torch.zeros_like(supervised)
+    if unlabeled is not None:
+        pseudo = setup.ranking(module.predict(unlabeled.summaries), unlabeled.loss)
     (supervised + pseudo).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return torch.stack([supervised.detach(), pseudo.detach(), torch.ones_like(pseudo)])

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.augment import rows
-from sslpl.data.batches import epoch_batches
+from sslpl.data.batches import epoch_batches, weak_views
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
@@ -27,16 +26,14 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
         for group, rate in zip(optimizer.param_groups, (training.rate, training.module_rate), strict=False):
             group["lr"] = rate * training.decay(epoch)
-        tally = state.tally if isinstance(state.tally, Tensor) else torch.zeros(4, device=device)
-        start = sum(len(batch) for batch in batches[: state.step])
-        todo = batches[state.step :]
-        for batch, images in zip(todo, setup.dataset.train.batches(todo), strict=True):
-            views = setup.augmentation.weak(images, rows(draws, slice(start, start + len(batch))))
-            tally += joint_step(setup, state, optimizer, views, labels[batch.to(device)], training.detached(epoch))
-            start += len(batch)
+        tally = state.tally if state.tally is not None else torch.zeros(4, device=device)
+        truths = torch.split(labels[torch.cat(batches).to(device)], [len(batch) for batch in batches])
+        views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
+        for view, truth in zip(views, truths[state.step :], strict=True):
+            tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch))
             state.tally, state.step = tally, state.step + 1
             if state.step < len(batches):
-                yield Step(len(batch))
+                yield Step(len(truth))
         state.tally, state.epoch, state.step = None, epoch + 1, 0
         yield Step(len(batches[-1]), epoch_metrics(tally, epoch))
 

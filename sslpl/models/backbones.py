@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.second(self.first(x).relu())
-        return (out + self.shortcut(x)).relu()
+        return torch.relu(out + self.shortcut(x))
 
 
 class Staged(nn.Module):
@@ -93,14 +93,29 @@ def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.
     return Staged(nn.Identity(), stages, channels, num_classes, dropout)
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradients, whose batch norms are folded into their convolutions."""
-    twin = copy.deepcopy(network).eval().requires_grad_(False)
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, ConvNorm):
-                conv, norm = child
-                assert isinstance(conv, nn.Conv2d)
-                assert isinstance(norm, nn.BatchNorm2d)
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm).to(memory_format=torch.channels_last))
-    return twin
+class Frozen:
+    """A snapshot of a backbone for forward passes alone: eval mode, batch norms folded into their convolutions.
+
+    In bfloat16 the convolutions and the stage outputs are; embedding and logits are always in float32 (ours).
+    """
+
+    def __init__(self, backbone: nn.Module, bfloat16: bool) -> None:
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.network = copy.deepcopy(backbone).eval().requires_grad_(False)
+        for parent in list(self.network.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, ConvNorm):
+                    setattr(parent, name, fold(child).to(self.dtype).to(memory_format=torch.channels_last))
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of normalized images [B, C, H, W]."""
+        features: Features = self.network(images.to(self.dtype))
+        return features
+
+
+def fold(pair: ConvNorm) -> nn.Conv2d:
+    """One convolution that does what a convolution and its batch norm in eval mode do."""
+    conv, norm = pair
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return fuse_conv_bn_eval(conv, norm)

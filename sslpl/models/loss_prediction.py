@@ -74,7 +74,8 @@ class LossPredictionModule(nn.Module):
         """Predicted loss [B] from the summaries of the stages."""
         hidden = torch.cat([level(s) for level, s in zip(self.levels, summaries, strict=True)], dim=1)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden).squeeze(1)
+            predicted: Tensor = self.head(hidden)
+        return predicted.squeeze(1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Predicted loss [B] in float32 from the stage outputs, each [B, C, H, W]."""

@@ -1,0 +1,73 @@
+"""Mistakes of a user: one line that names key, value and what is allowed, exit code 2, nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+Command = Callable[..., Result]
+
+MISTAKES = {
+    "an unknown group": (["datset=cifar10"], "datset=cifar10: no such key; did you mean dataset?"),
+    "an unknown option": (["dataset=cifra10"], "dataset=cifra10: no such option; did you mean cifar10?"),
+    "an unknown method": (["method=slpm"], "method=slpm: no such option; did you mean sslpm?"),
+    "an unknown experiment": (["experiment=cifar100"], "experiment=cifar100: no such option"),
+    "an unknown scorer": (["query/scorer=entrpy"], "query/scorer=entrpy: no such option; did you mean entropy?"),
+    "an unknown key": (["training.epoch=3"], "training.epoch=3: no such key; did you mean epochs?"),
+    "an unknown key that is added": (["+training.epoch=3"], "training.epoch=3: no such key; did you mean epochs?"),
+    "an unknown top-level key": (["sed=1"], "sed=1: no such key; did you mean seed?"),
+    "a word for a number": (["training.epochs=many"], "training.epochs=many: must be a valid integer"),
+    "a fraction for a count": (["training.epochs=2.5"], "training.epochs=2.5: must be a valid integer"),
+    "a truth value for a count": (["training.epochs=true"], "training.epochs=true: must be a valid integer"),
+    "nothing for a count": (["training.epochs=null"], "training.epochs=null: must be a valid integer"),
+    "no epochs": (["training.epochs=0"], "training.epochs=0: must be greater than or equal to 1"),
+    "a negative rate": (["training.rate=-1"], "training.rate=-1: must be greater than 0"),
+    "an infinite rate": (["training.rate=inf"], "training.rate=inf: must be a finite number"),
+    "an empty batch": (["training.batch_size=0"], "training.batch_size=0: must be greater than or equal to 1"),
+    "a number for a truth value": (["training.trim=2"], "training.trim=2: must be a valid boolean"),
+    "an unknown precision": (["training.precision=half"], "training.precision=half: must be 'auto', 'float32' or"),
+    "a decay outside the training": (["training.decay_at=[1.5]"], "training.decay_at=[1.5]: must be less than or"),
+    "a threshold above one": (["ssl.threshold=1.5"], "ssl.threshold=1.5: must be less than or equal to 1"),
+    "no initial labels": (["budget.initial=0"], "budget.initial=0: must be an int of at least 1 (images) or a float"),
+    "a share above one": (["budget.initial=1.5"], "budget.initial=1.5: must be an int of at least 1 (images)"),
+    "no cycles": (["budget.cycles=0"], "budget.cycles=0: must be greater than or equal to 1"),
+    "a budget above the pool": (["budget.cycles=50"], "the pool has 1,437 images: lower budget.initial"),
+    "fewer candidates than queries": (["budget.candidates=10"], "budget.candidates=10: must be at least per_cycle"),
+    "a negative seed": (["seed=-1"], "seed=-1: must be greater than or equal to 0"),
+    "a word for a seed": (["seed=lucky"], "seed=lucky: must be a valid integer"),
+    "no threads": (["runtime.num_threads=0"], "runtime.num_threads=0: must be greater than or equal to 1"),
+    "an unknown device": (["runtime.device=tpu"], "runtime.device=tpu: must be 'auto', 'cpu' or 'cuda'"),
+    "a dropout of one": (["backbone.dropout=1.0"], "backbone.dropout=1.0: must be less than 1"),
+    "a module of no width": (["module.width=0"], "module.width=0: must be greater than or equal to 1"),
+    "a negative margin": (["ranking=margin", "ranking.margin=-1"], "ranking.margin=-1: must be greater than 0"),
+    "no module to fine-tune": (["module=none"], "module=none: ssl must be none"),
+    "no module to predict losses": (["method=random", "query=predicted_loss"], "module=none: query.scorer needs"),
+    "missing data": (["dataset=cifar10", "dataset.root=nowhere", "dataset.download=false"], "dataset.root=nowhere"),
+    "an output folder below a file": (["runtime.output_dir=/dev/null/x"], "runtime.output_dir=/dev/null/x: cannot be"),
+    "a torn override": (["training.epochs"], "training.epochs"),
+    "brackets that do not close": (["training.decay_at=[0.5"], "training.decay_at=[0.5: no viable"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line(sslpl: Command, mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    done = sslpl(*arguments, "tracker=none")
+    assert done.code == 2, done
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("sslpl: ")
+    assert expected in done.err
+    assert done.out == ""
+    assert list(Path().iterdir()) == []
+
+
+def test_help_explains_every_group(sslpl: Command) -> None:
+    from sslpl.cli import CONF
+
+    done = sslpl("--help")
+    assert done.code == 0
+    for group in CONF.iterdir():
+        if group.is_dir() and group.name != "hydra":
+            assert any(line.startswith(f"  {group.name} ") for line in done.out.splitlines()), group.name
+            assert f"\n{group.name}: " in done.out
