@@ -36,7 +36,7 @@ def launch(cfg: DictConfig, choices: dict[str, str], preset: tuple[DictConfig, d
         print(f"finished already: {folder}")
         return float(status["aubc"])
     runtime: Runtime = instantiate(cfg.runtime)
-    setup = build_setup(cfg, runtime.prepare())
+    setup = build_setup(cfg, runtime.prepare(), runtime)
     if runtime.dry_run:
         dry_run(setup, Console(), folder)
         return None
@@ -51,7 +51,7 @@ def as_container(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in container.items() if key != "hydra"}
 
 
-def build_setup(cfg: DictConfig, device: torch.device) -> Setup:
+def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setup:
     """Builds the parts of a run: the dataset on its device, the losses, the strategy, the budget in images."""
     training: Training = instantiate(cfg.training)
     dataset: Dataset = instantiate(cfg.dataset)
@@ -88,6 +88,7 @@ def build_setup(cfg: DictConfig, device: torch.device) -> Setup:
         seed,
         device,
         wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device)),
+        captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
     )
 
 

@@ -72,8 +72,15 @@ def draw_line(ax: Axes, line: Points, color: str, caption: str, last: str) -> No
     size = 6.5 if len(line) <= 15 else 3.5
     ax.plot(x, y, color=color, linewidth=2.2, marker="o", markersize=size, clip_on=False, zorder=3)
     ax.annotate(
-        last, (x[-1], y[-1]), (9, 0), textcoords="offset points",
-        va="center", color=color, fontsize=13, fontweight="bold", annotation_clip=False,
+        last,
+        (x[-1], y[-1]),
+        (9, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        fontsize=13,
+        fontweight="bold",
+        annotation_clip=False,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )
     ax.text(0, 1.03, caption, transform=ax.transAxes, fontsize=11.5, color=color, va="bottom")

@@ -73,6 +73,8 @@ class Setup(NamedTuple):
     seed: int
     device: torch.device
     bfloat16: bool
+    captures: bool = False  # training steps are captured as CUDA graphs
+    compiles: bool = False  # the backbone is compiled for training
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which networks run forward."""

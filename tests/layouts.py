@@ -21,9 +21,7 @@ class Written(NamedTuple):
     test_labels: np.ndarray
 
 
-def random_images(
-    rng: np.random.Generator, train: int, test: int, shape: tuple[int, ...], classes: int
-) -> Written:
+def random_images(rng: np.random.Generator, train: int, test: int, shape: tuple[int, ...], classes: int) -> Written:
     """Random pixels; every class occurs if there are enough images."""
     parts = []
     for count in (train, test):

@@ -168,9 +168,7 @@ def test_every_crop_and_flip_is_pillows(shape: tuple[int, int, int], padding: in
     assert torch.equal(crop_flip(images, draws, padding), torch.stack(expected))
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"), [(CIFAR, 16), ((3, 33, 47), 5), ((1, 8, 8), 4), ((1, 28, 28), 40)]
-)
+@pytest.mark.parametrize(("shape", "size"), [(CIFAR, 16), ((3, 33, 47), 5), ((1, 8, 8), 4), ((1, 28, 28), 40)])
 def test_cutout_is_pillows(shape: tuple[int, int, int], size: int) -> None:
     side = torch.tensor([shape[2], shape[1]], dtype=torch.float64)
     edges = torch.cartesian_prod(*[torch.tensor([0, 0.25, 0.5, 1 - 1e-9], dtype=torch.float64)] * 2) * side

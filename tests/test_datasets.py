@@ -107,8 +107,7 @@ def test_digits_are_stratified_and_paired_with_their_labels() -> None:
     pool, test = torch.bincount(data.train_labels), torch.bincount(data.test_labels)
     assert (test / (pool + test) - 0.2).abs().max() < 0.005
     label_of = {
-        bytes(np.rint(x * 255 / 16).astype(np.uint8)): y
-        for x, y in zip(*load_digits(return_X_y=True), strict=True)
+        bytes(np.rint(x * 255 / 16).astype(np.uint8)): y for x, y in zip(*load_digits(return_X_y=True), strict=True)
     }
     for images, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
         assert [label_of[image.tobytes()] for image in all_images(images)] == labels.tolist()
@@ -136,9 +135,7 @@ def test_what_is_derived_from_the_side(tmp_path: Path, rng: np.random.Generator)
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("flat", [False, True])
-def test_fashion_mnist_pixel_by_pixel(
-    tmp_path: Path, rng: np.random.Generator, gzipped: bool, flat: bool
-) -> None:
+def test_fashion_mnist_pixel_by_pixel(tmp_path: Path, rng: np.random.Generator, gzipped: bool, flat: bool) -> None:
     written = layouts.write_fashion_mnist(tmp_path, 30, 11, rng, gzipped, flat)
     data = fashion_mnist(str(tmp_path), download=False)
     assert_reads(data, written)
@@ -189,9 +186,7 @@ def test_batches_pickled_again_by_python_3(tmp_path: Path, rng: np.random.Genera
     assert_reads(cifar100(str(tmp_path)), written)
 
 
-@pytest.mark.skipif(
-    not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist() -> None:
     data = fashion_mnist(str(DEBIAN_FASHION_MNIST), download=False)
     assert (len(data.train), len(data.test), data.train.shape) == (60_000, 10_000, (1, 28, 28))

@@ -48,9 +48,7 @@ def reachable(distance: np.ndarray, clusters: int) -> set[frozenset[frozenset[in
 
 def lowest_merges(distance: np.ndarray, state: frozenset[frozenset[int]]) -> list[frozenset[frozenset[int]]]:
     parts = sorted(state, key=min)
-    height = {
-        (a, b): distance[np.ix_(sorted(a), sorted(b))].max() for i, a in enumerate(parts) for b in parts[:i]
-    }
+    height = {(a, b): distance[np.ix_(sorted(a), sorted(b))].max() for i, a in enumerate(parts) for b in parts[:i]}
     lowest = min(height.values())
     return [state - {a, b} | {a | b} for (a, b), h in height.items() if h <= lowest * (1 + 1e-12)]
 
@@ -113,7 +111,7 @@ def test_many_ties_end_soon_and_validly(name: str, scale: float) -> None:
         labels = complete_linkage(points, clusters)
         assert_clusters(labels, clusters)
         largest = max(diameters(distance, labels.numpy()))
-        if 1 < clusters:  # after the last merge no two clusters are nearer than the highest merge
+        if clusters > 1:  # after the last merge no two clusters are nearer than the highest merge
             assert lowest_union(distance, labels.numpy()) >= largest * (1 - 1e-9)
 
 
@@ -203,12 +201,12 @@ def test_repeats_exactly_and_follows_the_points() -> None:
     assert partition(back) == partition(labels)
 
 
-def test_sparse_and_dense_rounds_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points = embeddings(600, 16, seed=4)
     expected = complete_linkage(points, 30)
-    for few, dead in ((0.0, 0.0), (1.0, 1.0), (1.0, 0.1)):
-        monkeypatch.setattr(linkage_module, "FEW", few)
-        monkeypatch.setattr(linkage_module, "DEAD", dead)
+    for living in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(linkage_module, "LIVING", living)
+        monkeypatch.setattr(linkage_module, "FOLDED", 600)
         monkeypatch.setattr(linkage_module, "CHUNK", {"cpu": 1000, "cuda": 1000})
         monkeypatch.setattr(linkage_module, "PRODUCT", {"cpu": 77, "cuda": 77})
         assert torch.equal(complete_linkage(points, 30), expected)

@@ -11,9 +11,7 @@ from sslpl.plots import accuracy_limits, correlation_limits, draw, learning_curv
 
 SIX = [
     {"cycle": i, "labeled": 2500 * (i + 1), "test_accuracy": a, "loss_rank_correlation": c}
-    for i, (a, c) in enumerate(
-        [(0.48, 0.31), (0.59, 0.36), (0.65, 0.41), (0.69, 0.46), (0.71, 0.51), (0.7342, None)]
-    )
+    for i, (a, c) in enumerate([(0.48, 0.31), (0.59, 0.36), (0.65, 0.41), (0.69, 0.46), (0.71, 0.51), (0.7342, None)])
 ]
 PLAIN = [{**row, "loss_rank_correlation": None} for row in SIX]
 
@@ -29,9 +27,7 @@ def size(path: Path) -> tuple[int, int]:
 
 def texts(figure) -> set[str]:
     figure.canvas.draw()
-    labels = [
-        label.get_text() for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]
-    ]
+    labels = [label.get_text() for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]]
     return {
         *(text.get_text() for text in figure.texts),
         *(t.get_text() for ax in figure.axes for t in ax.texts),

@@ -93,9 +93,7 @@ def test_plain_lines_stay_plain_on_a_terminal_and_in_other_encodings(clock):
     assert "\x1b" not in console.file.getvalue()
     assert "\r" not in console.file.getvalue()
     raw = io.BytesIO()
-    with Progress(
-        "plain", cycles=1, console=Console(file=io.TextIOWrapper(raw, encoding="ascii"))
-    ) as progress:
+    with Progress("plain", cycles=1, console=Console(file=io.TextIOWrapper(raw, encoding="ascii"))) as progress:
         progress.message("caf\N{LATIN SMALL LETTER E WITH ACUTE}")
         assert raw.getvalue() == b"caf?\n"  # already flushed
 

@@ -109,9 +109,7 @@ def fashion_mnist(
     return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
 
 
-def cifar10(
-    root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
-) -> Dataset:
+def cifar10(root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 10 classes."""
     parts = _cifar(CIFAR10, root, download, "labels", "label_names")
     return _dataset(*parts, CIFAR10_STATISTICS, flip, cutout)
@@ -136,9 +134,7 @@ def _dataset(
     return Dataset(pool, train[1], held_out, test[1], tuple(names), *statistics, flip, cutout, padding)
 
 
-def _cifar(
-    source: Source, root: str, download: bool, key: str, names_key: str
-) -> tuple[Part, Part, Sequence[str]]:
+def _cifar(source: Source, root: str, download: bool, key: str, names_key: str) -> tuple[Part, Part, Sequence[str]]:
     *train_paths, test_path, meta_path = _locate(source, root, download)
     with _one_line_if_damaged(source, root, meta_path):
         names = [str(name) for name in _unpickled(meta_path)[names_key]]

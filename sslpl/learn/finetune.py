@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
 from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size, weak_views
 from sslpl.learn.joint import resumed
-from sslpl.learn.ssl import confident, pseudo_loss
+from sslpl.learn.ssl import confident
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.seeds import rng
@@ -107,7 +108,7 @@ def measured_labeled(
     truths = torch.split(labels[torch.cat(batches).to(labels.device)], [len(batch) for batch in batches])
     views = weak_views(setup.dataset.train, setup.augmentation, setup.device, plan.labeled, plan.labeled_draws, first)
     for truth, view in zip(truths, views, strict=True):
-        yield measure_labeled(frozen, module, view, truth)
+        yield measure(frozen, module, view, truth)
 
 
 def measured_unlabeled(
@@ -125,17 +126,24 @@ def measured_unlabeled(
         labels = [pseudo_label(setup, frozen, view) for view in weak]
         tally[3:] += label_counts(labels, hidden[torch.cat(group).to(hidden.device)])
         # The one wait of a group: which images are confident decides what is augmented and forwarded next.
-        weights = torch.split(torch.cat([label.weight for label in labels]).cpu(), sizes)
-        parts = zip(torch.split(fetch, sizes), split_draws(rows(plan.strong_draws, span), sizes), strict=True)
-        for label, weight, (part, draws) in zip(labels, weights, parts, strict=True):
-            yield measure_strong(setup, frozen, module, part, draws, label.target, confident(weight))
+        used = used_rows(torch.cat([label.weight for label in labels]).cpu(), sizes)
+        counts, chosen = [len(part) for part in used], torch.cat(used)
+        there = chosen.to(fetch.device)
+        strong = augmentation.strong(fetch[there], rows(rows(plan.strong_draws, span), chosen))
+        targets = torch.cat([label.target for label in labels])[there]
+        for views, target in zip(torch.split(strong, counts), torch.split(targets, counts), strict=True):
+            yield measure(frozen, module, views, target) if len(views) else None
         start += len(fetch)
     yield from [None] * (len(plan.labeled) - max(first, len(plan.unlabeled)))
 
 
-def split_draws(draws: StrongDraws, sizes: list[int]) -> list[StrongDraws]:
-    """The draws of each batch of a group."""
-    return [StrongDraws(*columns) for columns in zip(*(torch.split(column, sizes) for column in draws), strict=True)]
+def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
+    """For each batch of a group, the rows of the group whose pseudo-loss is ranked.
+
+    The backbone is frozen, so a strong view whose loss is not ranked need not be seen at all (ours).
+    """
+    starts = [0, *accumulate(sizes[:-1])]
+    return [confident(part) + start for part, start in zip(torch.split(weight, sizes), starts, strict=True)]
 
 
 @torch.no_grad()
@@ -153,31 +161,10 @@ def label_counts(labels: list[PseudoLabel], truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_labeled(frozen: Frozen, module: LossPredictionModule, views: Tensor, labels: Tensor) -> Measured:
-    """True cross-entropy and summaries of weak views."""
+def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor) -> Measured:
+    """Summaries of views and their cross-entropy against classes [B] or class probabilities [B, classes]."""
     logits, maps, _ = frozen(views)
-    return Measured(module.summaries(maps), cross_entropy(logits, labels, reduction="none"))
-
-
-@torch.no_grad()
-def measure_strong(
-    setup: Setup,
-    frozen: Frozen,
-    module: LossPredictionModule,
-    images: Tensor,
-    draws: StrongDraws,
-    target: Tensor,
-    used: Tensor,
-) -> Measured | None:
-    """Pseudo-loss and summaries of the strong views of the images that are used; None without one.
-
-    The backbone is frozen, so a strong view whose loss is not ranked need not be seen at all (ours).
-    """
-    if len(used) == 0:
-        return None
-    there = used.to(images.device, non_blocking=images.is_cuda)
-    logits, maps, _ = frozen(setup.augmentation.strong(images[there], rows(draws, used)))
-    return Measured(module.summaries(maps), pseudo_loss(logits, target[there]))
+    return Measured(module.summaries(maps), cross_entropy(logits, target, reduction="none"))
 
 
 def finetune_step(

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.batches import epoch_batches, weak_views
+from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
@@ -20,17 +22,20 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     index = trained_index(state)
     labels = state.labels().to(device)
     optimizer = joint_optimizer(setup, state)
+    step: JointStep = partial(joint_step, setup, state, optimizer)
+    if setup.captures:
+        step = CapturedSteps(step)
     for epoch in range(state.epoch, training.epochs):
         moment = (state.cycle, epoch)
         batches = epoch_batches(index, state.pool.size, training.batch_size, rng(setup.seed, "order", *moment))
         draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
-        for group, rate in zip(optimizer.param_groups, (training.rate, training.module_rate), strict=False):
-            group["lr"] = rate * training.decay(epoch)
+        decay = training.decay(epoch)
+        set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
         tally = state.tally if state.tally is not None else torch.zeros(4, device=device)
         truths = torch.split(labels[torch.cat(batches).to(device)], [len(batch) for batch in batches])
         views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
         for view, truth in zip(views, truths[state.step :], strict=True):
-            tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch))
+            tally += step(view, truth, training.detached(epoch))
             state.tally, state.step = tally, state.step + 1
             if state.step < len(batches):
                 yield Step(len(truth))
@@ -46,11 +51,25 @@ def trained_index(state: State) -> Tensor:
 def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
     """SGD over backbone and module, each with its own rate; continues what a checkpoint interrupted."""
     training = setup.training
-    groups = [{"params": list(state.backbone.parameters()), "lr": training.rate}]
-    if state.module is not None:
-        groups.append({"params": list(state.module.parameters()), "lr": training.module_rate})
+    networks = [network for network in (state.backbone, state.module) if network is not None]
+    # The rates are tensors on the device, so that a captured step reads them anew at each replay.
+    groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
     optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
     return resumed(optimizer, state)
+
+
+def rate_tensor(device: torch.device) -> Tensor | float:
+    """Where a learning rate is kept."""
+    return torch.zeros((), device=device) if device.type == "cuda" else 0.0
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> None:
+    """Sets the learning rate of each group of parameters."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def resumed(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
@@ -84,7 +103,7 @@ def joint_step(
     optimizer.step()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
     size = len(views)
-    sums = (losses.detach().sum(), ranking.detach() * size, correct, losses.new_tensor(size))
+    sums = (losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, size))
     return torch.stack([value.float() for value in sums])
 
 

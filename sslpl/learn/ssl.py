@@ -1,7 +1,7 @@
 """What the loss prediction module learns from unlabeled images: a pseudo-label from the weak view."""
 
 from torch import Tensor
-from torch.nn.functional import log_softmax, one_hot
+from torch.nn.functional import one_hot
 
 from sslpl.types import PseudoLabel, Share
 
@@ -20,11 +20,6 @@ def pseudo_label_hard(weak_logits: Tensor, threshold: Share = 0.9) -> PseudoLabe
     """The most likely class, if its probability reaches the threshold (SSLPM's figure; FixMatch)."""
     soft, weight = pseudo_label_soft(weak_logits, threshold)
     return PseudoLabel(one_hot(soft.argmax(dim=1), soft.shape[1]).float(), weight)
-
-
-def pseudo_loss(strong_logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy [B] of strongly augmented views against target probabilities [B, classes]."""
-    return -(target * log_softmax(strong_logits.float(), dim=1)).sum(dim=1)
 
 
 def confident(weight: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 __all__ = ["complete_linkage", "complete_linkage_bytes"]
 
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}  # elements handled at a time: what a CPU caches, what fills a GPU
-PRODUCT = {"cpu": 256, "cuda": 1024}  # rows of float64 distances held at a time
-FEW = 1 / 24  # below this share of merging slots, writing their columns beats rewriting the matrix
-DEAD = 1 / 5  # above this share of dead slots, rewriting the matrix pays for itself
+PRODUCT = {"cpu": 512, "cuda": 1024}  # rows of float64 distances held at a time
+LIVING = 0.7  # below this share of living slots, writing the matrix anew pays for itself
+FOLDED = 24  # of the matrix, one part in this many is folded at a time
 ROUNDING = 2.0**-22  # of float32, with room to spare
 CENTER = 2**16  # the center is rounded to this part of the scale
 GRID = 2**20  # coordinates that are multiples of 1 / GRID have exact float64 products ...
@@ -50,8 +50,8 @@ def complete_linkage(points: Tensor, clusters: int) -> Tensor:
 
 def complete_linkage_bytes(n: int, d: int, device: str = "cpu") -> int:
     """Peak bytes for clustering n points of d dimensions on a kind of device, beside the points themselves."""
-    matrix = 4 * n * n + 8 * n * n * FEW
-    return int(matrix + (8 * PRODUCT[device] + 40 * d + 512) * n + 28 * CHUNK[device])
+    matrix, scratch = 4 * n * n, 12 * max(CHUNK[device], n * n // FOLDED)
+    return matrix + scratch + (8 * PRODUCT[device] + 40 * d + 512) * n + 16 * CHUNK[device]
 
 
 def _check_memory(n: int, d: int, device: torch.device) -> None:
@@ -155,7 +155,9 @@ class _Rounds:
         self.heights: list[Tensor] = []  # per round [p]
         self.slacks: list[Tensor] = []  # per round [p]
         self.merged = 0
-        self.scratch = points.new_empty(3, max(CHUNK[points.device.type], len(points)), dtype=torch.float32)
+        self.dead = torch.zeros_like(self.slack)  # [slots] infinite for the dead: added to distances
+        size = max(CHUNK[points.device.type], len(points) ** 2 // FOLDED, len(points))
+        self.scratch = self.slack.new_empty(3, size)
         self.scan(self.id)
 
     def bounds(self, height: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,45 +179,42 @@ class _Rounds:
         touched[low] = touched[high] = True
         stale = touched[self.near]  # from the other slots, all but the nearest may have moved away
         stale[high] = False
-        slots, living = len(stale), len(self.points) - self.merged
-        if len(low) < FEW * slots and living > (1 - DEAD) * slots:
-            self.patch(low, high)
-        else:
-            stale = stale[self.rewrite(low, high)]
+        self.fold(low, high)
+        self.dead[high] = torch.inf
+        if len(self.points) - self.merged < LIVING * len(stale):
+            stale = stale[self.compact()]
         self.scan(stale.nonzero()[:, 0])
 
-    def patch(self, low: Tensor, high: Tensor) -> None:
-        """Writes the rows and columns of a few merged slots in place; dead columns become infinite."""
-        rows = self.matrix[low]
-        torch.maximum(rows, self.matrix[high], out=rows)
-        rows[:, low] = torch.maximum(rows[:, low], rows[:, high])
-        self.matrix[low] = rows
-        self.matrix.index_copy_(1, low, rows.T)
-        self.matrix.index_fill_(1, high, torch.inf)
+    def fold(self, low: Tensor, high: Tensor) -> None:
+        """Writes the farther of two merging slots' distances into the row and the column of the lower slot."""
+        n = len(self.near)
+        for start in range(0, len(low), step := self.scratch.shape[1] // n):
+            one, two = low[start : start + step], high[start : start + step]
+            rows, other, _ = self.scratch[:, : len(one) * n].view(3, -1, n)
+            torch.index_select(self.matrix, 0, one, out=rows)
+            torch.maximum(rows, torch.index_select(self.matrix, 0, two, out=other), out=rows)
+            rows[:, one] = torch.maximum(rows[:, one], rows[:, two])
+            self.matrix[one] = rows
+            columns = self.scratch[2, : len(one) * n].view(n, -1)  # a copy, for scattering needs contiguous rows
+            self.matrix[:, one] = columns.copy_(rows.T)
 
-    def rewrite(self, low: Tensor, high: Tensor) -> Tensor:
+    def compact(self) -> Tensor:
         """Writes the matrix anew without dead slots, in its own storage, and returns the slots kept.
 
-        They keep their order, so no row is written before all that lies there has been read.
+        They keep their order, so no row is written before what lies there has been read.
         """
-        slot = torch.arange(len(self.near), device=low.device)
-        alive = self.near != slot
+        alive = self.dead == 0
         keep = alive.nonzero()[:, 0]
-        other = slot.index_copy(0, low, high)[keep]
-        old, n, m = self.matrix, len(slot), len(keep)
+        old, n, m = self.matrix, len(alive), len(keep)
         self.matrix = old.view(-1)[: m * m].view(m, m)
-        for start in range(0, m, step := max(1, CHUNK[low.device.type] // n)):
-            rows = slice(start, min(start + step, m))
-            one, two = self.scratch[:2, : (rows.stop - start) * n].view(2, -1, n)
-            torch.index_select(old, 0, keep[rows], out=one)
-            torch.index_select(old, 0, other[rows], out=two)
-            torch.maximum(one, two, out=one)
-            left, right = self.scratch[1:, : (rows.stop - start) * m].view(2, -1, m)
-            torch.index_select(one, 1, keep, out=left)
-            torch.index_select(one, 1, other, out=right)
-            torch.maximum(left, right, out=self.matrix[rows])
+        for start in range(0, m, step := max(1, CHUNK[keep.device.type] // n)):
+            rows = keep[start : start + step]
+            block = torch.index_select(old, 0, rows, out=self.scratch[0, : len(rows) * n].view(-1, n))
+            torch.index_select(block, 1, keep, out=self.matrix[start : start + step])
         self.near = (alive.cumsum(0) - 1)[self.near[keep]]
-        self.id, self.height, self.slack = self.id[keep], self.height[keep], self.slack[keep]
+        self.id, self.height, self.slack, self.dead = (
+            old[keep] for old in (self.id, self.height, self.slack, self.dead)
+        )
         return keep
 
     def scan(self, rows: Tensor) -> None:
@@ -225,7 +224,7 @@ class _Rounds:
         for start in range(0, len(rows), step := max(1, CHUNK[rows.device.type] // n)):
             some = rows[start : start + step]
             block = torch.index_select(self.matrix, 0, some, out=self.scratch[0, : len(some) * n].view(-1, n))
-            self.height[some], self.near[some] = nearest = block.min(1)
+            self.height[some], self.near[some] = nearest = block.add_(self.dead).min(1)
             block.scatter_(1, nearest.indices[:, None], torch.inf)
             torch.amin(block, 1, out=runner_up[start : start + step])
         reach = self.bounds(self.height[rows], self.slack[rows])[1]
@@ -237,7 +236,7 @@ class _Rounds:
         members, place = _leaves(self.parent, self.offset, self.size)
         for start in range(0, len(tied), step := max(1, CHUNK[tied.device.type] // 8 // len(self.near))):
             rows = tied[start : start + step]
-            block, reach = self.matrix[rows], self.bounds(self.height[rows], self.slack[rows])[1]
+            block, reach = self.matrix[rows] + self.dead, self.bounds(self.height[rows], self.slack[rows])[1]
             row, slot = (block <= reach[:, None]).nonzero(as_tuple=True)
             pair = torch.stack([self.id[rows[row]], self.id[slot]]).sort(0).values
             distance = block[row, slot]
