@@ -32,7 +32,8 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     embedding = getattr(initial_state(setup).backbone, "channels", (512,))[-1]
     clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
     console.print(
-        f"pool {len(images):,} images, test {len(setup.dataset.test):,}; dataset {data / 2**20:,.0f} MiB on {setup.device}; "
+        f"pool {len(images):,} images, test {len(setup.dataset.test):,}; "
+        f"dataset {data / 2**20:,.0f} MiB on {setup.device}; "
         f"clustering {int(setup.budget.candidates):,} candidates would take {clustering / 2**20:,.0f} MiB\n"
         f"reckoned time {duration(total)} from a few timed steps, queries aside; nothing was run or written\n"
         f"folder {folder}",

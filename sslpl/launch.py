@@ -37,6 +37,7 @@ def launch(cfg: DictConfig, choices: dict[str, str], preset: tuple[DictConfig, d
         return float(status["aubc"])
     runtime: Runtime = instantiate(cfg.runtime)
     setup = build_setup(cfg, runtime.prepare(), runtime)
+    runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
         dry_run(setup, Console(), folder)
         return None

@@ -1,9 +1,11 @@
 """Where and how a run is executed: nothing here changes which run it is."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 
 from sslpl.types import Count, PositiveOrZero, UserError
 
+SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -20,7 +24,7 @@ class Runtime:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", True, False] = "auto"
-    num_threads: Count | None = None  # None: as torch chooses
+    num_threads: Count | None = None  # None: as torch chooses, but one for small images
     deterministic: bool = False
     checkpoint_minutes: PositiveOrZero = 5.0  # 0: after each step
     output_dir: str = "outputs"
@@ -28,13 +32,12 @@ class Runtime:
     dry_run: bool = False
 
     def prepare(self) -> torch.device:
-        """Sets threads and determinism for this process and returns the device; UserError if it is not there."""
+        """Sets determinism for this process and returns the device; UserError if it is not there."""
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("runtime.device=cuda: no CUDA device was found; use runtime.device=cpu or auto")
         name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         device = torch.device("cpu" if name == "auto" else name)
-        if self.num_threads is not None:
-            torch.set_num_threads(self.num_threads)
+        keep_freed_memory()
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic)
@@ -42,6 +45,22 @@ class Runtime:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         return device
+
+    def set_threads(self, shape: tuple[int, int, int]) -> None:
+        """Sets the threads of this process for images of a shape (channels, height, width)."""
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        elif shape[1] * shape[2] <= SMALL_IMAGE:
+            torch.set_num_threads(1)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep the memory of large tensors for the next ones: page faults cost more than their contents."""
+    mmap_threshold, trim_threshold = -3, -1
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +29,11 @@ def load(name: str) -> dict[str, np.ndarray]:
 def cases(name: str) -> list[dict[str, np.ndarray]]:
     """The arrays of case0_, case1_, ... without their prefix, as many as the file has."""
     arrays, found = load(name), []
-    for k in count():
-        case = {key.removeprefix(f"case{k}_"): arrays[key] for key in arrays if key.startswith(f"case{k}_")}
-        if not case:
-            assert found
-            return found
-        found.append(case)
+    for k in range(len({key.partition("_")[0] for key in arrays})):
+        found.append({key.removeprefix(f"case{k}_"): arrays[key] for key in arrays if key.startswith(f"case{k}_")})
+    assert found
+    assert all(found)
+    return found
 
 
 def tensor(array: np.ndarray) -> Tensor:

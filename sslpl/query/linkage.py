@@ -12,16 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["complete_linkage", "complete_linkage_bytes"]
-
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}  # elements handled at a time: what a CPU caches, what fills a GPU
 PRODUCT = {"cpu": 512, "cuda": 1024}  # rows of float64 distances held at a time
+FOLDED = 24  # one part in this many of the matrix is folded at a time
 LIVING = 0.7  # below this share of living slots, writing the matrix anew pays for itself
-FOLDED = 24  # of the matrix, one part in this many is folded at a time
 ROUNDING = 2.0**-22  # of float32, with room to spare
-CENTER = 2**16  # the center is rounded to this part of the scale
-GRID = 2**20  # coordinates that are multiples of 1 / GRID have exact float64 products ...
-GRID_NORM = 2**11  # ... up to this squared norm
+GRID, NORM = 2**20, 2**11  # multiples of 1 / GRID have exact float64 products up to this squared norm
 
 
 @torch.no_grad()
@@ -37,30 +33,31 @@ def complete_linkage(points: Tensor, clusters: int) -> Tensor:
         raise ValueError(f"cannot cut points of shape {list(points.shape)} into {clusters} clusters")
     if not bool(points.isfinite().all()):
         raise ValueError("cannot cluster points that have NaN or infinite coordinates")
+    index = torch.arange(len(points), device=points.device)
+    distinct, labels = torch.unique(points, dim=0, return_inverse=True)
     if clusters == 1:
-        return torch.zeros(len(points), dtype=torch.long, device=points.device)
-    distinct, copy_of = torch.unique(points, dim=0, return_inverse=True)
-    if len(distinct) <= clusters:
-        labels = _copies_apart(copy_of, len(distinct), clusters)
-    else:
+        return torch.zeros_like(index)
+    if (spare := clusters - len(distinct)) < 0:
         _check_memory(len(distinct), points.shape[1], points.device)
-        labels = _cluster(_normalized(distinct.double()), clusters)[copy_of]
-    return _by_appearance(labels, clusters)
+        labels = _cluster(_normalized(distinct.double()), clusters)[labels]
+    else:  # some copies have to stand alone: those of lowest index that are not their point's first
+        copies = (index != _least(index, labels, len(distinct))[labels]).nonzero()[:spare, 0]
+        labels[copies] = torch.arange(len(distinct), clusters, device=points.device)
+    rank: Tensor = _least(index, labels, clusters).argsort().argsort()
+    return rank[labels]
 
 
 def complete_linkage_bytes(n: int, d: int, device: str = "cpu") -> int:
     """Peak bytes for clustering n points of d dimensions on a kind of device, beside the points themselves."""
-    matrix, scratch = 4 * n * n, 12 * max(CHUNK[device], n * n // FOLDED)
-    return matrix + scratch + (8 * PRODUCT[device] + 40 * d + 512) * n + 16 * CHUNK[device]
+    scratch = 12 * max(CHUNK[device], n * n // FOLDED) + 16 * CHUNK[device]
+    return 4 * n * n + scratch + (8 * PRODUCT[device] + 40 * d + 512) * n
 
 
 def _check_memory(n: int, d: int, device: torch.device) -> None:
     needed, free = complete_linkage_bytes(n, d, device.type) / 2**30, _free_bytes(device) / 2**30
     if needed > free:
-        raise MemoryError(
-            f"complete linkage of n = {n} points needs {needed:.2f} GiB, and {free:.2f} GiB are free on {device}: "
-            "lower budget.candidates"
-        )
+        size = f"n = {n} points needs {needed:.2f} GiB, and {free:.2f} GiB are free on {device}"
+        raise MemoryError(f"complete linkage of {size}: lower budget.candidates")
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -69,43 +66,19 @@ def _free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if (meminfo := Path("/proc/meminfo")).exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    for limit, usage in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
-        for memory in (group / "memory", group / "memory" / "memory"):
-            file = memory.with_name(f"memory.{limit}")
-            if file.exists() and (most := file.read_text().strip()).isdigit():
-                free = min(free, int(most) - int(memory.with_name(f"memory.{usage}").read_text()))
+        free = int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    groups = {"memory.max": "memory.current", "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes"}
+    for limit, usage in ((Path("/sys/fs/cgroup", a), Path("/sys/fs/cgroup", b)) for a, b in groups.items()):
+        if limit.exists() and (most := limit.read_text().strip()).isdigit():
+            free = min(free, int(most) - int(usage.read_text()))
     return free
 
 
-def _copies_apart(copy_of: Tensor, distinct: int, clusters: int) -> Tensor:
-    """Labels where clusters outnumber the distinct points: surplus copies of lowest index stand alone."""
-    index = torch.arange(len(copy_of), device=copy_of.device)
-    surplus = (index != _first(copy_of, distinct)[copy_of]).nonzero()[: clusters - distinct, 0]
-    return copy_of.index_copy(0, surplus, torch.arange(distinct, clusters, device=copy_of.device))
-
-
-def _by_appearance(labels: Tensor, clusters: int) -> Tensor:
-    rank: Tensor = _first(labels, clusters).argsort().argsort()
-    return rank[labels]
-
-
-def _first(labels: Tensor, clusters: int) -> Tensor:
-    return _least(torch.arange(len(labels), device=labels.device), labels, clusters)
-
-
-def _least(key: Tensor, group: Tensor, groups: int) -> Tensor:
-    return key.new_zeros(groups).scatter_reduce(0, group, key, "amin", include_self=False)
-
-
 def _normalized(points: Tensor) -> Tensor:
-    """Points [n, d] centered and scaled into [-1, 1], by powers of two: coordinates on a grid stay exact."""
+    """Points [n, d] centered and scaled into [-1, 1] by powers of two, so that coordinates on a grid stay exact."""
     points = points / _power_of_two(points)
-    center = points.mean(0)
-    scale = _power_of_two(points - center)
-    return (points - (center / scale * CENTER).round() / CENTER * scale) / scale
+    step = _power_of_two(points - points.mean(0)) / 2**16
+    return (points - (points.mean(0) / step).round() * step) / step / 2**16
 
 
 def _power_of_two(points: Tensor) -> Tensor:
@@ -114,8 +87,7 @@ def _power_of_two(points: Tensor) -> Tensor:
 
 def _cluster(points: Tensor, clusters: int) -> Tensor:
     """Labels [n] of distinct normalized points [n, d]; 1 < clusters < n."""
-    merges = len(points) - clusters
-    rounds = _Rounds(points)
+    rounds, merges = _Rounds(points), len(points) - clusters
     limit = torch.full((), torch.inf, device=points.device)
     while True:
         near, slot = rounds.near, torch.arange(len(rounds.near), device=points.device)
@@ -142,45 +114,43 @@ class _Rounds:
 
     def __init__(self, points: Tensor) -> None:
         self.points = points
-        self.matrix, exact = _squared_distances(points)  # [slots, slots]; infinite where nothing may merge
-        self.rounding = 0.0 if exact else ROUNDING
-        error = 0.0 if exact else 32 * (points.shape[1] + 2) * 2.0**-52  # of float64 products
+        self.matrix, self.exact = _squared_distances(points)  # [slots, slots]; infinite on the diagonal
+        error = 0.0 if self.exact else 32 * (points.shape[1] + 2) * 2.0**-52  # of float64 products
         self.slack = (points.square().sum(1) * error).float()  # [slots]
+        self.dead = torch.zeros_like(self.slack)  # [slots] infinite for the dead: added to distances
+        self.height = torch.zeros_like(self.slack)  # [slots] squared distance to the nearest
         self.id = torch.arange(len(points), device=points.device)  # [slots] a point that names the cluster
         self.near = self.id.clone()  # [slots] the nearest slot; a dead one's is itself
-        self.height = torch.full_like(self.slack, torch.inf)  # [slots] squared distance to the nearest
         self.parent, self.offset = self.id.clone(), torch.zeros_like(self.id)  # [n] whom it hangs behind, how far
         self.size = torch.ones_like(self.id)  # [n] members of the cluster that a point names
         self.pairs: list[Tensor] = []  # per round [4, p]: the two names, the two sizes
         self.heights: list[Tensor] = []  # per round [p]
         self.slacks: list[Tensor] = []  # per round [p]
         self.merged = 0
-        self.dead = torch.zeros_like(self.slack)  # [slots] infinite for the dead: added to distances
         size = max(CHUNK[points.device.type], len(points) ** 2 // FOLDED, len(points))
         self.scratch = self.slack.new_empty(3, size)
         self.scan(self.id)
 
     def bounds(self, height: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the greatest that true squared distances can be, given the stored ones."""
-        return height * (1 - self.rounding) - slack, height * (1 + self.rounding) + slack
+        rounding = 0.0 if self.exact else ROUNDING
+        return height * (1 - rounding) - slack, height * (1 + rounding) + slack
 
     def merge(self, low: Tensor, high: Tensor) -> None:
         """Merges slots `high` [p] into the lower slots `low` [p], and finds the nearest slots anew."""
         first, second = self.id[low], self.id[high]
+        self.slack[low] = torch.maximum(self.slack[low], self.slack[high])
         self.pairs.append(torch.stack([first, second, self.size[first], self.size[second]]))
         self.heights.append(self.height[low])
-        self.slack[low] = torch.maximum(self.slack[low], self.slack[high])
         self.slacks.append(self.slack[low])
         self.merged += len(low)
         self.parent[second], self.offset[second] = first, self.size[first]
         self.size[first] += self.size[second]
-        self.near[high], self.height[high] = high, torch.inf
+        self.fold(low, high)
         touched = torch.zeros_like(self.near, dtype=torch.bool)
         touched[low] = touched[high] = True
         stale = touched[self.near]  # from the other slots, all but the nearest may have moved away
-        stale[high] = False
-        self.fold(low, high)
-        self.dead[high] = torch.inf
+        stale[high], self.near[high], self.height[high], self.dead[high] = False, high, torch.inf, torch.inf
         if len(self.points) - self.merged < LIVING * len(stale):
             stale = stale[self.compact()]
         self.scan(stale.nonzero()[:, 0])
@@ -190,13 +160,13 @@ class _Rounds:
         n = len(self.near)
         for start in range(0, len(low), step := self.scratch.shape[1] // n):
             one, two = low[start : start + step], high[start : start + step]
-            rows, other, _ = self.scratch[:, : len(one) * n].view(3, -1, n)
+            rows, other, columns = (part[: len(one) * n] for part in self.scratch)
+            rows, other = rows.view(-1, n), other.view(-1, n)
             torch.index_select(self.matrix, 0, one, out=rows)
             torch.maximum(rows, torch.index_select(self.matrix, 0, two, out=other), out=rows)
             rows[:, one] = torch.maximum(rows[:, one], rows[:, two])
             self.matrix[one] = rows
-            columns = self.scratch[2, : len(one) * n].view(n, -1)  # a copy, for scattering needs contiguous rows
-            self.matrix[:, one] = columns.copy_(rows.T)
+            self.matrix[:, one] = columns.view(n, -1).copy_(rows.T)  # scattering is fast from contiguous rows
 
     def compact(self) -> Tensor:
         """Writes the matrix anew without dead slots, in its own storage, and returns the slots kept.
@@ -212,9 +182,7 @@ class _Rounds:
             block = torch.index_select(old, 0, rows, out=self.scratch[0, : len(rows) * n].view(-1, n))
             torch.index_select(block, 1, keep, out=self.matrix[start : start + step])
         self.near = (alive.cumsum(0) - 1)[self.near[keep]]
-        self.id, self.height, self.slack, self.dead = (
-            old[keep] for old in (self.id, self.height, self.slack, self.dead)
-        )
+        self.id, self.height, self.slack, self.dead = (v[keep] for v in (self.id, self.height, self.slack, self.dead))
         return keep
 
     def scan(self, rows: Tensor) -> None:
@@ -227,20 +195,19 @@ class _Rounds:
             self.height[some], self.near[some] = nearest = block.add_(self.dead).min(1)
             block.scatter_(1, nearest.indices[:, None], torch.inf)
             torch.amin(block, 1, out=runner_up[start : start + step])
-        reach = self.bounds(self.height[rows], self.slack[rows])[1]
+        _, reach = self.bounds(self.height[rows], self.slack[rows])
         if len(tied := rows[runner_up <= reach]):
             self.settle(tied)
 
     def settle(self, tied: Tensor) -> None:
         """Chooses the nearest slots of the given ones where float32 cannot tell: by float64, then by rank."""
         members, place = _leaves(self.parent, self.offset, self.size)
-        for start in range(0, len(tied), step := max(1, CHUNK[tied.device.type] // 8 // len(self.near))):
-            rows = tied[start : start + step]
-            block, reach = self.matrix[rows] + self.dead, self.bounds(self.height[rows], self.slack[rows])[1]
+        for rows in tied.tensor_split(1 + 8 * len(tied) * len(self.near) // CHUNK[tied.device.type]):
+            block, (_, reach) = self.matrix[rows] + self.dead, self.bounds(self.height[rows], self.slack[rows])
             row, slot = (block <= reach[:, None]).nonzero(as_tuple=True)
             pair = torch.stack([self.id[rows[row]], self.id[slot]]).sort(0).values
             distance = block[row, slot]
-            if self.rounding:
+            if not self.exact:
                 distance = _farthest(self.points, members, place[pair], self.size[pair])
             farther = distance > _least(distance, row, len(rows))[row]
             rank = _mixed(*pair).masked_fill(farther, 2**63 - 1)
@@ -254,13 +221,13 @@ class _Rounds:
         taken = upper < lower.sort().values[merges - 1]
         unsure = (~taken & (lower <= upper.sort().values[merges - 1])).nonzero()[:, 0]
         height = heights[unsure]
-        if self.rounding:
+        if not self.exact:
             members, place = _leaves(self.parent, self.offset, self.size)
             height = _farthest(self.points, members, place[pairs[:2, unsure]], pairs[2:, unsure])
         taken[unsure[height.argsort(stable=True)][: merges - int(taken.sum())]] = True
         parent = torch.arange(len(self.points), device=heights.device)
         parent[pairs[1, taken]] = pairs[0, taken]
-        labels: Tensor = torch.unique(_roots(parent, torch.zeros_like(parent))[0], return_inverse=True)[1]
+        labels: Tensor = torch.unique(_roots(parent, parent)[0], return_inverse=True)[1]
         return labels
 
 
@@ -271,18 +238,16 @@ def _squared_distances(points: Tensor) -> tuple[Tensor, bool]:
     right = torch.cat([points * -2, one, norm], 1).T
     matrix = torch.empty(n, n, device=points.device)
     buffer = points.new_empty(min(step, n) * n)
-    exact = ((points * GRID).frac() == 0).all() & (norm.amax() <= GRID_NORM)
-    on_grid = bool(exact)
+    exact = bool(((points * GRID).frac() == 0).all() & (norm.amax() <= NORM))
     for start in range(0, n, step):
         rows, rest = slice(start, min(start + step, n)), slice(start + step, n)
         left = torch.cat([points[rows], norm[rows], one[rows]], 1)
         block = torch.mm(left, right[:, start:], out=buffer[: len(left) * (n - start)].view(len(left), -1))
         matrix[rows, start:] = block.clamp_(min=0)
         matrix[rest, rows] = matrix[rows, rest].T
-        if on_grid:
-            exact &= (matrix[rows, start:] == block).all()
+        exact = exact and bool((matrix[rows, start:] == block).all())
     matrix.fill_diagonal_(torch.inf)
-    return matrix, bool(exact)
+    return matrix, exact
 
 
 def _roots(parent: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,9 +268,8 @@ def _leaves(parent: Tensor, offset: Tensor, size: Tensor) -> tuple[Tensor, Tenso
 def _farthest(points: Tensor, members: Tensor, place: Tensor, size: Tensor) -> Tensor:
     """Squared distances [p] of the farthest members of pairs of clusters: their places and sizes are [2, p]."""
     count = size[0] * size[1]
-    ends = count.cumsum(0)
+    ends, total = count.cumsum(0), int(count.sum())
     farthest = points.new_zeros(len(ends))
-    total = int(count.sum())
     for start in range(0, total, step := max(1, CHUNK[points.device.type] // 8 // points.shape[1])):
         at = torch.arange(start, min(start + step, total), device=points.device)
         pair = torch.searchsorted(ends, at, right=True)
@@ -313,6 +277,11 @@ def _farthest(points: Tensor, members: Tensor, place: Tensor, size: Tensor) -> T
         left, right = members[place[0, pair] + at // size[1, pair]], members[place[1, pair] + at % size[1, pair]]
         farthest.scatter_reduce_(0, pair, (points[left] - points[right]).square_().sum(1), "amax")
     return farthest
+
+
+def _least(key: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The least key [groups] of each group."""
+    return key.new_zeros(groups).scatter_reduce(0, group, key, "amin", include_self=False)
 
 
 def _mixed(first: Tensor, second: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+# make run    an environment in .venv and the main job: SSLPM on scikit-learn's digits
+# make test   the same environment and the tests
+# make lint   style and types
+# make check  slower checks on real processes: a wheel in a fresh environment, kill -9 and resume
+#
+# Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help install run test lint check
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+install: $(STAMP)
+
+# Made once, and again when pyproject.toml has changed.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sslpl needs Python 3.11 or later: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+run: $(STAMP)
+	$(BIN)/python run.py $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: $(STAMP)
+	$(BIN)/python tests/check_wheel.py
+	$(BIN)/python tests/check_kill.py

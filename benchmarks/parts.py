@@ -1,0 +1,171 @@
+"""What the benchmarks run on: sizes, images, setups."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from sslpl.data.augment import Augmentation
+from sslpl.data.datasets import CIFAR100_STATISTICS, TensorImages, cifar100, fashion_mnist
+from sslpl.learn.ranking import bce
+from sslpl.learn.ssl import pseudo_label_soft
+from sslpl.models.backbones import resnet18
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.pool import Budget
+from sslpl.query.scorers import predicted_loss
+from sslpl.query.selectors import selective_clustering
+from sslpl.query.strategies import score_then_select
+from sslpl.runtime import has_bfloat16
+from sslpl.seeds import seeded
+from sslpl.setup import PseudoLabeler, Setup, Training
+from sslpl.types import Dataset, PseudoLabel, UserError
+
+FASHION_ROOT = "/usr/share/datasets/fashion-mnist"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each benchmark does; the defaults are those of the published figures."""
+
+    augmented: int = 1536
+    batch: int = 128
+    unlabeled: int = 512
+    scored: int = 3072
+    linkage_share: float = 1.0  # of the number of points in a benchmark's name
+    run_pool: int = 4000
+    run_test: int = 2000
+    run_labels: int = 256
+    run_epochs: int = 8
+
+
+SMALL = Sizes(48, 16, 32, 96, 0.02, 400, 100, 40, 2)
+
+
+class Bench(NamedTuple):
+    """What all benchmarks are told."""
+
+    device: torch.device
+    sizes: Sizes
+    repeats: int | None  # None: each its own
+    root: str | None  # where the published datasets are
+    pool: int  # the rest is of `protocol`
+    cycles: int
+    epochs: int
+    finetune_epochs: int
+
+
+def synthetic(pool: int, test: int, classes: int, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Dataset:
+    """Random images that can be learned: each is a smooth pattern of its class under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = interpolate(torch.randn(classes, shape[0], 4, 4, generator=generator), shape[1:], mode="bilinear")
+
+    def part(count: int) -> tuple[TensorImages, Tensor]:
+        labels, images = torch.randint(classes, (count,), generator=generator), []
+        for some in labels.split(4096):
+            noise = torch.randn(len(some), *shape, generator=generator)
+            images.append((128 + 40 * patterns[some] + 40 * noise).clamp(0, 255).to(torch.uint8))
+        return TensorImages(torch.cat(images)), labels
+
+    (train, train_labels), (held_out, test_labels) = part(pool), part(test)
+    mean, std = CIFAR100_STATISTICS if shape[0] == 3 else ((0.5,), (0.5,))
+    names = tuple(map(str, range(classes)))
+    cutout = min(16, shape[1] // 2)
+    return Dataset(train, train_labels, held_out, test_labels, names, mean, std, True, cutout, shape[1] // 8)
+
+
+def cifar_like(bench: Bench, pool: int, test: int) -> tuple[Dataset, str]:
+    """The first images of CIFAR-100 if they are under the root, else synthetic ones; and which they are."""
+    try:
+        if bench.root is not None:
+            return first(cifar100(bench.root, download=False), pool, test), "CIFAR-100"
+    except UserError as error:
+        print(f"synthetic images: {error}")
+    return synthetic(pool, test, 100), "synthetic images in 100 classes"
+
+
+def fashion(bench: Bench, pool: int, test: int) -> tuple[Dataset, str]:
+    """The first images of Fashion-MNIST if they are there, else synthetic ones; and which they are."""
+    for root in (bench.root, FASHION_ROOT):
+        if root is not None and Path(root).is_dir():
+            try:
+                return first(fashion_mnist(root, download=False), pool, test), "Fashion-MNIST"
+            except UserError:
+                continue
+    return synthetic(pool, test, 10, (1, 28, 28)), "synthetic images in 10 classes"
+
+
+def first(dataset: Dataset, pool: int, test: int) -> Dataset:
+    """The first images of the pool and of the test set."""
+    return dataset._replace(
+        train=TensorImages(dataset.train.data[:pool]),
+        train_labels=dataset.train_labels[:pool],
+        test=TensorImages(dataset.test.data[:test]),
+        test_labels=dataset.test_labels[:test],
+    )
+
+
+def setup_of(
+    dataset: Dataset,
+    device: torch.device,
+    training: Training,
+    budget: Budget,
+    seed: int = 0,
+    ssl: PseudoLabeler = pseudo_label_soft,
+) -> Setup:
+    """SSLPM on ResNet-18 as `run.py` would set it up with precision and compilation left to the device."""
+    dataset = dataset._replace(train=dataset.train.to(device), test=dataset.test.to(device))
+    options = {"flip": dataset.flip, "padding": dataset.padding, "cutout": dataset.cutout, "device": device}
+    augmentation = Augmentation(dataset.train.shape, dataset.mean, dataset.std, **options)
+
+    def build(cycle: int) -> tuple[nn.Module, nn.Module | None]:
+        classes, channels = len(dataset.class_names), dataset.train.shape[0]
+        backbone = seeded(lambda: resnet18(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        module = seeded(lambda: LossPredictionModule(backbone.channels), seed, f"module {cycle}")
+        return backbone.to(device, memory_format=torch.channels_last), module.to(device)
+
+    def query(context, n, rng):
+        return score_then_select(context, n, rng, scorer=predicted_loss, selector=selective_clustering)
+
+    return Setup(
+        dataset=dataset,
+        build=build,
+        augmentation=augmentation,
+        ranking=bce,
+        ssl=ssl,
+        query=query,
+        budget=budget.of(len(dataset.train)),
+        training=training,
+        seed=seed,
+        device=device,
+        bfloat16=has_bfloat16(device),
+        captures=device.type == "cuda",
+    )
+
+
+def half_confident(logits: Tensor) -> PseudoLabel:
+    """Pseudo-labels whose threshold is the median top probability: half of the images are confident."""
+    probabilities = logits.float().softmax(dim=1)
+    top = probabilities.amax(dim=1)
+    return PseudoLabel(probabilities, (top >= top.median()).float())
+
+
+@torch.no_grad()
+def calibrate(setup: Setup, backbone: nn.Module) -> None:
+    """Gives batch norm the statistics of the data, as training would."""
+    index = torch.arange(min(256, len(setup.dataset.train)))
+    images = setup.augmentation.plain(next(iter(setup.dataset.train.batches([index]))))
+    backbone.train()
+    for _ in range(20):
+        backbone(images)
+
+
+def embeddings(points: int, seed: int = 0) -> np.ndarray:
+    """Points like the embeddings of a trained network: rectified, in 100 classes, float32 [points, 512]."""
+    generator = np.random.default_rng(seed)
+    centers = generator.normal(0, 0.7, (100, 512)).astype(np.float32)
+    noise = generator.normal(-0.3, 0.5, (points, 512)).astype(np.float32)
+    return np.maximum(centers[generator.integers(0, 100, points)] + noise, 0)

@@ -1,0 +1,157 @@
+"""Measures sslpl against the conventional way: python benchmarks/run.py [NAME ...] [--quick] [--json FILE].
+
+The conventional way is a DataLoader over PIL images without workers, float32 training with the module's convolutions
+computed as such, and scikit-learn's clustering: see conventional.py. Both sides run in one process, in turn, so that
+whatever else the machine does hits both. Peak memory is what a call adds: see `Peak` in measure.py.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the checkout that it lies in
+
+import torch
+
+from benchmarks import paths, runs
+from benchmarks.measure import Row
+from benchmarks.parts import SMALL, Bench, Sizes
+from sslpl.runtime import Runtime, has_bfloat16, provenance
+
+Benchmark = Callable[[Bench], Row]
+QUICK: dict[str, Benchmark] = {
+    "augment_weak": paths.augment_weak,
+    "augment_pair": paths.augment_pair,
+    "joint_step": paths.joint_step,
+    "finetune_step": paths.finetune_step,
+    "module_step": paths.module_step,
+    "clustering_10000": paths.clustering_10000,
+}
+ALL: dict[str, Benchmark] = QUICK | {
+    "clustering_25000": paths.clustering_25000,
+    "pool_scoring": paths.pool_scoring,
+    "whole_run": runs.whole_run,
+    "scaling": paths.scaling,
+}
+NAMED: dict[str, Benchmark] = ALL | {"protocol": runs.protocol}
+COLUMNS = ("benchmark", "conventional", "ours", "ratio", "conventional +MiB", "ours +MiB", "")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol")
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: at full size, under 3 minutes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, help="timed repetitions of each (default: each its own)")
+    parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="writes the rows as one array")
+    parser.add_argument("--root", help="where Fashion-MNIST (whole_run) or CIFAR-100 (protocol) lies")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, to see that everything runs: times mean nothing"
+    )
+    parser.add_argument("--pool", type=int, default=50_000, help="images of protocol (default: %(default)s)")
+    parser.add_argument("--cycles", type=int, default=6, help="of protocol (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=200, help="of protocol (default: %(default)s)")
+    parser.add_argument("--finetune-epochs", type=int, default=30, help="of protocol (default: %(default)s)")
+    return parser
+
+
+def main() -> int:
+    """Runs what the command line asks for; 1 if a clustering was not scikit-learn's."""
+    arguments = parser().parse_args()
+    if unknown := [name for name in arguments.names if name not in NAMED]:
+        parser().error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMED)}")
+    device = Runtime(device=arguments.device, num_threads=arguments.threads).prepare()
+    schedule = (arguments.pool, arguments.cycles, arguments.epochs, arguments.finetune_epochs)
+    bench = Bench(device, SMALL if arguments.small else Sizes(), arguments.repeats, arguments.root, *schedule)
+    machine = machine_line(device)
+    print(machine, flush=True)
+    rows: list[Row] = []
+    for name in arguments.names or (QUICK if arguments.quick else ALL):
+        torch.manual_seed(0)
+        rows.append(NAMED[name](bench) | {"name": name, "machine": machine})
+        print(f"{name}: {cells(rows[-1])[3]}", file=sys.stderr, flush=True)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    show(rows, machine)
+    wrong = [row["name"] for row in rows if row.get("adjusted_rand_index", 1.0) != 1.0]
+    if wrong:
+        print(f"not scikit-learn's clusters: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def machine_line(device: torch.device) -> str:
+    """What was measured where."""
+    facts = provenance(device)
+    commit, dirty = facts["git"]["commit"], facts["git"]["dirty"]
+    at = f"commit {commit[:7] if commit else 'unknown'}{' with changes' if dirty else ''}"
+    dtype = "bfloat16" if has_bfloat16(device) else "float32"
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{facts['device_name']} ({dtype}), {cores}, torch {torch.__version__}, {at}"
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    baseline, ratio = row.get("baseline_seconds"), row.get("ratio")
+    memory = [row.get(f"{side}_peak_mib") for side in ("baseline", "ours")]
+    return [
+        row["name"],
+        "-" if baseline is None else seconds(baseline),
+        seconds(row["ours_seconds"]),
+        "-" if ratio is None else f"{ratio:.1f}x",
+        *("-" if mib is None else f"{mib:,.0f}" for mib in memory),
+        note(row),
+    ]
+
+
+def seconds(value: float) -> str:
+    """A time with three digits."""
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def note(row: Row) -> str:
+    """What else is to be said of a row."""
+    notes = []
+    if "images_per_second" in row:
+        notes.append(f"{row['images_per_second']:,.0f} images/s")
+    if "ceiling_share" in row:
+        notes.append(f"{row['ceiling_share']:.0%} of {row['ceiling_tflops']:.3g} TFLOP/s")
+    if "ratio_with_gradient" in row:
+        notes.append(f"with gradient to the stages {row['ratio_with_gradient']:.1f}x")
+    if "adjusted_rand_index" in row:
+        notes.append(f"adjusted Rand index {row['adjusted_rand_index']}")
+    if "baseline_accuracy" in row:
+        notes.append(f"accuracy {row['baseline_accuracy']:.3f} and {row['ours_accuracy']:.3f}")
+    if "seconds_exponent" in row:
+        notes.append(f"time ~ n^{row['seconds_exponent']:.2f}, memory ~ n^{row['peak_mib_exponent']:.2f}")
+    for side in ("baseline", "ours"):
+        if phases := row.get(f"{side}_phases"):
+            notes.append(f"{side}: " + ", ".join(f"{phase} {took:.1f} s" for phase, took in phases.items()))
+    return "\n".join(notes)
+
+
+def show(rows: list[Row], machine: str) -> None:
+    """Prints the table: with rich, or plainly where that is not installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for row in [list(COLUMNS), *map(cells, rows)]:
+            print("\t".join(row).replace("\n", "; "))
+    else:
+        table = Table(*COLUMNS, title="medians", caption=machine)
+        for row in rows:
+            table.add_row(*cells(row))
+        console = Console()
+        (console if console.is_terminal else Console(width=160)).print(table)
+    for point in (point for row in rows for point in row.get("points", [])) if rows else ():
+        if isinstance(point, dict):
+            print("  ".join(f"{key} {value:,.4g}" for key, value in point.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
