@@ -11,7 +11,7 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sslpl.types import UserError
@@ -41,7 +41,7 @@ def run_composed(cfg: DictConfig) -> float | None:
     """Runs one composed config."""
     from sslpl.launch import launch  # after composing: a misspelled word needs no torch
 
-    return launch(cfg, group_choices(HydraConfig.get().runtime.choices), composed_preset(str(cfg.method)))
+    return launch(cfg, group_choices(HydraConfig.get().runtime.choices), composed)
 
 
 def group_choices(choices: Any) -> dict[str, str]:
@@ -49,13 +49,14 @@ def group_choices(choices: Any) -> dict[str, str]:
     return {str(key): str(value) for key, value in choices.items() if not str(key).startswith("hydra")}
 
 
-def composed_preset(method: str) -> tuple[DictConfig, dict[str, str]]:
-    """A method as its preset has it, and the options that the preset chooses."""
-    preset = compose("config", overrides=[f"method={method}"], return_hydra_config=True)
-    choices = group_choices(preset.hydra.runtime.choices)
-    with open_dict(preset):
-        del preset["hydra"]
-    return preset, choices
+def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config that a list of overrides gives, and the option that it has in each group."""
+    cfg = compose("config", overrides=overrides, return_hydra_config=True)
+    choices = group_choices(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return config, choices
 
 
 def guarded(action: Callable[[], T]) -> tuple[T | None, int]:

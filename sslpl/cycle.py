@@ -111,7 +111,7 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
     state.row.update(test_metrics(test, data.test_labels))
     yield Step(len(data.test))
     if state.module is not None:
-        unlabeled = predict(setup, *networks, data.train, state.pool.unlabeled)
+        unlabeled = state.predictions = predict(setup, *networks, data.train, state.pool.unlabeled)
         state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, data.train_labels[unlabeled.index])
         yield Step(len(unlabeled.index))
 
@@ -126,10 +126,11 @@ def query(setup: Setup, state: State) -> Iterator[Step]:
         int(setup.budget.candidates),
         state.backbone,
         state.module,
-        lambda index: predict(setup, state.backbone, state.module, setup.dataset.train, index),
+        lambda index: state.predictions or predict(setup, state.backbone, state.module, setup.dataset.train, index),
     )
     n = int(setup.budget.per_cycle)
     state.picked = setup.query(context, n, rng(setup.seed, "query", state.cycle))
+    state.predictions = None
     yield Step(len(context.unlabeled))
 
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
+Choices = dict[str, str]  # the option chosen in each group
 METHOD_GROUPS = (
     "query",
     "ssl",
@@ -30,34 +31,35 @@ def run_id(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def label(config: Config, choices: Mapping[str, str], preset: Config, preset_choices: Mapping[str, str]) -> str:
-    """The method and what differs from its preset, as in `sslpm+query=entropy`."""
-    differences: list[str] = []
-    for group in METHOD_GROUPS:
-        changed = [
-            f"{key}={choices[key]}"
-            for key in sorted(choices)
-            if (key == group or key.startswith(f"{group}/")) and choices[key] != preset_choices.get(key)
+def label(config: Config, choices: Choices, composed: Callable[[list[str]], tuple[Config, Choices]]) -> str:
+    """The method and what differs from its preset, as in `sslpm+query=entropy+query.subset=100`.
+
+    `composed` returns the config, and the options chosen, that a list of overrides gives.
+    """
+    changed: list[str] = []
+    for depth in (0, 1):  # a group's option chooses options of the groups below it
+        _, usual = composed([f"method={config['method']}", *changed])
+        changed += [
+            f"{group}={option}"
+            for group, option in choices.items()
+            if group.partition("/")[0] in METHOD_GROUPS and group.count("/") == depth and usual.get(group) != option
         ]
-        whole_group = f"{group}={choices.get(group)}" in changed
-        differences += changed
-        if not whole_group:
-            covered = tuple(key.partition("=")[0].replace("/", ".") for key in changed)
-            differences += _leaf_differences(group, config.get(group), preset.get(group), covered)
+    usual_config, _ = composed([f"method={config['method']}", *changed])
+    changed = [choice.replace("/", ".", 1) for choice in changed]
+    for group in METHOD_GROUPS:
+        changed += differences(group, config.get(group), usual_config.get(group))
     for key in METHOD_KEYS:
-        if config["training"].get(key) != preset["training"].get(key):
-            differences.append(f"{key}={str(config['training'].get(key)).lower()}")
-    return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", "+".join([config["method"], *differences]))
+        changed += differences(key, config["training"].get(key), usual_config["training"].get(key))
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", "+".join([config["method"], *changed]))
 
 
-def _leaf_differences(path: str, ours: Any, theirs: Any, covered: tuple[str, ...]) -> list[str]:
-    if path in covered:
-        return []
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        parts = (_leaf_differences(f"{path}.{key}", ours.get(key), theirs.get(key), covered) for key in keys)
-        return [difference for part in parts for difference in part]
-    return [] if ours == theirs and type(ours) is type(theirs) else [f"{path}={ours}"]
+def differences(path: str, ours: Any, usual: Any) -> list[str]:
+    """The values below a dotted path that are not the usual ones, as `path.key=value`."""
+    if isinstance(ours, dict) and isinstance(usual, dict):
+        keys = [*ours, *(key for key in usual if key not in ours)]
+        return [line for key in keys for line in differences(f"{path}.{key}", ours.get(key), usual.get(key))]
+    same = ours == usual and type(ours) is type(usual)
+    return [] if same else [f"{path}={str(ours).lower() if isinstance(ours, bool) else ours}"]
 
 
 def folder(config: Config, dataset: str, label: str) -> Path:

@@ -1,6 +1,7 @@
 """From a composed config to a finished run: check, name, build, run."""
 
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +26,15 @@ from sslpl.validate import check_config
 from sslpl.views import aubc
 
 
-def launch(cfg: DictConfig, choices: dict[str, str], preset: tuple[DictConfig, dict[str, str]]) -> float | None:
+def launch(
+    cfg: DictConfig,
+    choices: identity.Choices,
+    composed: Callable[[list[str]], tuple[identity.Config, identity.Choices]],
+) -> float | None:
     """Runs what a config describes, or goes on with it; returns the area under the budget curve, if one was run."""
     config = as_container(cfg)
     check_config(config)
-    label = identity.label(config, choices, as_container(preset[0]), preset[1])
+    label = identity.label(config, choices, composed)
     folder = identity.folder(config, choices["dataset"], label)
     status = read_status(folder)
     if status.get("state") == "finished":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslpl.pool import LabelPool
-from sslpl.types import Picked
+from sslpl.types import Picked, Predictions
 
 Row = dict[str, float | int | None]
 PHASES = ("train", "finetune", "evaluate", "query", "label")
@@ -42,6 +42,7 @@ class State:
     optimizer: Optimizer | None = None  # of the phase under way
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
     picked: Picked | None = None  # queried, not labeled yet
+    predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved: computed again
     row: Row = field(default_factory=dict)  # numbers of the cycle under way
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the cycle under way
     images: int = 0  # that the joint training of the cycle under way has seen

@@ -1,0 +1,60 @@
+"""Every config file composes; every published experiment runs a cycle on files in the published layout."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result, run_folder
+from layouts import write_cifar10, write_cifar100, write_fashion_mnist
+
+from sslpl.cli import CONF
+
+Command = Callable[..., Result]
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "dataset"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+WRITERS = {"cifar10": write_cifar10, "cifar100": write_cifar100, "fashion_mnist": write_fashion_mnist}
+
+
+def write_dataset(experiment: str, root: Path) -> None:
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    (name,) = [name for name in WRITERS if f"/dataset: {name}\n" in text]
+    WRITERS[name](root, 240, 40, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "experiment"])
+def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
+    beside = ["method=random"] if (group, option) == ("module", "none") else []
+    done = sslpl(*beside, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",
+                 "budget.initial=20", "budget.per_cycle=20", "budget.cycles=2")  # fmt: skip
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_says_what_it_is(experiment: str) -> None:
+    head = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[:6]
+    assert head[0] == "# @package _global_"
+    assert any(f"python run.py experiment={experiment}" in line for line in head)
+    assert any("result" in line.lower() for line in head)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_a_cycle(sslpl: Command, tmp_path: Path, experiment: str) -> None:
+    write_dataset(experiment, tmp_path / "files")
+    tiny = (
+        "training.epochs=1", "training.finetune_epochs=1", "budget.initial=16", "budget.per_cycle=8", "budget.cycles=2",
+        "budget.candidates=60", "tracker=none", "runtime.progress=none", f"dataset.root={tmp_path / 'files'}",
+    )  # fmt: skip
+    done = sslpl(f"experiment={experiment}", *tiny)
+    assert done.code == 0, done.err
+    assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_ceiling_goes_with_every_experiment(sslpl: Command, tmp_path: Path, experiment: str) -> None:
+    write_dataset(experiment, tmp_path / "files")
+    done = sslpl(f"experiment={experiment}", "method=full", f"dataset.root={tmp_path / 'files'}", "tracker=none",
+                 "runtime.dry_run=true")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "240" in done.out.splitlines()[1]
