@@ -13,6 +13,7 @@ from torch import nn
 from sslpl import checkpoint, identity
 from sslpl.cycle import initial_state, run_active_learning
 from sslpl.data.augment import Augmentation
+from sslpl.data.streaming import placed
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.pool import Budget
@@ -62,7 +63,7 @@ def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setu
     training: Training = instantiate(cfg.training)
     dataset: Dataset = instantiate(cfg.dataset)
     budget: Budget = instantiate(cfg.budget).of(len(dataset.train))
-    dataset = dataset._replace(train=dataset.train.to(device), test=dataset.test.to(device))
+    dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
     augmentation = Augmentation(
         dataset.train.shape,
         dataset.mean,
@@ -79,6 +80,8 @@ def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setu
         backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
+        if runtime.compile is True:
+            backbone.compile(dynamic=False)
         return backbone, None if module is None else module.to(device)
 
     wanted = training.precision

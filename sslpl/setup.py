@@ -74,7 +74,6 @@ class Setup(NamedTuple):
     device: torch.device
     bfloat16: bool
     captures: bool = False  # training steps are captured as CUDA graphs
-    compiles: bool = False  # the backbone is compiled for training
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which networks run forward."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def summary(history: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def aubc(history: Sequence[Row]) -> float:
+def aubc(history: Sequence[Mapping[str, float | None]]) -> float:
     """Area under the budget curve: accuracy over labels by trapezoids, divided by the label range (0 to 1)."""
     labeled = np.array([row["labeled"] for row in history], dtype=float)
     accuracy = np.array([row["test_accuracy"] for row in history], dtype=float)

@@ -90,9 +90,11 @@ def joint_step(
 ) -> Tensor:
     """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device."""
     state.backbone.train()
+    # Compiled networks are compiled for whole batches: another size is not worth another compilation.
+    network = state.backbone if len(views) == setup.training.batch_size else state.backbone.forward
     optimizer.zero_grad(set_to_none=True)
     with setup.autocast(), frozen_statistics(state.backbone, len(views) == 1):
-        logits, maps, _ = state.backbone(views)
+        logits, maps, _ = network(views)
         losses = cross_entropy(logits.float(), labels, reduction="none")
         ranking = losses.new_zeros(())
         if state.module is not None:
