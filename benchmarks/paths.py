@@ -268,7 +268,7 @@ def scaling(bench: Bench) -> Row:
         row = run_case("scaling", bench, Case(query, None, repeats=3, warm_up=False))
         points.append({"candidates": count, "seconds": row["ours_seconds"], "peak_mib": row["ours_peak_mib"]})
     exponents = {f"{key}_exponent": slope(points, key) for key in ("seconds", "peak_mib")}
-    return row | exponents | {"points": points}
+    return row | exponents | {"by_candidates": points}
 
 
 def slope(points: list[dict[str, float]], key: str) -> float:

@@ -148,9 +148,8 @@ def show(rows: list[Row], machine: str) -> None:
             table.add_row(*cells(row))
         console = Console()
         (console if console.is_terminal else Console(width=160)).print(table)
-    for point in (point for row in rows for point in row.get("points", [])) if rows else ():
-        if isinstance(point, dict):
-            print("  ".join(f"{key} {value:,.4g}" for key, value in point.items()))
+    for point in (point for row in rows for point in row.get("by_candidates", [])):
+        print("  ".join(f"{key} {value:,.4g}" for key, value in point.items()))
 
 
 if __name__ == "__main__":

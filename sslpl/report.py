@@ -72,24 +72,26 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.dataset, run.label, run.setting), []).append(run)
-    summaries = [Summary(*key, len(group), *measures(group)) for key, group in groups.items()]
-    return sorted(summaries, key=lambda s: (s.dataset, -s.aubc[0]))
+    return sorted((measured(*key, group) for key, group in groups.items()), key=lambda s: (s.dataset, -s.aubc[0]))
 
 
-def measures(runs: Sequence[Run]) -> tuple[Spread, Spread, Spread | None, float]:
-    """Area under the budget curve, final accuracy, loss rank correlation, seconds, over the seeds."""
+def measured(dataset: str, label: str, setting: str, runs: Sequence[Run]) -> Summary:
+    """The summary of runs that differ by their seed alone."""
     correlations = [
         mean(values)
         for run in runs
         if (values := [v for row in run.rows if (v := row["loss_rank_correlation"]) is not None])
     ]
     seconds = [sum(v or 0.0 for row in run.rows for key, v in row.items() if key.endswith("_seconds")) for run in runs]
-    final = [run.rows[-1]["test_accuracy"] or 0.0 for run in runs]
-    return (
-        spread([aubc(run.rows) for run in runs]),
-        spread(final),
-        spread(correlations) if correlations else None,
-        mean(seconds),
+    return Summary(
+        dataset,
+        label,
+        setting,
+        n=len(runs),
+        aubc=spread([aubc(run.rows) for run in runs]),
+        final_accuracy=spread([run.rows[-1]["test_accuracy"] or 0.0 for run in runs]),
+        loss_rank_correlation=spread(correlations) if correlations else None,
+        seconds=mean(seconds),
     )
 
 

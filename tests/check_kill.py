@@ -100,6 +100,7 @@ def main() -> None:
         expected, left = result(whole), result(killed)
         for what, value in expected.items():
             if left[what] != value:
+                print(log, *(p.read_text() for p in killed.glob("outputs/**/error.log")))
                 sys.exit(f"check_kill: {what} differs:\n{str(value)[:1000]}\n{str(left[what])[:1000]}")
     print(f"check_kill: killed {kills} times, the same results ({time.monotonic() - began:.0f} s)")
 

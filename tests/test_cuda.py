@@ -97,10 +97,10 @@ def test_captured_steps_do_what_plain_steps_do() -> None:
 
 
 def test_an_epoch_never_waits_for_the_device() -> None:
-    setup = make_setup(captures=True, epochs=2 * WARM_UP)
+    setup = make_setup(captures=True, epochs=2 * WARM_UP, detach_after=1.0)
     state = initial_state(setup)
     steps = train(setup, state)
-    for step in steps:
+    for _ in steps:
         if state.epoch == 2 * WARM_UP - 1:  # everything is captured by now
             break
     torch.cuda.synchronize()
