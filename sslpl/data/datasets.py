@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslpl.data.batches import to_device
 from sslpl.types import CountOrZero, Dataset, UserError
 
 SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
@@ -76,8 +77,7 @@ class TensorImages:
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each index tensor in turn, [B, C, H, W] uint8."""
         for index in indices:
-            # A copy to the CPU has to block: it could be read before it arrives.
-            yield self.data[index.to(self.data.device, non_blocking=self.data.is_cuda)]
+            yield self.data[to_device(index, self.data.device)]
 
 
 def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None) -> Dataset:

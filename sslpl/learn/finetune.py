@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
-from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size, weak_views
+from sslpl.data.batches import epoch_batches, fetched, grouped, to_device, unlabeled_batch_size
 from sslpl.learn.joint import resumed
 from sslpl.learn.ssl import confident
 from sslpl.models.backbones import Frozen
@@ -19,6 +19,8 @@ from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
 from sslpl.state import State
 from sslpl.types import PseudoLabel
+
+FORWARD = 4096  # the most images in one forward pass of the frozen backbone
 
 
 class Measured(NamedTuple):
@@ -104,11 +106,14 @@ def measured_labeled(
     setup: Setup, frozen: Frozen, module: LossPredictionModule, plan: Plan, labels: Tensor, first: int
 ) -> Iterator[Measured]:
     """True cross-entropy and summaries of the weak views of each labeled batch from `first` on."""
-    batches = plan.labeled[first:]
-    truths = torch.split(labels[torch.cat(batches).to(labels.device)], [len(batch) for batch in batches])
-    views = weak_views(setup.dataset.train, setup.augmentation, setup.device, plan.labeled, plan.labeled_draws, first)
-    for truth, view in zip(truths, views, strict=True):
-        yield measure(frozen, module, view, truth)
+    images, augmentation = setup.dataset.train, setup.augmentation
+    groups = grouped(plan.labeled[first:], setup.device, images.shape)
+    start = sum(len(batch) for batch in plan.labeled[:first])
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        views = augmentation.weak(fetch, rows(plan.labeled_draws, slice(start, start + len(fetch))))
+        truth = labels[to_device(torch.cat(group), setup.device)]
+        yield from parts(measure(frozen, module, views, truth), [len(batch) for batch in group])
+        start += len(fetch)
 
 
 def measured_unlabeled(
@@ -122,19 +127,42 @@ def measured_unlabeled(
         assert plan.weak_draws is not None
         assert plan.strong_draws is not None
         sizes, span = [len(batch) for batch in group], slice(start, start + len(fetch))
-        weak = torch.split(augmentation.weak(fetch, rows(plan.weak_draws, span)), sizes)
-        labels = [pseudo_label(setup, frozen, view) for view in weak]
-        tally[3:] += label_counts(labels, hidden[torch.cat(group).to(hidden.device)])
+        weak = augmentation.weak(fetch, rows(plan.weak_draws, span))
+        target, weight = pseudo_labels(setup, frozen, weak, sizes)
+        tally[3:] += label_counts(target, weight, hidden[to_device(torch.cat(group), setup.device)])
         # The one wait of a group: which images are confident decides what is augmented and forwarded next.
-        used = used_rows(torch.cat([label.weight for label in labels]).cpu(), sizes)
-        counts, chosen = [len(part) for part in used], torch.cat(used)
-        there = chosen.to(fetch.device)
+        used = used_rows(weight.cpu(), sizes)
+        chosen = torch.cat(used)
+        there = to_device(chosen, setup.device)
         strong = augmentation.strong(fetch[there], rows(rows(plan.strong_draws, span), chosen))
-        targets = torch.cat([label.target for label in labels])[there]
-        for views, target in zip(torch.split(strong, counts), torch.split(targets, counts), strict=True):
-            yield measure(frozen, module, views, target) if len(views) else None
+        whole = measure(frozen, module, strong, target[there])
+        yield from (part if len(part.loss) else None for part in parts(whole, [len(part) for part in used]))
         start += len(fetch)
     yield from [None] * (len(plan.labeled) - max(first, len(plan.unlabeled)))
+
+
+@torch.no_grad()
+def pseudo_labels(setup: Setup, frozen: Frozen, weak: Tensor, sizes: list[int]) -> PseudoLabel:
+    """What the frozen backbone says of the weak views of a group of batches."""
+    assert setup.ssl is not None
+    logits = torch.cat([frozen(part).logits for part in torch.split(weak, FORWARD)])
+    labels = [setup.ssl(part) for part in torch.split(logits, sizes)]
+    return PseudoLabel(*(torch.cat(column) for column in zip(*labels, strict=True)))
+
+
+@torch.no_grad()
+def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor) -> Measured:
+    """Summaries of views and their cross-entropy against classes [B] or class probabilities [B, classes]."""
+    seen = [frozen(part) for part in torch.split(views, FORWARD)]
+    summaries = zip(*(module.summaries(features.maps) for features in seen), strict=True)
+    logits = torch.cat([features.logits for features in seen])
+    return Measured(tuple(map(torch.cat, summaries)), cross_entropy(logits, target, reduction="none"))
+
+
+def parts(whole: Measured, sizes: list[int]) -> list[Measured]:
+    """What was measured of a group, batch by batch."""
+    summaries = zip(*(torch.split(summary, sizes) for summary in whole.summaries), strict=True)
+    return [Measured(*part) for part in zip(summaries, torch.split(whole.loss, sizes), strict=True)]
 
 
 def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -146,25 +174,11 @@ def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
     return [confident(part) + start for part, start in zip(torch.split(weight, sizes), starts, strict=True)]
 
 
-@torch.no_grad()
-def pseudo_label(setup: Setup, frozen: Frozen, weak: Tensor) -> PseudoLabel:
-    """What the frozen backbone says of weak views."""
-    assert setup.ssl is not None
-    return setup.ssl(frozen(weak).logits)
-
-
-def label_counts(labels: list[PseudoLabel], truth: Tensor) -> Tensor:
+def label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
     """How many pseudo-labels are kept, right, seen; the truth is for analysis alone: nothing learns from it."""
-    kept = torch.cat([label.weight for label in labels]) > 0
-    right = torch.cat([label.target for label in labels]).argmax(dim=1) == truth
-    return torch.stack([kept.sum(), (kept & right).sum(), torch.full_like(kept.sum(), len(kept))])
-
-
-@torch.no_grad()
-def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor) -> Measured:
-    """Summaries of views and their cross-entropy against classes [B] or class probabilities [B, classes]."""
-    logits, maps, _ = frozen(views)
-    return Measured(module.summaries(maps), cross_entropy(logits, target, reduction="none"))
+    kept = weight > 0
+    right = kept & (target.argmax(dim=1) == truth)
+    return torch.stack([kept.sum(), right.sum(), torch.full_like(kept.sum(), len(kept))])
 
 
 def finetune_step(
@@ -176,10 +190,11 @@ def finetune_step(
 ) -> Tensor:
     """One step of the module; returns [labeled, unlabeled] ranking losses and 1, for the sums of an epoch."""
     optimizer.zero_grad(set_to_none=True)
-    supervised = setup.ranking(module.predict(labeled.summaries), labeled.loss)
-    pseudo = torch.zeros_like(supervised)
-    if unlabeled is not None:
-        pseudo = setup.ranking(module.predict(unlabeled.summaries), unlabeled.loss)
+    both = [labeled] if unlabeled is None else [labeled, unlabeled]
+    summaries = [torch.cat(level) for level in zip(*(part.summaries for part in both), strict=True)]
+    predicted = torch.split(module.predict(summaries), [len(part.loss) for part in both])
+    supervised = setup.ranking(predicted[0], labeled.loss)
+    pseudo = torch.zeros_like(supervised) if unlabeled is None else setup.ranking(predicted[1], unlabeled.loss)
     (supervised + pseudo).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return torch.stack([supervised.detach(), pseudo.detach(), torch.ones_like(pseudo)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.batches import epoch_batches, weak_views
+from sslpl.data.batches import epoch_batches, to_device, weak_views
 from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.pool import without
 from sslpl.seeds import rng
@@ -32,7 +32,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
         tally = state.tally if state.tally is not None else torch.zeros(4, device=device)
-        truths = torch.split(labels[torch.cat(batches).to(device)], [len(batch) for batch in batches])
+        truths = torch.split(labels[to_device(torch.cat(batches), device)], [len(batch) for batch in batches])
         views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
         for view, truth in zip(views, truths[state.step :], strict=True):
             tally += step(view, truth, training.detached(epoch))
