@@ -51,7 +51,7 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
     optimizer = finetune_optimizer(setup, state)
     frozen = Frozen(state.backbone, setup.bfloat16)
     labels, hidden = state.labels().to(setup.device), setup.dataset.train_labels.to(setup.device)
-    tally = state.tally if state.tally is not None else torch.zeros(6, device=setup.device)
+    tally = torch.zeros(6, device=setup.device) if state.tally is None else state.tally.to(setup.device)
     state.tally = tally
     for epoch in range(state.epoch, training.finetune_epochs):
         plan = epoch_plan(setup, state, epoch)

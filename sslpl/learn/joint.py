@@ -31,7 +31,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
-        tally = state.tally if state.tally is not None else torch.zeros(4, device=device)
+        tally = torch.zeros(4, device=device) if state.tally is None else state.tally.to(device)
         truths = torch.split(labels[to_device(torch.cat(batches), device)], [len(batch) for batch in batches])
         views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
         for view, truth in zip(views, truths[state.step :], strict=True):

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sslpl.types import Features, ShareBelowOne
+
+ROUND = 512  # batches of a frozen backbone are filled up to a multiple of this on a GPU
 
 
 class ConvNorm(nn.Sequential):
@@ -109,8 +112,13 @@ class Frozen:
 
     def __call__(self, images: Tensor) -> Features:
         """Features of normalized images [B, C, H, W]."""
-        features: Features = self.network(images.to(self.dtype))
-        return features
+        images = images.to(self.dtype)
+        if not images.is_cuda:
+            return self.network(images)  # type: ignore[no-any-return]
+        # The convolution library tries its kernels anew for every batch size that it meets: let it meet few.
+        count = len(images)
+        logits, maps, embedding = self.network(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
+        return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
 
 
 def fold(pair: ConvNorm) -> nn.Conv2d:
