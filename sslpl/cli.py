@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import hydra
@@ -33,7 +34,9 @@ def main() -> None:
         codes.append(code)
         return area
 
-    _, code = guarded(run)
+    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
+        os.environ["SSLPL_SCRATCH"] = scratch
+        _, code = guarded(run)
     sys.exit(max([code, *codes], default=0))
 
 

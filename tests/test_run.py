@@ -196,6 +196,7 @@ def test_a_multirun_runs_each_job_in_its_own_folder(sslpl: Command) -> None:
     assert done.code == 0, done.err
     folders = sorted(str(path.parent.parent) for path in Path("outputs").glob("**/status.json"))
     assert folders == ["outputs/digits/entropy"] * 2 + ["outputs/digits/random"] * 2
+    assert [path.name for path in Path().iterdir()] == ["outputs"]
 
 
 def test_a_failing_run_says_so_and_does_not_stop_the_others(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,99 @@
+"""Whole runs that stream to a W&B server on loopback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Result, run_folder
+from test_tracking import KEY, server, stranger  # noqa: F401 - fixtures
+from wandb_server import WandbServer
+
+from sslpl import recording
+
+Command = Callable[..., Result]
+RUN = [*(option for option in TINY if option != "tracker=none"), "budget.cycles=2"]
+
+
+def cycles(seen: WandbServer, run: str) -> list[dict]:
+    return [line for line in seen.runs[run].lines if "test/accuracy" in line]
+
+
+def test_cycles_and_training_curves_are_streamed(sslpl: Command, server: WandbServer) -> None:  # noqa: F811
+    done = sslpl(*RUN)
+    assert done.code == 0, done.err
+    folder = run_folder()
+    (run_id,) = server.runs
+    run = server.runs[run_id]
+    assert folder.name == f"seed0-{run_id}"
+    assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [line["test/accuracy"] for line in cycles(server, run_id)] == summary["test_accuracy"]
+    assert sum("train/loss" in line for line in run.lines) == 4  # 2 epochs in each of 2 cycles
+    assert sum("finetune/ranking_loss" in line for line in run.lines) == 1
+    steps = [line["_step"] for line in run.lines]
+    assert steps == sorted(set(steps))
+    assert run.upsert["groupName"] == "sslpm"
+    assert run.config["budget"]["initial"] == 24
+    assert run.config["provenance"]["versions"]["torch"]
+    assert run.summary["aubc"] == pytest.approx(summary["aubc"])
+    assert run.exit_code == 0
+    assert [artifact["artifactCollectionName"] for artifact in run.artifacts] == [f"queries-{run_id}"]
+    assert all(KEY.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_interrupted_run_goes_on_under_its_id_without_doubled_steps(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, seen = recording.Recorder.step, []
+
+    def interrupting(self: recording.Recorder, *arguments: object) -> None:
+        seen.append(1)
+        if len(seen) == 6:
+            self.signal = 2
+        step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recording.Recorder, "step", interrupting)
+    assert sslpl(*RUN).code == 130
+    monkeypatch.setattr(recording.Recorder, "step", step)
+    assert sslpl(*RUN).code == 0
+    (run_id,) = server.runs
+    assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]
+    steps = [line["_step"] for line in server.runs[run_id].lines]
+    assert steps == sorted(set(steps))
+    assert server.runs[run_id].exit_code == 0
+
+
+def test_each_job_of_a_multirun_is_a_run_and_a_failed_one_shows(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sslpl.query import scorers
+
+    def broken(_: object) -> None:
+        raise RuntimeError("no entropy today")
+
+    monkeypatch.setattr(scorers, "entropy", broken)
+    assert sslpl("-m", *RUN, "method=entropy,random").code == 1
+    ended = {run.upsert["groupName"]: run.exit_code for run in server.runs.values()}
+    assert ended == {"entropy": 1, "random": 0}
+
+
+@pytest.mark.parametrize("failure", [None, 500])
+def test_without_a_server_the_files_are_complete(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    failure: int | None,
+) -> None:
+    server.failure = failure
+    if failure is None:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    done = sslpl(*RUN)
+    assert done.code == 0
+    assert done.err.startswith("W&B: ")
+    assert done.err.count("\n") == 1
+    assert len((run_folder(Path("outputs")) / "metrics.csv").read_text().splitlines()) == 3
