@@ -13,7 +13,7 @@ from torch import nn
 from sslpl import checkpoint, identity
 from sslpl.cycle import initial_state, run_active_learning
 from sslpl.data.augment import Augmentation
-from sslpl.data.streaming import placed
+from sslpl.data.images import placed
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.pool import Budget

@@ -14,10 +14,16 @@ from tempfile import TemporaryDirectory
 import torch
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = (
-    "training.epochs=6 training.finetune_epochs=3 training.batch_size=32 budget.cycles=4 tracker=none "
-    "runtime.checkpoint_minutes=0 runtime.num_threads=1 runtime.progress=plain"
-).split()
+OPTIONS = [
+    "training.epochs=6",
+    "training.finetune_epochs=3",
+    "training.batch_size=32",
+    "budget.cycles=4",
+    "tracker=none",
+    "runtime.checkpoint_minutes=0",
+    "runtime.num_threads=1",
+    "runtime.progress=plain",
+]
 KILLS = 6
 DEADLINE = 600  # seconds that one life may take
 MEASURED = ("_seconds", "_per_second", "_mib")  # columns of metrics.csv that no two runs share

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-TINY = "training.epochs=2 training.finetune_epochs=1 budget.cycles=2 tracker=none runtime.num_threads=1".split()
+TINY = ["training.epochs=2", "training.finetune_epochs=1", "budget.cycles=2", "tracker=none", "runtime.num_threads=1"]
 
 
 def call(*command: str | Path, cwd: Path) -> str:

@@ -6,18 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
-from sslpl.data.augment import (
-    OPERATIONS,
-    SIGNED,
-    Augmentation,
-    StrongDraws,
-    WeakDraws,
-    apply_operation,
-    crop_flip,
-    cutout,
-    cutout_corner,
-    rows,
-)
+from sslpl.data.augment import Augmentation, StrongDraws, WeakDraws, crop_flip, rows
+from sslpl.data.operations import OPERATIONS, SIGNED, apply_operation, cutout, cutout_corner
 
 PLAIN = ("Identity", "AutoContrast", "Equalize")
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 8, 8), (1, 8, 8), (3, 33, 47), (1, 47, 33), (3, 96, 96)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslpl.cycle import initial_state, run_active_learning
 from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
-from sslpl.data.streaming import StreamedImages
+from sslpl.data.images import StreamedImages
 from sslpl.learn import ranking, ssl
 from sslpl.learn.capture import WARM_UP, CapturedSteps
 from sslpl.learn.joint import joint_optimizer, joint_step, set_rates, train

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
 from sslpl.data import datasets
-from sslpl.data.datasets import TensorImages, cifar10, cifar100, digits, fashion_mnist
+from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist
+from sslpl.data.images import TensorImages
 from sslpl.types import Dataset, UserError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

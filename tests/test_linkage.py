@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 import sslpl.query.linkage as linkage_module
+import sslpl.query.rounds as rounds_module
 from sslpl.query.linkage import complete_linkage, complete_linkage_bytes
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -205,8 +206,8 @@ def test_block_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points = embeddings(600, 16, seed=4)
     expected = complete_linkage(points, 30)
     for living in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(linkage_module, "LIVING", living)
-        monkeypatch.setattr(linkage_module, "FOLDED", 600)
-        monkeypatch.setattr(linkage_module, "CHUNK", {"cpu": 1000, "cuda": 1000})
-        monkeypatch.setattr(linkage_module, "PRODUCT", {"cpu": 77, "cuda": 77})
+        monkeypatch.setattr(rounds_module, "LIVING", living)
+        monkeypatch.setattr(rounds_module, "FOLDED", 600)
+        monkeypatch.setattr(rounds_module, "CHUNK", {"cpu": 1000, "cuda": 1000})
+        monkeypatch.setattr(rounds_module, "PRODUCT", {"cpu": 77, "cuda": 77})
         assert torch.equal(complete_linkage(points, 30), expected)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.augment import apply_operation, cutout, cutout_corner
 from sslpl.data.batches import unlabeled_batch_size
+from sslpl.data.operations import apply_operation, cutout, cutout_corner
 from sslpl.learn import ranking
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
 from sslpl.models.loss_prediction import LossPredictionModule

@@ -30,13 +30,6 @@ def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: i
     return min(unlabeled // (labeled // batch_size + 1) // 2 * 2, limit)
 
 
-def to_device(index: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on the device; a copy from the CPU to a GPU is not waited for."""
-    if device.type == "cuda" and index.device.type == "cpu":
-        return index.pin_memory().to(device, non_blocking=True)
-    return index.to(device)
-
-
 def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, int, int]) -> list[list[Tensor]]:
     """Consecutive batches that are fetched and augmented at once: one on a CPU, as many as fit on a GPU.
 

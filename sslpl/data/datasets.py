@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslpl.data.batches import to_device
+from sslpl.data.images import TensorImages
 from sslpl.types import CountOrZero, Dataset, UserError
 
 SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
@@ -57,27 +57,6 @@ CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batc
 CIFAR10 = Source("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES, UNPACKED.format("cifar-10-python.tar.gz"))
 CIFAR100_FILES = ("train", "test", "meta")
 CIFAR100 = Source("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKED.format("cifar-100-python.tar.gz"))
-
-
-class TensorImages:
-    """Images held as one uint8 tensor [N, C, H, W], gathered on its device."""
-
-    def __init__(self, data: Tensor) -> None:
-        channels, height, width = data.shape[1:]
-        self.data = data
-        self.shape: tuple[int, int, int] = (channels, height, width)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def to(self, device: torch.device | str) -> "TensorImages":
-        """The same images on another device."""
-        return TensorImages(self.data.to(device))
-
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each index tensor in turn, [B, C, H, W] uint8."""
-        for index in indices:
-            yield self.data[to_device(index, self.data.device)]
 
 
 def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None) -> Dataset:

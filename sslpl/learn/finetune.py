@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
-from sslpl.data.batches import epoch_batches, fetched, grouped, to_device, unlabeled_batch_size
+from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
+from sslpl.data.images import to_device
 from sslpl.learn.joint import resumed
 from sslpl.learn.ssl import confident
 from sslpl.models.backbones import Frozen

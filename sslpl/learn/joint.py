@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.batches import epoch_batches, to_device, weak_views
+from sslpl.data.batches import epoch_batches, weak_views
+from sslpl.data.images import to_device
 from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.pool import without
 from sslpl.seeds import rng

@@ -7,8 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslpl.data import datasets
-from sslpl.data.datasets import TensorImages
-from sslpl.data.streaming import StreamedImages, placed
+from sslpl.data.images import StreamedImages, TensorImages, placed
 
 
 class PngReader:

@@ -1,4 +1,4 @@
-"""Images that do not fit the device: read by worker processes while the device works."""
+"""Sets of images: held on the device as one tensor, or streamed to it."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,10 +6,37 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sslpl.data.datasets import TensorImages
 from sslpl.types import Images
 
 Reader = Callable[[int], Tensor]  # position -> [C, H, W] uint8
+
+
+def to_device(index: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device; a copy from the CPU to a GPU is not waited for."""
+    if device.type == "cuda" and index.device.type == "cpu":
+        return index.pin_memory().to(device, non_blocking=True)
+    return index.to(device)
+
+
+class TensorImages:
+    """Images held as one uint8 tensor [N, C, H, W], gathered on its device."""
+
+    def __init__(self, data: Tensor) -> None:
+        channels, height, width = data.shape[1:]
+        self.data = data
+        self.shape: tuple[int, int, int] = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def to(self, device: torch.device | str) -> "TensorImages":
+        """The same images on another device."""
+        return TensorImages(self.data.to(device))
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each index tensor in turn, [B, C, H, W] uint8."""
+        for index in indices:
+            yield self.data[to_device(index, self.data.device)]
 
 
 class StreamedImages:
