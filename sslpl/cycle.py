@@ -63,7 +63,7 @@ def initial_state(setup: Setup) -> State:
     ledger = Ledger(nothing, nothing, nothing, nothing.double())
     state = State(LabelPool(size, nothing), ledger, nothing, backbone, module)
     reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
-    if setup.training.trim and setup.budget.cycles > 1:
+    if setup.training.trim:
         state.excluded = removed
     return state
 

@@ -47,7 +47,7 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
     training, budget = setup.training, setup.budget
     last = cycle == budget.cycles - 1
     labeled = int(budget.labeled_after(cycle))
-    trained = labeled - (removal_size(int(budget.initial)) if training.trim and not last else 0)
+    trained = labeled - (removal_size(int(budget.initial)) if training.trim and (cycle == 0 or not last) else 0)
     steps = training.epochs * max(1, -(-trained // training.batch_size))
     tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled
     if initial_module(setup) and (not last or training.finetune_last):

@@ -1,7 +1,9 @@
 """From a composed config to a finished run: check, name, build, run."""
 
+import json
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +49,10 @@ def launch(
     if runtime.dry_run:
         dry_run(setup, Console(), folder)
         return None
-    run = RunInfo(identity.run_id(config), folder.name, label, folder, config, provenance(setup.device))
+    origin, changes = resumed_provenance(folder, provenance(setup.device))
+    run = RunInfo(identity.run_id(config), folder.name, label, folder, config, origin)
     open_folder(run)
-    return execute(setup, run, instantiate(cfg.tracker), runtime)
+    return execute(setup, run, instantiate(cfg.tracker), runtime, changes)
 
 
 def as_container(cfg: DictConfig) -> dict[str, Any]:
@@ -101,6 +104,20 @@ def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setu
     )
 
 
+def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a run's provenance becomes, and what differs from its start: a line each."""
+    path = folder / "provenance.json"
+    if not path.exists():
+        return now, []
+    first: dict[str, Any] = json.loads(path.read_text())
+    changes = [
+        f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
+        for key in ("git", "device_name", "threads")
+        if first.get(key) != now[key]
+    ]
+    return first | {"resumed": [*first.get("resumed", []), now]}, changes
+
+
 def open_folder(run: RunInfo) -> None:
     """Makes a run's folder with its config and provenance; UserError if it cannot be written."""
     config = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
@@ -112,18 +129,20 @@ def open_folder(run: RunInfo) -> None:
         raise UserError(f"runtime.output_dir={where}: cannot be written ({error.strerror or error})") from error
 
 
-def execute(setup: Setup, run: RunInfo, tracker: Tracker, runtime: Runtime) -> float:
+def execute(setup: Setup, run: RunInfo, tracker: Tracker, runtime: Runtime, changes: list[str]) -> float:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
     console = Console()
     state = initial_state(setup)
     with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         saved, warning = checkpoint.load(run.folder / "checkpoint")
-        for line in filter(None, [warning, resume_line(saved)]):
+        for line in filter(None, [warning, resume_line(saved), *(changes if saved else [])]):
             progress.message(line)
         if saved is not None:
             state.load(saved)
         tracker.start(run)
+        if state.history:  # a kill may have come between the checkpoint and the tables
+            recorder.file(state)
         try:
             with recorder.signals():
                 run_active_learning(setup, state, recorder)

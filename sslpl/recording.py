@@ -15,7 +15,7 @@ from sslpl.files import write_whole
 from sslpl.learn.joint import trained_index
 from sslpl.plots import learning_curve
 from sslpl.progress import Progress
-from sslpl.setup import Setup, Step
+from sslpl.setup import Setup, Step, Training
 from sslpl.state import FINISHED, State
 from sslpl.types import RunInfo, Tracker
 
@@ -66,10 +66,8 @@ class Recorder:
         """Saves at the end of a phase and, at the end of a cycle, streams and files its numbers."""
         self._save(state)
         if state.phase in ("train", FINISHED):
-            self._file(state)
-            row = state.history[-1]
-            self.tracker.log(self._moment(state) - 1, wandb_names(row))
-            self.progress.cycle_done(row)
+            self.file(state)
+            self.progress.cycle_done(state.history[-1])
         if self.signal and state.phase != FINISHED:
             raise Interrupted(self.signal)
 
@@ -94,20 +92,28 @@ class Recorder:
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
         training = self.setup.training
-        per_cycle = training.epochs + training.finetune_epochs + 2  # and one for the cycle's own numbers
-        return state.cycle * per_cycle + state.epoch + (training.epochs if state.phase == "finetune" else 0)
+        before = training.epochs if state.phase == "finetune" else 0
+        return state.cycle * moments(training) + before + state.epoch
 
-    def _save(self, state: State) -> None:
-        checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
-        self.saved_at = time.monotonic()
-
-    def _file(self, state: State) -> None:
-        folder = self.run.folder
+    def file(self, state: State) -> None:
+        """Writes the tables of the finished cycles and streams their numbers; a tracker drops what it has already."""
+        folder, training = self.run.folder, self.setup.training
         write_whole(folder / "metrics.csv", views.metrics_csv(state.history))
         write_whole(folder / "queries.csv", views.queries_csv(state.ledger))
         write_json(folder / "summary.json", views.summary(state.history))
         dataset = folder.parent.parent.name
         learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
+        for cycle, row in enumerate(state.history, start=1):
+            self.tracker.log(cycle * moments(training) - 1, wandb_names(row))
+
+    def _save(self, state: State) -> None:
+        checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
+        self.saved_at = time.monotonic()
+
+
+def moments(training: Training) -> int:
+    """How many steps of the tracker a cycle takes: its epochs, and one for its own numbers at the end."""
+    return training.epochs + training.finetune_epochs + 2
 
 
 def epochs_of(setup: Setup, state: State) -> int:

@@ -126,6 +126,26 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert timeless(whole) == timeless(killed)
 
 
+def test_a_kill_before_the_last_tables_loses_nothing(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sslpl(*TINY, "runtime.output_dir=whole").code == 0
+    file = recording.Recorder.file
+
+    def dying_file(self: recording.Recorder, state: recording.State) -> None:
+        if len(state.history) == 3:
+            raise Killed
+        file(self, state)
+
+    monkeypatch.setattr(recording.Recorder, "file", dying_file)
+    with pytest.raises(Killed):
+        sslpl(*TINY, "runtime.output_dir=killed")
+    monkeypatch.setattr(recording.Recorder, "file", file)
+    assert sslpl(*TINY, "runtime.output_dir=killed").code == 0
+    whole, killed = run_folder(Path("whole")), run_folder(Path("killed"))
+    assert (whole / "queries.csv").read_bytes() == (killed / "queries.csv").read_bytes()
+    assert timeless(whole) == timeless(killed)
+    assert len(json.loads((killed / "provenance.json").read_text())["resumed"]) == 1
+
+
 def test_a_signal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import signal
