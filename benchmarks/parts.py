@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sslpl.data.augment import Augmentation
-from sslpl.data.datasets import CIFAR100_STATISTICS, TensorImages, cifar100, fashion_mnist
+from sslpl.data.datasets import CIFAR100_STATISTICS, cifar100, fashion_mnist
+from sslpl.data.images import TensorImages
 from sslpl.learn.ranking import bce
 from sslpl.learn.ssl import pseudo_label_soft
 from sslpl.models.backbones import resnet18
