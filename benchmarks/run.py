@@ -153,7 +153,8 @@ def show(rows: list[Row], machine: str) -> None:
         console = Console()
         (console if console.is_terminal else Console(width=160)).print(table)
     for point in (point for row in rows for point in row.get("by_candidates", [])):
-        print("  ".join(f"{key} {value:,.4g}" for key, value in point.items()))
+        took, peak = seconds(point["seconds"]), point["peak_mib"]
+        print(f"{point['candidates']:,} candidates: {took}, {peak:,.0f} MiB")
 
 
 if __name__ == "__main__":
