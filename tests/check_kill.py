@@ -54,7 +54,9 @@ def live_until(folder: Path, saved: int, pause: float) -> bool:
     """Kills a run `pause` seconds after some checkpoints; False if it ended before."""
     process, began = start(folder), time.monotonic()
     for count in checkpoints(folder):
-        if process.poll() is not None:
+        if (code := process.poll()) is not None:
+            if code != 0:
+                sys.exit(f"check_kill: a resumed run ended with {code}\n{(folder / 'log.txt').read_text()}")
             return False
         if time.monotonic() - began > DEADLINE:
             process.kill()

@@ -11,7 +11,7 @@ from sslpl.learn.finetune import pseudo_label_quality, used_rows
 from sslpl.learn.joint import frozen_statistics
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
 from sslpl.models.backbones import ConvNorm, Frozen, resnet18, small_cnn
-from sslpl.models.loss_prediction import LossPredictionModule, tap_means
+from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means
 from sslpl.seeds import rng
 from sslpl.setup import Training
 
@@ -115,7 +115,17 @@ def test_tap_means_are_the_average_of_the_convolution() -> None:
         torch.testing.assert_close(ours, conv(stage).mean(dim=(2, 3)), rtol=1e-6, atol=1e-7)
 
 
+def test_the_module_trains_after_it_was_scored_with() -> None:
+    tap_matrix.cache_clear()
+    module, stage = LossPredictionModule((3, 5), width=4), [torch.randn(2, c, 4, 4) for c in (3, 5)]
+    with torch.inference_mode():
+        module(stage)
+    module([part.requires_grad_(True) for part in stage]).sum().backward()
+    assert stage[0].grad is not None
+
+
 def test_the_module_passes_gradients_to_the_stages() -> None:
+    torch.manual_seed(0)
     maps = [torch.randn(2, c, 4, 4, requires_grad=True) for c in (3, 5, 7)]
     LossPredictionModule((3, 5, 7), width=4)(maps).sum().backward()
     assert all(stage.grad is not None and stage.grad.abs().sum() > 0 for stage in maps)

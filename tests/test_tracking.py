@@ -45,9 +45,8 @@ def stranger(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "INIT_SECONDS", 2)
     monkeypatch.setattr(tracking, "UPLOAD_SECONDS", 2)
     yield home
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     wbauth.unauthenticate_session(update_settings=False)
     wandb.teardown()

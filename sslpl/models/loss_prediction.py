@@ -10,6 +10,7 @@ from sslpl.types import Count
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the first to ask may be in inference mode, the next one trains
 def tap_matrix(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix [9, H W] that takes a map to its nine strided means, one for each tap of the convolution."""
     rows, cols = _taps(height), _taps(width)
