@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sslpl.models.convolution import Conv2d
 from sslpl.types import Features, ShareBelowOne
 
 ROUND = 512  # batches of a frozen backbone are filled up to a multiple of this on a GPU
@@ -18,7 +19,7 @@ class ConvNorm(nn.Sequential):
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False),
+            Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(cout),
         )
 

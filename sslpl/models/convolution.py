@@ -1,0 +1,52 @@
+"""Convolutions whose weight gradient is a matrix product where a CPU's library is slow at it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SMALL_OUTPUT = 16  # positions: on outputs of 4x4 and smaller the library's bfloat16 weight gradient is the slower one
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` without bias; under CPU autocast small outputs get their weight gradient from one matrix product."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same values as `nn.Conv2d`."""
+        stride, padding = self.stride[0], int(self.padding[0])
+        out = [(side + 2 * padding - self.kernel_size[0]) // stride + 1 for side in images.shape[2:]]
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        if (
+            trains
+            and images.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and out[0] * out[1] <= SMALL_OUTPUT
+        ):
+            result: Tensor = _Product.apply(images.bfloat16(), self.weight.bfloat16(), stride, padding)
+            return result
+        return super().forward(images)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding = stride, padding
+        with torch.autocast("cpu", enabled=False):
+            return functional.conv2d(images, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (grad,), (images, weight) = grads, ctx.saved_tensors
+        stride, padding, kernel = ctx.stride, ctx.padding, weight.shape[2]
+        to_images = None
+        if ctx.needs_input_grad[0]:
+            square = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
+            to_images = torch.ops.aten.convolution_backward(grad, images, weight, None, *square)[0]
+        rows = functional.pad(images.permute(0, 2, 3, 1), (0, 0, *[padding] * 4))
+        windows = rows.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
+        windows = windows.reshape(-1, kernel * kernel * images.shape[1])
+        product = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)).T @ windows
+        to_weight = product.view(-1, kernel, kernel, images.shape[1]).permute(0, 3, 1, 2)
+        return to_images, to_weight, None, None
