@@ -123,6 +123,8 @@ def open_folder(run: RunInfo) -> None:
     config = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
     try:
         write_whole(run.folder / "config.yaml", config)
+        for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):  # of an earlier life
+            leftover.unlink(missing_ok=True)
         write_json(run.folder / "provenance.json", run.provenance)
     except OSError as error:
         where = run.config["runtime"]["output_dir"]

@@ -53,6 +53,7 @@ def test_whatever_can_change_a_result_changes_the_id() -> None:
         (["seed=3", "training.epochs=7", "budget.initial=10", "backbone=resnet18"], "sslpm"),
         (["query=entropy"], "sslpm+query=entropy"),
         (["query=selective_clustering"], "sslpm"),
+        (["method=learning_loss", "query=random"], "learning_loss+query=random"),
         (["query/scorer=entropy"], "sslpm+query.scorer=entropy"),
         (["method=learning_loss", "query.subset=500"], "learning_loss+query.subset=500"),
         (["ssl=pseudo_label_hard", "ranking=margin"], "sslpm+ssl=pseudo_label_hard+ranking=margin"),

@@ -139,7 +139,9 @@ def test_a_kill_before_the_last_tables_loses_nothing(sslpl: Command, monkeypatch
     with pytest.raises(Killed):
         sslpl(*TINY, "runtime.output_dir=killed")
     monkeypatch.setattr(recording.Recorder, "file", file)
+    (run_folder(Path("killed")) / ".metrics.csv.partial-1").write_text("half")
     assert sslpl(*TINY, "runtime.output_dir=killed").code == 0
+    assert not list(Path("killed").rglob(".*"))
     whole, killed = run_folder(Path("whole")), run_folder(Path("killed"))
     assert (whole / "queries.csv").read_bytes() == (killed / "queries.csv").read_bytes()
     assert timeless(whole) == timeless(killed)
