@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the checkout that it lies in
 # Waiting threads sleep: where anything else runs, spinning ones make either side up to a hundred times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as sslpl does when it is imported before torch
 
 import torch
 

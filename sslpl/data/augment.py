@@ -5,13 +5,17 @@ operations (Sohn et al. 2020; Cubuk et al. 2020) and a cut-out, as in SSLPM (Hwa
 numbers are drawn on the CPU, so that no device is waited for to learn how a batch splits into operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from sslpl.data.operations import LEVELS, OPERATIONS, RandAugment, cutout, cutout_corner
+
+# Elements of a batch below which its kernels run on one thread of a CPU: waking the others takes longer than they do.
+MANY_KERNELS, FEW_KERNELS = 10**7, 10**6
 
 
 class WeakDraws(NamedTuple):
@@ -44,7 +48,8 @@ def rows(draws: Draws, index: slice | Tensor) -> Draws:
 def crop_flip(images: Tensor, draws: WeakDraws | StrongDraws, padding: int) -> Tensor:
     """Flip, pad with black, crop to the size before: uint8 [B, C, H, W] -> the same."""
     order, start = _to_device(images.device, *_plan_crop(draws, images.shape, padding))
-    return _crop_flip(images, order, start, int(draws.flip.sum()), padding)
+    with _one_thread(images, MANY_KERNELS):
+        return _crop_flip(images, order, start, int(draws.flip.sum()), padding)
 
 
 def _plan_crop(draws: WeakDraws | StrongDraws, shape: Sequence[int], padding: int) -> tuple[Tensor, Tensor]:
@@ -79,6 +84,20 @@ def _to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     joined = torch.cat(tensors)
     joined = joined.pin_memory() if device.type == "cuda" else joined
     return list(joined.to(device, non_blocking=True).split_with_sizes([len(tensor) for tensor in tensors]))
+
+
+@contextmanager
+def _one_thread(images: Tensor, limit: int) -> Iterator[None]:
+    """One thread of a CPU for a batch of fewer elements than the limit."""
+    threads = torch.get_num_threads()
+    if threads == 1 or images.device.type != "cpu" or images.numel() >= limit:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Augmentation:
@@ -123,8 +142,9 @@ class Augmentation:
     def plain(self, images: Tensor) -> Tensor:
         """Normalize, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last; so do the other views."""
         self._check(images)
-        values = torch.stack(images.flatten(2).unbind(1), 2).flatten(1).float()
-        torch.addcmul(self.offset, values, self.scale, out=values)
+        with _one_thread(images, FEW_KERNELS):
+            values = torch.stack(images.flatten(2).unbind(1), 2).flatten(1).float()
+            torch.addcmul(self.offset, values, self.scale, out=values)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
     def weak(self, images: Tensor, draws: WeakDraws) -> Tensor:
@@ -148,10 +168,11 @@ class Augmentation:
         moves = (_inverse(first)[second], _inverse(second))
         plan = (order, start[first], setting[first, 0], setting[second, 1], *moves, corner)
         order, start, setting_1, setting_2, move, restore, corner = _to_device(images.device, *plan)
-        result = _crop_flip(images, order, start, int(draws.flip.sum()), self.padding)
-        result = self.operations.apply_(result, setting_1, counts[0]).index_select(0, move)
-        result = self.operations.apply_(result, setting_2, counts[1]).index_select(0, restore)
-        return cutout(result, corner.view(-1, 2), self.cutout) if self.cutout else result
+        with _one_thread(images, MANY_KERNELS):
+            result = _crop_flip(images, order, start, int(draws.flip.sum()), self.padding)
+            result = self.operations.apply_(result, setting_1, counts[0]).index_select(0, move)
+            result = self.operations.apply_(result, setting_2, counts[1]).index_select(0, restore)
+            return cutout(result, corner.view(-1, 2), self.cutout) if self.cutout else result
 
     def _check(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.shape[1:] != (self.channels, self.height, self.width):

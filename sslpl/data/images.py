@@ -36,7 +36,7 @@ class TensorImages:
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each index tensor in turn, [B, C, H, W] uint8."""
         for index in indices:
-            yield self.data[to_device(index, self.data.device)]
+            yield self.data.index_select(0, to_device(index, self.data.device))
 
 
 class StreamedImages:

@@ -66,13 +66,13 @@ def smooth(images: Tensor) -> Tensor:
 def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     """Pillow's blend: degenerate + factor * (images - degenerate) in float32, truncated to uint8."""
     base = degenerate.float()
-    return ((images.float() - base) * factor + base).to(torch.uint8)
+    return images.float().sub(base).mul_(factor).add_(base).to(torch.uint8)
 
 
 def fixed_tables() -> Tensor:
     """Where Brightness, Posterize and Solarize send each value, uint8 [3, LEVELS, 256]."""
     value, level = torch.arange(256), torch.arange(LEVELS).view(-1, 1)
-    brightness = blend(torch.zeros(()), value, blend_factors().view(-1, 1))
+    brightness = blend(torch.zeros(()), value.expand(LEVELS, -1), blend_factors().view(-1, 1))
     posterize = value & (256 - 2 ** (4 - level * 4 // LEVELS))
     solarize = torch.where(value < 256 - level * 256 // LEVELS, value, 255 - value)
     return torch.stack((brightness, posterize, solarize)).to(torch.uint8)
@@ -118,13 +118,18 @@ def cutout_corner(center: Tensor, size: int) -> Tensor:
 
 
 def cutout(images: Tensor, corner: Tensor, size: int) -> Tensor:
-    """Paint gray squares, far corner included as in Pillow, uint8 [B, C, H, W] -> the same."""
-    x, y = (torch.arange(side, device=images.device) for side in (images.shape[3], images.shape[2]))
+    """Paint gray squares in place, far corner included as in Pillow, uint8 [B, C, H, W]."""
+    height, width = images.shape[2:]
+    x, y = (torch.arange(side, device=images.device) for side in (width, height))
     left, top = corner.split_with_sizes([1, 1], 1)
     outside_x, outside_y = (x < left) | (x > left + size), (y < top) | (y > top + size)
-    # Masks of whole bytes, because bitwise operations are vectorized on a CPU and masked_fill is not.
-    keep = (outside_x.byte() * 255)[:, None, None, :] | (outside_y.byte() * 255)[:, None, :, None]
-    return (images & keep).bitwise_or_(~keep & GRAY)
+    # Masks of whole bytes, several in a word: bitwise operations are vectorized on a CPU and masked_fill is not.
+    word = {0: torch.int64, 4: torch.int32}.get(width % 8, torch.uint8)
+    keep_x, keep_y = outside_x.byte().neg_().view(word)[:, None, None, :], outside_y.to(word).neg_()[:, None, :, None]
+    keep = keep_x | keep_y
+    gray = torch.full((8,), GRAY, dtype=torch.uint8, device=images.device).view(word)[:1]
+    images.view(word).bitwise_and_(keep).bitwise_or_(keep.bitwise_not_().bitwise_and_(gray))
+    return images
 
 
 class RandAugment:

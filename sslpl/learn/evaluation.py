@@ -6,12 +6,10 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.models.backbones import Frozen
+from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
 from sslpl.types import Images, Predictions
-
-BATCH = 1024  # images scored at once
 
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
@@ -19,7 +17,7 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
     frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = [], [], []
     with torch.inference_mode():
-        for batch in images.batches(torch.split(index, BATCH)):
+        for batch in images.batches(torch.split(index, forward_batch(setup.device))):
             features = frozen(setup.augmentation.plain(batch))
             logits.append(features.logits)
             embeddings.append(features.embedding)

@@ -21,8 +21,6 @@ from sslpl.setup import Setup, Step
 from sslpl.state import State
 from sslpl.types import PseudoLabel
 
-FORWARD = 4096  # the most images in one forward pass of the frozen backbone
-
 
 class Measured(NamedTuple):
     """What the frozen backbone says of a batch: all that the module needs to learn from it."""
@@ -146,7 +144,7 @@ def measured_unlabeled(
 def pseudo_labels(setup: Setup, frozen: Frozen, weak: Tensor, sizes: list[int]) -> PseudoLabel:
     """What the frozen backbone says of the weak views of a group of batches."""
     assert setup.ssl is not None
-    logits = torch.cat([frozen(part).logits for part in torch.split(weak, FORWARD)])
+    logits = torch.cat([features.logits for features in frozen.parts(weak)])
     labels = [setup.ssl(part) for part in torch.split(logits, sizes)]
     return PseudoLabel(*(torch.cat(column) for column in zip(*labels, strict=True)))
 
@@ -154,10 +152,9 @@ def pseudo_labels(setup: Setup, frozen: Frozen, weak: Tensor, sizes: list[int]) 
 @torch.no_grad()
 def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor) -> Measured:
     """Summaries of views and their cross-entropy against classes [B] or class probabilities [B, classes]."""
-    seen = [frozen(part) for part in torch.split(views, FORWARD)]
-    summaries = zip(*(module.summaries(features.maps) for features in seen), strict=True)
-    logits = torch.cat([features.logits for features in seen])
-    return Measured(tuple(map(torch.cat, summaries)), cross_entropy(logits, target, reduction="none"))
+    seen = [(features.logits, *module.summaries(features.maps)) for features in frozen.parts(views)]
+    logits, *summaries = map(torch.cat, zip(*seen, strict=True))
+    return Measured(tuple(summaries), cross_entropy(logits, target, reduction="none"))
 
 
 def parts(whole: Measured, sizes: list[int]) -> list[Measured]:

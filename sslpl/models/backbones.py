@@ -1,7 +1,7 @@
 """Backbones: networks that return logits, the output of every stage, and the embedding."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,15 @@ class Frozen:
         count = len(images)
         logits, maps, embedding = self.network(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
         return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
+
+    def parts(self, images: Tensor) -> Iterator[Features]:
+        """Features of any number of images, as many at a time as suit the device."""
+        yield from map(self, torch.split(images, forward_batch(images.device)))
+
+
+def forward_batch(device: torch.device) -> int:
+    """How many images pass a network at once when nothing learns: few on a CPU, so that their maps stay in cache."""
+    return 4096 if device.type == "cuda" else 128
 
 
 def fold(pair: ConvNorm) -> nn.Conv2d:
