@@ -226,7 +226,7 @@ def clustering(name: str, bench: Bench, points: int, repeats: int) -> Row:
 
 def clustering_10000(bench: Bench) -> Row:
     """10,000 points into 1,000 clusters."""
-    return clustering("clustering_10000", bench, 10_000, 3)
+    return clustering("clustering_10000", bench, 10_000, 2)
 
 
 def clustering_25000(bench: Bench) -> Row:

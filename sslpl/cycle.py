@@ -1,22 +1,22 @@
 """The active-learning loop: read this file first."""
 
+import copy
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslpl.learn.evaluation import loss_rank_correlation, predict, test_metrics, true_losses
 from sslpl.learn.finetune import finetune
 from sslpl.learn.joint import train
 from sslpl.pool import LabelPool, initial_pool, removal_size, trimmed
+from sslpl.query.context import Context, Weights
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup, Step
-from sslpl.state import FINISHED, Ledger, State
+from sslpl.state import FINISHED, Ledger, State, weights_of
 from sslpl.types import Picked, Predictions
 
 
@@ -65,6 +65,8 @@ def initial_state(setup: Setup) -> State:
     reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
     if setup.training.trim:
         state.excluded = removed
+    if setup.needs.previous:
+        state.earlier = weights_of(backbone)
     return state
 
 
@@ -83,6 +85,8 @@ def proceed(setup: Setup, state: State) -> None:
     else:
         close_cycle(state)
         state.enter(FINISHED if last else "train")
+        state.earlier = weights_of(state.backbone) if setup.needs.previous else None
+        state.snapshots = []
         if not (last or setup.training.warm_start):
             state.backbone, state.module = setup.build(state.cycle)
 
@@ -118,20 +122,41 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
 
 def query(setup: Setup, state: State) -> Iterator[Step]:
     """Asks the query strategy which images to label."""
-    labels = state.labels()[state.pool.labeled]
-    context = Context(
-        state.pool.unlabeled,
-        state.pool.labeled,
-        labels,
-        int(setup.budget.candidates),
-        state.backbone,
-        state.module,
-        lambda index: state.predictions or predict(setup, state.backbone, state.module, setup.dataset.train, index),
-    )
+    context = query_context(setup, state)
     n = int(setup.budget.per_cycle)
     state.picked = setup.query(context, n, rng(setup.seed, "query", state.cycle))
     state.predictions = None
     yield Step(len(context.unlabeled))
+
+
+def query_context(setup: Setup, state: State) -> Context:
+    """What the strategy sees of the state: all but the hidden labels."""
+    data = setup.dataset
+
+    def outputs(weights: Weights | None, index: Tensor) -> Predictions:
+        if weights is None:
+            return predict(setup, state.backbone, state.module, data.train, index)
+        backbone = copy.deepcopy(state.backbone)
+        backbone.load_state_dict(weights)
+        return predict(setup, backbone, None, data.train, index)
+
+    return Context(
+        unlabeled=state.pool.unlabeled,
+        labeled=state.pool.labeled,
+        labels=state.labels()[state.pool.labeled],
+        candidates=int(setup.budget.candidates),
+        num_classes=len(data.class_names),
+        device=setup.device,
+        backbone=state.backbone,
+        module=state.module,
+        images=data.train,
+        normalize=setup.augmentation.plain,
+        predict=outputs,
+        known=state.predictions,
+        earlier=state.earlier,
+        snapshots=state.snapshots,
+        truth=data.train_labels if setup.needs.oracle else None,
+    )
 
 
 def label(setup: Setup, state: State) -> Iterator[Step]:
@@ -170,24 +195,6 @@ PHASES: dict[str, Callable[[Setup, State], Iterator[Step]]] = {
     "query": query,
     "label": label,
 }
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a query strategy sees: see `QueryContext`."""
-
-    unlabeled: Tensor
-    labeled: Tensor
-    labels: Tensor
-    candidates: int
-    backbone: nn.Module
-    module: nn.Module | None
-    predict: Callable[[Tensor], Predictions]
-
-    @cached_property
-    def predictions(self) -> Predictions:
-        """Predictions for all unlabeled images, computed when first asked for."""
-        return self.predict(self.unlabeled)
 
 
 def peak_memory_mib(device: torch.device) -> float:

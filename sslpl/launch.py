@@ -20,6 +20,7 @@ from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.pool import Budget
 from sslpl.progress import Progress, print_result
+from sslpl.query.context import needs
 from sslpl.recording import Interrupted, Recorder, read_status, write_json, write_status
 from sslpl.runtime import Runtime, has_bfloat16, provenance
 from sslpl.seeds import seeded
@@ -87,19 +88,20 @@ def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setu
             backbone.compile(dynamic=False)
         return backbone, None if module is None else module.to(device)
 
-    wanted = training.precision
+    wanted, query = training.precision, instantiate(cfg.query)
     return Setup(
         dataset,
         build,
         augmentation,
         instantiate(cfg.ranking),
         instantiate(cfg.ssl),
-        instantiate(cfg.query),
+        query,
         budget,
         training,
         seed,
         device,
         wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device)),
+        needs=needs(query),
         captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
     )
 

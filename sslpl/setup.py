@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
 from sslpl.pool import Budget
+from sslpl.query.context import Needs
 from sslpl.types import (
     Count,
     CountOrZero,
@@ -54,6 +55,10 @@ class Training:
         passed = sum(epoch >= share * self.epochs - self.decay_early for share in self.decay_at)
         return self.decay_factor**passed
 
+    def snapshot_epochs(self, count: int) -> set[int]:
+        """The epochs (from 0) after which a snapshot is kept: evenly spaced over the second half, the last included."""
+        return {self.epochs - 1 - k * self.epochs // (2 * count) for k in range(count)}
+
     def detached(self, epoch: int) -> bool:
         """Whether the module's gradient stops before the backbone in an epoch (from 0)."""
         return epoch > self.detach_after * self.epochs
@@ -73,6 +78,7 @@ class Setup(NamedTuple):
     seed: int
     device: torch.device
     bfloat16: bool
+    needs: Needs = Needs()  # of the query strategy
     captures: bool = False  # training steps are captured as CUDA graphs
 
     def autocast(self) -> AbstractContextManager[None]:

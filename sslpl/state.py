@@ -12,6 +12,7 @@ from sslpl.pool import LabelPool
 from sslpl.types import Picked, Predictions
 
 Row = dict[str, float | int | None]
+Weights = dict[str, Tensor]
 PHASES = ("train", "finetune", "evaluate", "query", "label")
 FINISHED = "finished"
 
@@ -42,6 +43,8 @@ class State:
     optimizer: Optimizer | None = None  # of the phase under way
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
     picked: Picked | None = None  # queried, not labeled yet
+    earlier: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
+    snapshots: list[Weights] = field(default_factory=list)  # of the backbone in this cycle's training, likewise
     predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved: computed again
     row: Row = field(default_factory=dict)  # numbers of the cycle under way
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the cycle under way
@@ -72,6 +75,8 @@ class State:
             "tally": self.tally,
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else self.optimizer_state,
             "picked": tuple(self.picked) if self.picked is not None else None,
+            "earlier": self.earlier,
+            "snapshots": self.snapshots,
             "row": self.row,
             "seconds": self.seconds,
             "images": self.images,
@@ -89,5 +94,11 @@ class State:
         self.cycle, self.phase, self.epoch, self.step = saved["position"]
         self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
         self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
+        self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
         self.images = saved["images"]
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """A copy of a network's parameters and buffers."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

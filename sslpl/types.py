@@ -97,25 +97,52 @@ class QueryContext(Protocol):
     """All that a query strategy may see: hidden labels are out of its reach by construction."""
 
     @property
-    def unlabeled(self) -> Tensor: ...  # [U], positions in the pool
+    def unlabeled(self) -> Tensor: ...  # [U], positions in the pool, ascending, on the CPU
 
     @property
-    def labeled(self) -> Tensor: ...  # [L], positions in the pool
+    def labeled(self) -> Tensor: ...  # [L], positions in the pool, in the order of their labeling, on the CPU
 
     @property
-    def labels(self) -> Tensor: ...  # [L], their revealed classes
+    def labels(self) -> Tensor: ...  # [L], their revealed classes, on the CPU
 
     @property
     def candidates(self) -> int: ...  # how many images a clustering selector may look at
 
     @property
-    def backbone(self) -> nn.Module: ...
+    def num_classes(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...  # where the predictions are and networks run
+
+    @property
+    def backbone(self) -> nn.Module: ...  # not to be changed; a copy may be
 
     @property
     def module(self) -> nn.Module | None: ...
 
     @property
-    def predictions(self) -> Predictions: ...  # of the unlabeled images, computed when first asked for
+    def predictions(self) -> Predictions: ...  # of the unlabeled images; like the following, made when first asked for
+
+    @property
+    def labeled_predictions(self) -> Predictions: ...  # of the labeled images
+
+    @property
+    def previous(self) -> Predictions: ...  # of the unlabeled, by the last cycle's backbone: mark `needs_previous`
+
+    @property
+    def committee(self) -> Sequence[Predictions]: ...  # of the unlabeled, by snapshots: take an argument `snapshots`
+
+    def views(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The normalized images at each of the positions in turn, [B, C, H, W] float32 on the device."""
+        ...
+
+    def only(self, index: Tensor) -> "QueryContext":
+        """The same with fewer unlabeled images, ascending."""
+        ...
+
+    def oracle(self) -> Tensor:
+        """The hidden classes [U] of the unlabeled images; PermissionError without `oracle_baseline: true`."""
+        ...
 
 
 class QueryStrategy(Protocol):

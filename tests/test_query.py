@@ -1,19 +1,20 @@
 """One contract for every query strategy of conf/query."""
 
 import copy
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from querying import context, predicting
 
 from sslpl.cli import CONF
+from sslpl.query.context import needs
 from sslpl.query.scorers import entropy
 from sslpl.query.selectors import ranked, selective_clustering
-from sslpl.types import Predictions, QueryStrategy
+from sslpl.types import QueryStrategy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 
@@ -24,28 +25,8 @@ def strategy(name: str) -> QueryStrategy:
         return instantiate(compose("config", overrides=[f"query={name}"]).query)
 
 
-def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False) -> SimpleNamespace:
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.randperm(pool, generator=rng)
-    unlabeled = order[labeled:].sort().values
-    n = len(unlabeled)
-    logits, loss = torch.randn(n, 5, generator=rng), torch.randn(n, generator=rng)
-    if ties:
-        logits, loss = torch.zeros(n, 5), torch.zeros(n)
-    embedding = torch.randn(n, 8, generator=rng)
-    return SimpleNamespace(
-        unlabeled=unlabeled,
-        labeled=order[:labeled],
-        labels=torch.randint(5, (labeled,), generator=rng),
-        candidates=n,
-        backbone=nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(5)),
-        module=nn.Linear(8, 1),
-        predictions=Predictions(unlabeled, logits, embedding, loss),
-    )
-
-
-def pick(name: str, n: int, seed: int = 0, **kinds: object) -> Tensor:
-    return strategy(name)(context(**kinds), n, torch.Generator().manual_seed(seed)).index  # type: ignore[arg-type]
+def pick(name: str, n: int, seed: int = 0, **kinds: Any) -> list[int]:
+    return strategy(name)(context(**kinds), n, torch.Generator().manual_seed(seed)).index.tolist()
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -59,26 +40,35 @@ class TestContract:
         assert len(picked.index) == len(picked.score) == n
         assert len(set(picked.index.tolist())) == n
         assert set(picked.index.tolist()) <= set(seen.unlabeled.tolist())
-        assert picked.index.dtype == torch.int64
+        assert (picked.index.dtype, picked.score.dtype) == (torch.int64, torch.float64)
 
     def test_is_deterministic_for_a_seed(self, name: str) -> None:
-        assert pick(name, 7).tolist() == pick(name, 7).tolist()
+        assert pick(name, 7) == pick(name, 7)
 
     def test_breaks_ties_by_the_generator(self, name: str) -> None:
-        picks = {tuple(pick(name, 7, seed, ties=True).tolist()) for seed in range(5)}
-        assert len(picks) > 1
+        assert len({tuple(pick(name, 7, seed, ties=True)) for seed in range(5)}) > 1
 
     def test_leaves_model_and_global_random_state_alone(self, name: str) -> None:
         seen = context()
-        seen.backbone(torch.zeros(2, 1, 4, 4))  # the lazy layer takes its shape
         before = copy.deepcopy((seen.backbone.state_dict(), seen.module.state_dict()))
-        state, training = torch.get_rng_state(), seen.backbone.training
+        state, training = torch.get_rng_state(), (seen.backbone.training, seen.module.training)
+        gradients = [p.requires_grad for p in seen.backbone.parameters()]
         strategy(name)(seen, 7, torch.Generator().manual_seed(0))
         after = (seen.backbone.state_dict(), seen.module.state_dict())
         for old, new in zip(before, after, strict=True):
             assert all(torch.equal(old[key], new[key]) for key in old)
         assert torch.equal(state, torch.get_rng_state())
-        assert seen.backbone.training == training
+        assert (seen.backbone.training, seen.module.training) == training
+        assert [p.requires_grad for p in seen.backbone.parameters()] == gradients
+        assert all(p.grad is None for p in (*seen.backbone.parameters(), *seen.module.parameters()))
+
+    def test_sees_no_hidden_label(self, name: str) -> None:
+        blind = context(truth=None)
+        if needs(strategy(name)).oracle:
+            with pytest.raises(PermissionError):
+                strategy(name)(blind, 7, torch.Generator().manual_seed(0))
+        else:
+            assert strategy(name)(blind, 7, torch.Generator().manual_seed(0)).index.tolist() == pick(name, 7)
 
 
 def test_the_contract_covers_the_published_strategies() -> None:
@@ -89,7 +79,8 @@ def test_entropy_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [100.0, 0.0], [1.0, 0.0]])
     p = torch.tensor([1.0, 0.0]).softmax(0).double()
     expected = [torch.tensor(2.0).double().log().item(), 0.0, -(p * p.log()).sum().item()]
-    torch.testing.assert_close(entropy(Predictions(torch.arange(3), logits, logits, None)).tolist(), expected)
+    score = entropy(predicting(logits), torch.Generator())
+    torch.testing.assert_close(score.tolist(), expected)
 
 
 def test_the_highest_come_first() -> None:

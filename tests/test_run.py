@@ -224,7 +224,7 @@ def test_a_multirun_runs_each_job_in_its_own_folder(sslpl: Command) -> None:
 def test_a_failing_run_says_so_and_does_not_stop_the_others(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from sslpl.query import scorers
 
-    def broken(predictions: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no entropy today")
 
     monkeypatch.setattr(scorers, "entropy", broken)

@@ -73,7 +73,7 @@ def test_each_job_of_a_multirun_is_a_run_and_a_failed_one_shows(
 ) -> None:
     from sslpl.query import scorers
 
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no entropy today")
 
     monkeypatch.setattr(scorers, "entropy", broken)

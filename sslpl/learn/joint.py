@@ -14,7 +14,7 @@ from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
-from sslpl.state import State
+from sslpl.state import State, weights_of
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
@@ -26,6 +26,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     step: JointStep = partial(joint_step, setup, state, optimizer)
     if setup.captures:
         step = CapturedSteps(step)
+    snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
     for epoch in range(state.epoch, training.epochs):
         moment = (state.cycle, epoch)
         batches = epoch_batches(index, state.pool.size, training.batch_size, rng(setup.seed, "order", *moment))
@@ -40,6 +41,8 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
             state.tally, state.step = tally, state.step + 1
             if state.step < len(batches):
                 yield Step(len(truth))
+        if epoch in snapshots:
+            state.snapshots.append(weights_of(state.backbone))
         state.tally, state.epoch, state.step = None, epoch + 1, 0
         yield Step(len(batches[-1]), epoch_metrics(tally, epoch))
 

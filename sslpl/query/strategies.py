@@ -5,17 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from sslpl.types import Count, Picked, Predictions, QueryContext
+from sslpl.types import Count, Picked, QueryContext
 
-Scorer = Callable[[Predictions], Tensor]
+Scorer = Callable[[QueryContext, Generator], Tensor]
 Selector = Callable[[Tensor, Tensor, int, int, Generator], Tensor]
 
 
 def random(context: QueryContext, n: int, rng: Generator) -> Picked:
     """n unlabeled images, uniformly and without replacement."""
-    unlabeled = context.unlabeled
-    chosen = unlabeled[torch.randperm(len(unlabeled), generator=rng)[:n]]
-    return Picked(chosen, torch.full((n,), torch.nan, dtype=torch.float64))
+    return picked(context, torch.randperm(len(context.unlabeled), generator=rng)[:n])
+
+
+def picked(context: QueryContext, rows: Tensor, score: Tensor | None = None) -> Picked:
+    """The unlabeled images at `rows` [n], with their scores [U] if there are any."""
+    rows = rows.cpu()
+    chosen = torch.full((len(rows),), torch.nan) if score is None else score.cpu()[rows]
+    return Picked(context.unlabeled[rows], chosen.double())
 
 
 def score_then_select(
@@ -28,21 +33,9 @@ def score_then_select(
     subset: Count | None = None,
 ) -> Picked:
     """Scores the unlabeled images, or a random subset of them, and selects n by score and embedding."""
-    predictions = context.predictions
     if subset is not None:
-        predictions = rows(predictions, torch.randperm(len(predictions.index), generator=rng)[: max(subset, n)])
-    score = scorer(predictions)
-    chosen = selector(score, predictions.embedding, n, min(context.candidates, len(score)), rng)
-    return Picked(predictions.index[chosen], score.cpu()[chosen].double())
-
-
-def rows(predictions: Predictions, at: Tensor) -> Predictions:
-    """The predictions at some rows."""
-    there = at.to(predictions.logits.device)
-    losses = predictions.predicted_loss
-    return Predictions(
-        predictions.index[at],
-        predictions.logits[there],
-        predictions.embedding[there],
-        losses[there] if losses is not None else None,
-    )
+        some = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
+        context = context.only(context.unlabeled[some.sort().values])
+    score = scorer(context, rng)
+    candidates = min(context.candidates, len(score))
+    return picked(context, selector(score, context.predictions.embedding, n, candidates, rng), score)

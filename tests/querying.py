@@ -1,0 +1,79 @@
+"""A small world for query strategies: real networks on random images."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sslpl.data.augment import Augmentation
+from sslpl.data.images import TensorImages
+from sslpl.models.backbones import small_cnn
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.query.context import Context, Weights
+from sslpl.types import Predictions
+
+CLASSES = 5
+
+
+def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False, truth: bool | None = True) -> Context:
+    """A context over `pool` gray images of 8x8 pixels in 5 classes; with `ties` all images are the same."""
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.randperm(pool, generator=rng)
+    data = torch.randint(256, (pool, 1, 8, 8), generator=rng, dtype=torch.uint8)
+    data = data[:1].expand_as(data).clone() if ties else data
+    classes = torch.randint(CLASSES, (pool,), generator=rng)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [small_cnn(num_classes=CLASSES, in_channels=1).eval() for _ in range(5)]
+        module = LossPredictionModule(networks[0].channels)
+    images = TensorImages(data)
+    plain = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).plain
+
+    def predict(weights: Weights | None, index: Tensor) -> Predictions:
+        network = copy.deepcopy(networks[0])
+        network.load_state_dict(networks[0].state_dict() if weights is None else weights)
+        with torch.no_grad():
+            logits, maps, embedding = network(plain(data[index]))
+            return Predictions(index, logits, embedding, module(maps) if weights is None else None)
+
+    return Context(
+        unlabeled=order[labeled:].sort().values,
+        labeled=order[:labeled],
+        labels=classes[order[:labeled]],
+        candidates=pool - labeled,
+        num_classes=CLASSES,
+        device=torch.device("cpu"),
+        backbone=networks[0],
+        module=module,
+        images=images,
+        normalize=plain,
+        predict=predict,
+        earlier=networks[1].state_dict(),
+        snapshots=[network.state_dict() for network in networks[2:]],
+        truth=classes if truth else None,
+    )
+
+
+def predicting(logits: Tensor, embedding: Tensor | None = None, predicted_loss: Tensor | None = None) -> Context:
+    """A context whose unlabeled images 0..U-1 have these predictions."""
+    count = len(logits)
+    known = Predictions(torch.arange(count), logits, logits if embedding is None else embedding, predicted_loss)
+    nothing = torch.empty(0, dtype=torch.int64)
+
+    def predict(weights: Weights | None, index: Tensor) -> Predictions:
+        raise AssertionError("nothing else is to be predicted")
+
+    return Context(
+        unlabeled=known.index,
+        labeled=nothing,
+        labels=nothing,
+        candidates=count,
+        num_classes=logits.shape[1],
+        device=torch.device("cpu"),
+        backbone=nn.Identity(),
+        module=None,
+        images=TensorImages(torch.zeros(count, 1, 8, 8, dtype=torch.uint8)),
+        normalize=lambda images: images.float(),
+        predict=predict,
+        known=known,
+    )
