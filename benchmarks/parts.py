@@ -37,10 +37,10 @@ class Sizes:
     unlabeled: int = 512
     scored: int = 3072
     linkage_share: float = 1.0  # of the number of points in a benchmark's name
-    run_pool: int = 3000
+    run_pool: int = 6000
     run_test: int = 1000
-    run_labels: int = 256
-    run_epochs: int = 12
+    run_labels: int = 300  # 5% of the pool, as published
+    run_epochs: int = 20
 
 
 SMALL = Sizes(48, 16, 32, 96, 0.02, 400, 100, 40, 2)

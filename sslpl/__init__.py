@@ -2,6 +2,8 @@
 
 import os
 
+__version__ = "0.1.0"
+
 # Both must be set before torch is imported. Tensors above 2 MiB on huge pages: a quarter less for an augmentation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Threads that spin while they wait stall every small kernel as soon as another process uses a core: six times

@@ -1,5 +1,6 @@
 """Checks a config against the signatures that it will be passed to, before anything is built."""
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterator
@@ -9,22 +10,28 @@ from hydra.utils import get_object
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from sslpl.identity import Config
 from sslpl.types import CountOrZero, UserError
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Raises a UserError that names the key, the value and what is allowed, for the first mistake found."""
-    check_value("seed", config.get("seed"), CountOrZero)
-    for group, node in config.items():
+def checked(config: Config) -> Config:
+    """A copy whose values have the types that they are declared with (1 becomes 1.0 where a float is asked for).
+
+    Raises a UserError that names the key, the value and what is allowed, for the first mistake found.
+    """
+    clean = copy.deepcopy(config)
+    clean["seed"] = checked_value("seed", clean.get("seed"), CountOrZero)
+    for group, node in clean.items():
         for path, child in targets(group, node):
             check_node(path, child)
-    if (config["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
-        check_without_module(config)
+    if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
+        check_without_module(clean)
+    return clean
 
 
-def targets(path: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(path: str, node: Any) -> Iterator[tuple[str, Config]]:
     """Every part of a config that names a `_target_`, with its dotted path."""
     if isinstance(node, dict):
         if "_target_" in node:
@@ -33,8 +40,8 @@ def targets(path: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from targets(f"{path}.{key}", child)
 
 
-def check_node(path: str, node: dict[str, Any]) -> None:
-    """Checks the keys and values of one object against the signature of its `_target_`."""
+def check_node(path: str, node: Config) -> None:
+    """Checks the keys of one object against the signature of its `_target_`, and gives its values their types."""
     try:
         target = get_object(node["_target_"])
     except Exception as error:
@@ -48,7 +55,7 @@ def check_node(path: str, node: dict[str, Any]) -> None:
         if key not in parameters and not open_ended:
             raise UserError(f"{path}.{key}={value}: no such key; {nearest(key, [*parameters])}")
         if key in hints and not (isinstance(value, dict) and "_target_" in value):
-            check_value(f"{path}.{key}", value, hints[key])
+            node[key] = checked_value(f"{path}.{key}", value, hints[key])
 
 
 def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -57,11 +64,11 @@ def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(source, include_extras=True)
 
 
-def check_value(path: str, value: Any, annotation: Any) -> None:
-    """Checks one value against its annotated type and range."""
+def checked_value(path: str, value: Any, annotation: Any) -> Any:
+    """One value as its annotated type; UserError where it is of another or out of range."""
     try:
         adapter = TypeAdapter(annotation, config={"strict": True, "arbitrary_types_allowed": True})
-        adapter.validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         raise UserError(f"{path}={shown}: {allowed(annotation, error)}") from None
@@ -84,7 +91,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f"did you mean {close[0]}? ({listed})" if close else listed
 
 
-def check_without_module(config: dict[str, Any]) -> None:
+def check_without_module(config: Config) -> None:
     """Without a module nothing can be fine-tuned, and no strategy can ask for predicted losses."""
     if config["ssl"].get("_target_") != "sslpl.learn.ssl.none":
         raise UserError("module=none: ssl must be none, since there is no module to learn from unlabeled images")

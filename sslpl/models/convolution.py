@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
             and torch.is_autocast_enabled("cpu")
             and out[0] * out[1] <= SMALL_OUTPUT
         ):
-            result: Tensor = _Product.apply(images.bfloat16(), self.weight.bfloat16(), stride, padding)
+            result: Tensor = _Product.apply(images.bfloat16(), self.weight, stride, padding)
             return result
         return super().forward(images)
 
@@ -31,6 +31,7 @@ class Conv2d(nn.Conv2d):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        weight = weight.bfloat16()
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding = stride, padding
         with torch.autocast("cpu", enabled=False):
@@ -48,5 +49,6 @@ class _Product(torch.autograd.Function):
         windows = rows.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
         windows = windows.reshape(-1, kernel * kernel * images.shape[1])
         product = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)).T @ windows
-        to_weight = product.view(-1, kernel, kernel, images.shape[1]).permute(0, 3, 1, 2)
+        # In float32 here, where it lies in one piece: cast by autograd, permuted, it took up to ten times as long.
+        to_weight = product.float().view(-1, kernel, kernel, images.shape[1]).permute(0, 3, 1, 2)
         return to_images, to_weight, None, None
