@@ -143,7 +143,7 @@ class ConventionalRun:
 
 
 def whole_run(bench: Bench) -> Row:
-    """The published protocol in small, end to end, both ways: two cycles, a tenth of the epochs; each repetition has its own seed."""
+    """The published protocol in small (two cycles, a tenth of the epochs), both ways; each repetition has its seed."""
     sizes = bench.sizes
     dataset, source = fashion(bench, sizes.run_pool, sizes.run_test)
     tuned = max(1, round(0.15 * sizes.run_epochs))  # 30 of 200 as published

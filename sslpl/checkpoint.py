@@ -39,9 +39,13 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def keep_weights(folder: Path, state: Mapping[str, Any]) -> None:
-    """Leaves the final weights alone in `folder`: a finished run needs no more."""
+    """Writes the final weights into `folder`: all that a finished run needs."""
     buffer = io.BytesIO()
     torch.save({"backbone": state["backbone"], "module": state["module"]}, buffer)
     write_whole(folder / WEIGHTS, buffer.getvalue())
+
+
+def discard(folder: Path) -> None:
+    """Removes the checkpoints of a finished run."""
     for name in (NAME, PREVIOUS):
         (folder / name).unlink(missing_ok=True)

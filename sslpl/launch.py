@@ -1,109 +1,211 @@
-"""From a composed config to a finished run: check, name, build, run."""
+"""A checked config becomes a run: skipped if it is finished, waited for or taken over, resumed or begun."""
 
 import json
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from torch import nn
 
-from sslpl import checkpoint, identity
+import sslpl
+from sslpl import checkpoint, identity, lock
+from sslpl.build import build_setup
 from sslpl.cycle import initial_state, run_active_learning
-from sslpl.data.augment import Augmentation
-from sslpl.data.images import placed
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
-from sslpl.pool import Budget
-from sslpl.progress import Progress, print_result
-from sslpl.query.context import needs
+from sslpl.progress import Progress, Terminal, print_result
 from sslpl.recording import Interrupted, Recorder, read_status, write_json, write_status
-from sslpl.runtime import Runtime, has_bfloat16, provenance
-from sslpl.seeds import seeded
-from sslpl.setup import Setup, Training
-from sslpl.types import Dataset, RunInfo, Tracker, UserError
-from sslpl.validate import check_config
+from sslpl.runtime import Runtime, provenance
+from sslpl.setup import Setup
+from sslpl.state import State
+from sslpl.types import RunInfo, Tracker, UserError
+from sslpl.validate import checked
 from sslpl.views import aubc
 
+LASTING = (
+    "git",
+    "device_name",
+    "threads",
+    "precision",
+    "compiled",
+)  # of provenance: a resumed run tells if they differ
 
-def launch(
+
+class Plan(NamedTuple):
+    """A checked config, and which run it is."""
+
+    config: identity.Config
+    label: str
+    folder: Path
+
+
+class Outcome(NamedTuple):
+    """What became of a plan: finished, resumed (and finished), skipped, reckoned, or elsewhere (another process's)."""
+
+    state: str
+    aubc: float | None = None
+
+
+class RunFailed(Exception):
+    """A run ended before its time; its one line says why."""
+
+
+def planned(
     cfg: DictConfig,
     choices: identity.Choices,
     composed: Callable[[list[str]], tuple[identity.Config, identity.Choices]],
-) -> float | None:
-    """Runs what a config describes, or goes on with it; returns the area under the budget curve, if one was run."""
-    config = as_container(cfg)
-    check_config(config)
+) -> Plan:
+    """Checks a config and finds out which run it is; UserError for the first mistake."""
+    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config = checked({key: value for key, value in container.items() if key != "hydra"})
     label = identity.label(config, choices, composed)
-    folder = identity.folder(config, choices["dataset"], label)
-    status = read_status(folder)
-    if status.get("state") == "finished":
-        print(f"finished already: {folder}")
-        return float(status["aubc"])
-    runtime: Runtime = instantiate(cfg.runtime)
-    setup = build_setup(cfg, runtime.prepare(), runtime)
+    return Plan(config, label, identity.folder(config, choices["dataset"], label))
+
+
+def launch(plan: Plan, wait: bool = False) -> Outcome:
+    """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
+    if (outcome := finished_before(plan)) is not None:
+        return outcome
+    runtime: Runtime = instantiate(plan.config["runtime"])
+    setup = build_setup(plan.config, runtime)
     runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
-        dry_run(setup, Console(), folder)
+        dry_run(setup, Terminal(), plan.folder)
+        return Outcome("reckoned")
+    make_folder(plan)
+    with lock.owned(plan.folder, wait) as mine:
+        if not mine:
+            return Outcome("elsewhere")
+        outcome = finished_before(plan) or execute(plan, setup, runtime)
+        lock.forget(plan.folder)
+        return outcome
+
+
+def finished_before(plan: Plan) -> Outcome | None:
+    """The outcome of a run that is finished already; UserError if its folder holds another run."""
+    if not plan.folder.exists():
         return None
-    origin, changes = resumed_provenance(folder, provenance(setup.device))
-    run = RunInfo(identity.run_id(config), folder.name, label, folder, config, origin)
-    open_folder(run)
-    return execute(setup, run, instantiate(cfg.tracker), runtime, changes)
+    check_folder(plan)
+    status = read_status(plan.folder)
+    if status.get("state") != "finished":
+        return None
+    checkpoint.discard(plan.folder / "checkpoint")  # a kill may have come just before
+    print(f"finished already: {plan.folder}", flush=True)
+    return Outcome("skipped", float(status["aubc"]))
 
 
-def as_container(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain containers, its references resolved; UserError if one leads nowhere."""
-    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return {key: value for key, value in container.items() if key != "hydra"}
+def check_folder(plan: Plan) -> None:
+    """UserError if a run's folder was written by another version, or holds the files of another config."""
+    config, origin = plan.folder / "config.yaml", plan.folder / "provenance.json"
+    advice = "remove the folder, or choose another runtime.output_dir"
+    try:
+        there = identity.run_id(OmegaConf.to_container(OmegaConf.load(config))) if config.exists() else None  # type: ignore[arg-type]
+        version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
+    except Exception as error:
+        raise UserError(f"{plan.folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
+    if there not in (None, identity.run_id(plan.config)):
+        raise UserError(f"{plan.folder}: its config.yaml is that of another run; {advice}")
+    if version not in (None, sslpl.__version__):
+        raise UserError(f"{plan.folder}: written by sslpl {version}, this is {sslpl.__version__}; {advice}")
 
 
-def build_setup(cfg: DictConfig, device: torch.device, runtime: Runtime) -> Setup:
-    """Builds the parts of a run: the dataset on its device, the losses, the strategy, the budget in images."""
-    training: Training = instantiate(cfg.training)
-    dataset: Dataset = instantiate(cfg.dataset)
-    budget: Budget = instantiate(cfg.budget).of(len(dataset.train))
-    dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
-    augmentation = Augmentation(
-        dataset.train.shape,
-        dataset.mean,
-        dataset.std,
-        flip=dataset.flip,
-        padding=dataset.padding,
-        cutout=dataset.cutout,
-        device=device,
-    )
-    backbone_of, module_of, seed = instantiate(cfg.backbone), instantiate(cfg.module), int(cfg.seed)
+def make_folder(plan: Plan) -> None:
+    """Makes a run's folder; UserError if it cannot be."""
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = plan.config["runtime"]["output_dir"]
+        raise UserError(f"runtime.output_dir={where}: cannot be written ({error.strerror or error})") from error
 
-    def build(cycle: int) -> tuple[nn.Module, nn.Module | None]:
-        classes, channels = len(dataset.class_names), dataset.train.shape[0]
-        backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
-        module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
-        backbone.to(device, memory_format=torch.channels_last)
-        if runtime.compile is True:
-            backbone.compile(dynamic=False)
-        return backbone, None if module is None else module.to(device)
 
-    wanted, query = training.precision, instantiate(cfg.query)
-    return Setup(
-        dataset,
-        build,
-        augmentation,
-        instantiate(cfg.ranking),
-        instantiate(cfg.ssl),
-        query,
-        budget,
-        training,
-        seed,
-        device,
-        wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device)),
-        needs=needs(query),
-        captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
-    )
+def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
+    """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
+    facts = {"precision": "bfloat16" if setup.bfloat16 else "float32", "compiled": setup.captures or runtime.compile}
+    origin, changes = resumed_provenance(plan.folder, provenance(setup.device) | facts)
+    run = RunInfo(identity.run_id(plan.config), plan.folder.name, plan.label, plan.folder, plan.config, origin)
+    tracker: Tracker = instantiate(plan.config["tracker"])
+    console, state = Terminal(), None
+    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
+        recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
+        try:
+            with recorder.signals():
+                open_folder(run)
+                state, resumed, lines = last_state(setup, run.folder)
+                for line in [*lines, *(changes if resumed else [])]:
+                    progress.message(line)
+                tracker.start(run)
+                if state.history:  # a kill may have come between the checkpoint and the tables
+                    recorder.file(state)
+                run_active_learning(setup, state, recorder)
+            area = close(run, state)
+        except (Interrupted, KeyboardInterrupt):
+            leave(run.folder, tracker, "interrupted", state)
+            raise
+        except Exception as error:
+            with suppress(OSError):
+                write_whole(run.folder / "error.log", traceback.format_exc())
+            leave(run.folder, tracker, "failed", state, error=failure(error))
+            raise RunFailed(failure(error)) from error
+    if runtime.progress != "none":
+        print_result(console, state.history, run.folder, area)
+    final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
+    tracker.finish(0, final, [run.folder / "queries.csv"])
+    return Outcome("resumed" if resumed else "finished", area)
+
+
+def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
+    """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it."""
+    state = initial_state(setup)
+    saved, warning = checkpoint.load(folder / "checkpoint")
+    lines = [warning] if warning is not None else []
+    if saved is None:
+        return state, False, lines
+    try:
+        state.load(saved)
+        cycle, phase, epoch, step = saved["position"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to begin anew") from error
+    return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
+
+
+def open_folder(run: RunInfo) -> None:
+    """Writes what a run is and where it comes from, and clears what an earlier life has left."""
+    write_whole(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
+    write_json(run.folder / "provenance.json", run.provenance)
+    for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):
+        leftover.unlink(missing_ok=True)
+
+
+def close(run: RunInfo, state: State) -> float:
+    """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
+    area, folder = aubc(state.history), run.folder / "checkpoint"
+    checkpoint.keep_weights(folder, state.to_dict())
+    write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
+    checkpoint.discard(folder)
+    return area
+
+
+def leave(folder: Path, tracker: Tracker, status: str, state: State | None, **details: str) -> None:
+    """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
+    with suppress(OSError):
+        where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
+        write_status(folder, status, **where, **details)
+    tracker.finish(1, {}, [])
+
+
+def failure(error: Exception) -> str:
+    """Why a run failed, in one line that says what its user can do."""
+    line = " ".join(str(error).split()).removeprefix("[Errno None] ")
+    if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA, on a CPU
+        keys = "training.batch_size, training.unlabeled_batch_limit or budget.candidates"
+        return f"out of memory: lower {keys} ({line[:200]})"
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
 
 
 def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -114,65 +216,7 @@ def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any
     first: dict[str, Any] = json.loads(path.read_text())
     changes = [
         f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
-        for key in ("git", "device_name", "threads")
+        for key in LASTING
         if first.get(key) != now[key]
     ]
     return first | {"resumed": [*first.get("resumed", []), now]}, changes
-
-
-def open_folder(run: RunInfo) -> None:
-    """Makes a run's folder with its config and provenance; UserError if it cannot be written."""
-    config = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
-    try:
-        write_whole(run.folder / "config.yaml", config)
-        for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):  # of an earlier life
-            leftover.unlink(missing_ok=True)
-        write_json(run.folder / "provenance.json", run.provenance)
-    except OSError as error:
-        where = run.config["runtime"]["output_dir"]
-        raise UserError(f"runtime.output_dir={where}: cannot be written ({error.strerror or error})") from error
-
-
-def execute(setup: Setup, run: RunInfo, tracker: Tracker, runtime: Runtime, changes: list[str]) -> float:
-    """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
-    console = Console()
-    state = initial_state(setup)
-    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
-        recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
-        saved, warning = checkpoint.load(run.folder / "checkpoint")
-        for line in filter(None, [warning, resume_line(saved), *(changes if saved else [])]):
-            progress.message(line)
-        if saved is not None:
-            state.load(saved)
-        tracker.start(run)
-        if state.history:  # a kill may have come between the checkpoint and the tables
-            recorder.file(state)
-        try:
-            with recorder.signals():
-                run_active_learning(setup, state, recorder)
-        except (Interrupted, KeyboardInterrupt) as error:
-            write_status(run.folder, "interrupted", cycle=state.cycle, phase=state.phase)
-            tracker.finish(1, {}, [])
-            raise error
-        except Exception as error:
-            line = " ".join(str(error).split()) or type(error).__name__
-            write_whole(run.folder / "error.log", traceback.format_exc())
-            write_status(run.folder, "failed", cycle=state.cycle, phase=state.phase, error=line)
-            tracker.finish(1, {}, [])
-            raise
-    area = aubc(state.history)
-    checkpoint.keep_weights(run.folder / "checkpoint", state.to_dict())
-    write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
-    final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
-    if runtime.progress != "none":
-        print_result(console, state.history, run.folder, area)
-    tracker.finish(0, final, [run.folder / "queries.csv"])
-    return area
-
-
-def resume_line(saved: dict[str, Any] | None) -> str | None:
-    """Where an interrupted run goes on."""
-    if saved is None:
-        return None
-    cycle, phase, epoch, step = saved["position"]
-    return f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"

@@ -1,8 +1,11 @@
 """What a person sees of a run: a live block on a terminal, plain lines elsewhere, a table at the end."""
 
 import math
+import os
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import linear_regression
 from time import monotonic
@@ -84,6 +87,21 @@ def print_result(console: Console, rows: Sequence[Row], folder: Path, aubc: floa
     console.print(f"files  {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
+class Terminal(Console):
+    """A console that falls silent, and stops nothing, when its reader has gone (`| head`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends the rest nowhere."""
+        self.quiet = True
+        hush()
+
+
+def hush() -> None:
+    """Sends what is still printed to standard output nowhere, for its reader has gone."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Phase:
     """The counters of one phase, and its recent speed."""
 
@@ -106,7 +124,7 @@ class Progress:
     """Shows where a run is; a context manager that clears its live block however the run ends."""
 
     def __init__(self, mode: Mode = "auto", *, cycles: int, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Terminal()
         if mode == "auto":
             mode = "live" if self.console.file.isatty() else "plain"
         if mode == "live" and (not self.console.is_terminal or self.console.is_dumb_terminal):
@@ -163,8 +181,11 @@ class Progress:
         """Prints a line that stays."""
         if self._plain:  # past rich, which would wrap and color it
             encoding = getattr(self.console.file, "encoding", None) or "utf-8"
-            self.console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
-            self.console.file.flush()
+            try:
+                self.console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+                self.console.file.flush()
+            except BrokenPipeError:
+                hush()
         elif self._mode == "live":
             self.console.print(line, markup=False, highlight=False)
 

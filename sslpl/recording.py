@@ -1,7 +1,9 @@
 """What a run leaves while it works: checkpoints, tables, the streamed numbers, a line for whoever watches."""
 
 import json
+import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from sslpl.state import FINISHED, State
 from sslpl.types import RunInfo, Tracker
 
 STEPPED = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
+SPARING = 50  # a phase's border is not saved before so many times the cost of a checkpoint has gone by: at most 2%
 
 
 class Interrupted(Exception):
@@ -36,13 +39,14 @@ class Recorder:
     def __init__(self, run: RunInfo, setup: Setup, tracker: Tracker, progress: Progress, minutes: float) -> None:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_every = 60 * minutes
-        self.saved_at = time.monotonic()
+        self.saved_at, self.cost = time.monotonic(), 0.0
         self.signal: int | None = None
         self.cycle: int | None = None
 
     def phase(self, setup: Setup, state: State) -> None:
         """Shows that a phase begins or goes on."""
-        write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase)
+        owner = {"process": os.getpid(), "host": socket.gethostname()}
+        write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase, **owner)
         if state.cycle != self.cycle:
             self.cycle = state.cycle
             self.progress.cycle(state.cycle, len(state.pool.labeled))
@@ -57,15 +61,17 @@ class Recorder:
         if step.metrics is not None:
             self.tracker.log(self._moment(state), step.metrics)
             self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
-        if state.phase in STEPPED and (self.signal or time.monotonic() - self.saved_at >= self.save_every):
+        if state.phase in STEPPED and (self.signal or self._unsaved() >= self.save_every):
             self._save(state)
         if self.signal:
             raise Interrupted(self.signal)
 
     def border(self, state: State) -> None:
-        """Saves at the end of a phase and, at the end of a cycle, streams and files its numbers."""
-        self._save(state)
-        if state.phase in ("train", FINISHED):
+        """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
+        cycle_ends = state.phase in ("train", FINISHED)
+        if cycle_ends or self.signal or self._unsaved() >= min(self.save_every, SPARING * self.cost):
+            self._save(state)
+        if cycle_ends:
             self.file(state)
             self.progress.cycle_done(state.history[-1])
         if self.signal and state.phase != FINISHED:
@@ -73,14 +79,18 @@ class Recorder:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after its current step; a second one ends it at once."""
+        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once."""
 
         def note(signum: int, _: FrameType | None) -> None:
             self.signal = signum
             signal.signal(signum, before[signum])
             self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
 
-        before = {int(signum): signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {int(signum): signal.getsignal(signum) for signum in named}
+        before = {
+            signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN
+        }  # as nohup sets it
         for signum in before:
             signal.signal(signum, note)
         try:
@@ -106,9 +116,14 @@ class Recorder:
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * moments(training) - 1, wandb_names(row))
 
+    def _unsaved(self) -> float:
+        return time.monotonic() - self.saved_at
+
     def _save(self, state: State) -> None:
+        since = time.monotonic()
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
+        self.cost = self.saved_at - since
 
 
 def moments(training: Training) -> int:
@@ -145,9 +160,9 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The status of a run; an empty one if it has not begun."""
+    """The status of a run; an empty one if it has not begun, or if the file is damaged."""
     try:
-        status: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
         return {}
-    return status
+    return status if isinstance(status, dict) else {}

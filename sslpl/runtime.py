@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+import sslpl
 from sslpl.types import Count, PositiveOrZero, UserError
 
 SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
@@ -74,7 +75,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """What a reader needs to know of how a run came about: command, versions, commit, device."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        "versions": {"sslpl": sslpl.__version__, "python": platform.python_version(), "torch": torch.__version__}
         | {name: _version(name) for name in _PACKAGES},
         "git": _git(),
         "device": device.type,
@@ -83,7 +84,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-_PACKAGES = ("sslpl", "torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+_PACKAGES = ("torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """What all tests share: one thread each, no network or account of the user's, and the command line in process."""
 
+import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,13 @@ def sslpl(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
         return Result(int(ended.value.code or 0), out, err)
 
     return command
+
+
+def timeless(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics without the columns that no two runs share."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second", "_mib"))} for row in rows]
 
 
 def run_folder(root: Path = Path("outputs")) -> Path:

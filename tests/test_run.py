@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder
+from conftest import TINY, Result, run_folder, timeless
 
 from sslpl import checkpoint, recording
 from sslpl.views import COLUMNS
 
 Command = Callable[..., Result]
 METHODS = ("sslpm", "scal", "learning_loss", "entropy", "random")
-TIMES = [c for c in COLUMNS if c.endswith(("_seconds", "_per_second", "_mib"))]
 
 
 def read(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
-
-
-def timeless(folder: Path) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(folder / "metrics.csv")]
 
 
 def test_a_run_leaves_every_file(sslpl: Command) -> None:
@@ -219,20 +214,3 @@ def test_a_multirun_runs_each_job_in_its_own_folder(sslpl: Command) -> None:
     folders = sorted(str(path.parent.parent) for path in Path("outputs").glob("**/status.json"))
     assert folders == ["outputs/digits/entropy"] * 2 + ["outputs/digits/random"] * 2
     assert [path.name for path in Path().iterdir()] == ["outputs"]
-
-
-def test_a_failing_run_says_so_and_does_not_stop_the_others(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sslpl.query import scorers
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("no entropy today")
-
-    monkeypatch.setattr(scorers, "entropy", broken)
-    done = sslpl("-m", *TINY, "method=entropy,random")
-    assert done.code == 1
-    assert done.err == "sslpl: RuntimeError: no entropy today\n"
-    states = {path.parts[2]: json.loads(path.read_text()) for path in Path("outputs").glob("**/status.json")}
-    assert states["random"]["state"] == "finished"
-    assert states["entropy"]["state"] == "failed"
-    assert states["entropy"]["error"] == "no entropy today"
-    assert "Traceback" in next(Path("outputs").glob("**/error.log")).read_text()

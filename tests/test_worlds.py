@@ -1,0 +1,293 @@
+"""Bad worlds: full disks, damaged files, other versions, no memory, numbers that are none. Nothing is lost."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Result, run_folder, timeless
+
+import sslpl as package
+from sslpl import checkpoint, launch, progress, recording
+from sslpl.learn import joint
+from sslpl.query import linkage, scorers
+
+Command = Callable[..., Result]
+Patch = pytest.MonkeyPatch
+RUN = (*TINY, "method=entropy")
+
+
+class Killed(BaseException):
+    """As abrupt as a test in one process can be."""
+
+
+def status() -> dict[str, Any]:
+    return json.loads((run_folder() / "status.json").read_text())
+
+
+def dying(function: Callable[..., Any], call: int, error: BaseException) -> Callable[..., Any]:
+    """A function that raises at one of its calls (from 1)."""
+    calls = []
+
+    def patched(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return function(*arguments, **options)
+
+    return patched
+
+
+@pytest.fixture
+def half_done(sslpl: Command, monkeypatch: Patch) -> Path:
+    """The folder of a run that was killed after its first cycle."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dying(checkpoint.save, 9, Killed()))
+        with pytest.raises(Killed):
+            sslpl(*RUN, "runtime.checkpoint_minutes=0")
+    return run_folder()
+
+
+def whole_run(sslpl: Command) -> list[dict[str, str]]:
+    assert sslpl(*RUN, "runtime.output_dir=whole").code == 0
+    return timeless(run_folder(Path("whole")))
+
+
+@pytest.mark.parametrize("call", [5, 14, 20])
+def test_a_full_disk_ends_a_run_and_loses_nothing(sslpl: Command, monkeypatch: Patch, call: int) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "state.ckpt")
+    calls, flush = [], os.fsync
+
+    def filled(file: int) -> None:
+        calls.append(1)
+        if len(calls) >= call:  # from then on, for the status too
+            raise full
+        flush(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", filled)
+        done = sslpl(*RUN, "runtime.checkpoint_minutes=0")
+    assert done.code == 1
+    assert done.err == (
+        "sslpl: No space left on device (state.ckpt): what was saved before is whole, and the same command goes on "
+        "from there\n"
+    )
+    assert sslpl(*RUN).code == 0
+    assert timeless(run_folder()) == whole_run(sslpl)
+    assert not list(Path("outputs").rglob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[]", "null"])
+def test_a_damaged_status_does_not_matter(sslpl: Command, half_done: Path, damage: str) -> None:
+    (half_done / "status.json").write_text(damage)
+    assert sslpl(*RUN).code == 0
+    assert status()["state"] == "finished"
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "provenance.json"])
+def test_a_folder_that_cannot_be_understood_is_refused(sslpl: Command, half_done: Path, file: str) -> None:
+    (half_done / file).write_text("{]")
+    before = {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()}
+    done = sslpl(*RUN)
+    assert done.code == 2
+    assert "cannot be read; remove the folder, or choose another runtime.output_dir" in done.err
+    assert done.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_another_config_is_refused(sslpl: Command, half_done: Path) -> None:
+    config = half_done / "config.yaml"
+    config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "its config.yaml is that of another run" in done.err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_another_version_is_refused(
+    sslpl: Command, half_done: Path, monkeypatch: Patch, finished: bool
+) -> None:
+    if finished:
+        assert sslpl(*RUN).code == 0
+    monkeypatch.setattr(package, "__version__", "9.0")
+    done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "written by sslpl 0.1.0, this is 9.0" in done.err
+
+
+def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, monkeypatch: Patch) -> None:
+    facts = launch.provenance
+
+    def moved(device: torch.device) -> dict[str, Any]:
+        return facts(device) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
+
+    monkeypatch.setattr(launch, "provenance", moved)
+    done = sslpl(*RUN, "runtime.progress=plain")
+    assert done.code == 0
+    assert "it goes on with another machine" in done.out
+    assert "this run began with git" in done.out
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_damaged_checkpoint_is_told_and_passed_over(sslpl: Command, half_done: Path, damage: str, both: bool) -> None:
+    names = [checkpoint.NAME, checkpoint.PREVIOUS][: 1 + both]
+    for path in (half_done / "checkpoint" / name for name in names):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes({"truncated": data[:-9], "flipped": bytes(data), "emptied": b""}[damage])
+    done = sslpl(*RUN, "runtime.progress=plain")
+    assert done.code == 0, done.err
+    assert "is damaged (its checksum does not match)" in done.out
+    assert ("resumed at" in done.out) != both
+    assert timeless(run_folder()) == whole_run(sslpl)
+
+
+def test_a_checkpoint_of_something_else_is_refused(sslpl: Command, half_done: Path) -> None:
+    checkpoint.save(half_done / "checkpoint", {"weights": torch.zeros(3)})
+    done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "its checkpoint does not fit this run; remove the folder to begin anew" in done.err
+
+
+def test_a_loss_that_is_not_finite_ends_a_run(sslpl: Command) -> None:
+    done = sslpl(*RUN, "training.rate=1e30")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "the training loss is not finite in epoch" in done.err
+    assert "lower training.rate" in done.err
+    assert status()["state"] == "failed"
+    assert status()["error"] in done.err
+    assert "FloatingPointError" in (run_folder() / "error.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_a_device_without_memory_names_what_to_lower(
+    sslpl: Command, half_done: Path, monkeypatch: Patch, error: Exception
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(joint, "joint_step", dying(joint.joint_step, 3, error))
+        done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "out of memory: lower training.batch_size, training.unlabeled_batch_limit or budget.candidates" in done.err
+    assert sslpl(*RUN).code == 0
+    assert timeless(run_folder()) == whole_run(sslpl)
+
+
+def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(linkage, "_free_bytes", lambda _: 10)
+    done = sslpl(*TINY)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "lower budget.candidates" in done.err
+    assert status()["phase"] == "query"
+
+
+def test_a_strategy_that_picks_twice_ends_a_run(sslpl: Command, monkeypatch: Patch) -> None:
+    from sslpl.query import selectors
+
+    monkeypatch.setattr(selectors, "top", lambda *_: torch.zeros(24, dtype=torch.int64))
+    done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "picked an image twice" in done.err
+
+
+def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(scorers, "entropy", lambda *_: torch.empty(2**48))
+    done = sslpl(*RUN)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "out of memory" in done.err
+
+
+def test_a_folder_that_is_removed_is_written_again(sslpl: Command, monkeypatch: Patch) -> None:
+    border, removed = recording.Recorder.border, []
+
+    def removing(self: recording.Recorder, state: recording.State) -> None:
+        if state.cycle == 1 and not removed:
+            removed.append(shutil.rmtree(self.run.folder))
+        border(self, state)
+
+    monkeypatch.setattr(recording.Recorder, "border", removing)
+    assert sslpl(*RUN).code == 0
+    assert status()["state"] == "finished"
+    assert timeless(run_folder()) == whole_run(sslpl)
+
+
+def test_a_lost_terminal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: Patch) -> None:
+    step, seen = recording.Recorder.step, []
+
+    def lost(self: recording.Recorder, *arguments: Any) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGHUP)
+        step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recorder, "step", lost)
+        assert sslpl(*RUN).code == 128 + signal.SIGHUP
+    assert status()["state"] == "interrupted"
+    assert sslpl(*RUN).code == 0
+
+
+def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(sslpl: Command, monkeypatch: Patch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    step = recording.Recorder.step
+
+    def hung_up(self: recording.Recorder, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        step(self, *arguments)
+
+    try:
+        monkeypatch.setattr(recording.Recorder, "step", hung_up)
+        assert sslpl(*RUN).code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -> None:
+    hushed = []
+
+    class Gone(progress.Terminal):
+        class _File:
+            encoding = "utf-8"
+
+            def write(self, _: str) -> int:
+                raise BrokenPipeError
+
+            def flush(self) -> None:
+                raise BrokenPipeError
+
+            def isatty(self) -> bool:
+                return False
+
+        def __init__(self) -> None:
+            super().__init__(file=self._File())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(launch, "Terminal", Gone)
+    monkeypatch.setattr(progress, "hush", lambda: hushed.append(1))
+    done = sslpl(*RUN, "runtime.progress=plain")
+    assert done.code == 0, done.err
+    assert hushed
+    assert status()["state"] == "finished"
+
+
+@pytest.mark.parametrize("place", ["keep_weights", "discard"])
+def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch: Patch, place: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, place, dying(getattr(checkpoint, place), 1, Killed()))
+        with pytest.raises(Killed):
+            sslpl(*RUN)
+    monkeypatch.setattr(joint, "joint_step", dying(joint.joint_step, 1, AssertionError("trained again")))
+    assert sslpl(*RUN).code == 0
+    assert status()["state"] == "finished"
+    assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]
