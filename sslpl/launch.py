@@ -79,9 +79,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
-        outcome = finished_before(plan) or execute(plan, setup, runtime)
-        lock.forget(plan.folder)
-        return outcome
+        return finished_before(plan) or execute(plan, setup, runtime)
 
 
 def finished_before(plan: Plan) -> Outcome | None:
@@ -93,6 +91,7 @@ def finished_before(plan: Plan) -> Outcome | None:
     if status.get("state") != "finished":
         return None
     checkpoint.discard(plan.folder / "checkpoint")  # a kill may have come just before
+    lock.forget(plan.folder)
     print(f"finished already: {plan.folder}", flush=True)
     return Outcome("skipped", float(status["aubc"]))
 
@@ -185,6 +184,7 @@ def close(run: RunInfo, state: State) -> float:
     checkpoint.keep_weights(folder, state.to_dict())
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
     checkpoint.discard(folder)
+    lock.forget(run.folder)
     return area
 
 

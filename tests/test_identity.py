@@ -1,17 +1,27 @@
 """Which run a config is: what changes its id, what does not, and how it is labeled."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from sslpl import cli, identity
+from sslpl.types import UserError
+
+
+def config_of(*overrides: str) -> tuple[dict, dict]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return cli.composed(overrides)
 
 
 def composed(*overrides: str) -> tuple[dict, dict]:
-    GlobalHydra.instance().clear()
+    config, choices = config_of(*overrides)
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        config, choices = cli.composed(list(overrides))
-        label = identity.label(config, choices, cli.composed)
+        label = identity.label(config, choices, lambda changed: cli.composed(tuple(changed)))
     return config, {"label": label, "id": identity.run_id(config)}
 
 
@@ -43,6 +53,51 @@ def test_whatever_can_change_a_result_changes_the_id() -> None:
     assert len(set(ids.values())) == len(ids)
     assert composed()[1]["id"] not in ids.values()
     assert all(len(i) == 8 and int(i, 16) >= 0 for i in ids.values())
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every value of a config."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from leaves(child, (*path, key))
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("overrides", [[], ["dataset=cifar100", "method=learning_loss", "ranking=margin"]])
+def test_every_value_of_a_config_counts_but_where_and_how_it_runs(overrides: list[str]) -> None:
+    config, run = composed(*overrides)
+    for path in leaves(config):
+        other = copy.deepcopy(config)
+        node = other
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = "something else"
+        free = path[0] in ("runtime", "tracker") or path in (("dataset", "root"), ("dataset", "download"))
+        assert (identity.run_id(other) == run["id"]) == free, path
+
+
+@pytest.mark.parametrize(
+    "group", ["dataset", "backbone", "module", "ranking", "ssl", "query", "budget", "training", "method"]
+)
+def test_every_option_of_a_scientific_group_is_a_run_of_its_own(group: str) -> None:
+    config, choices = config_of()
+    ids = {identity.run_id(config): choices[group]}
+    for option in (path.stem for path in (cli.CONF / group).glob("*.yaml")):
+        if option == choices[group]:
+            continue
+        try:
+            run = identity.run_id(config_of(f"{group}={option}")[0])
+        except UserError:  # it needs another choice beside it
+            continue
+        assert run not in ids, (option, ids[run])
+        ids[run] = option
+    assert len(ids) > 1
+
+
+def test_a_whole_number_is_the_same_as_a_float_where_a_float_is_asked_for() -> None:
+    assert composed("training.rate=1", "ssl.threshold=1")[1] == composed("training.rate=1.0", "ssl.threshold=1.0")[1]
+    assert composed("budget.initial=1")[1] != composed("budget.initial=1.0")[1]  # one image, all images
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,4 @@ def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]
+    assert not list(run_folder().rglob(".*"))
