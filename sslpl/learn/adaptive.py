@@ -42,7 +42,7 @@ class FlexMatch(nn.Module):
 
 
 class FreeMatch(nn.Module):
-    """The most likely class, if it reaches an adaptive threshold (FreeMatch: Wang et al. 2023, equations 5 to 8).
+    """The most likely class, if it reaches an adaptive threshold (FreeMatch: Wang et al. 2023).
 
     The threshold is an average of the confidence, scaled down for the classes that are predicted less. Its fairness
     loss trains a backbone and has no place where that is frozen.
@@ -71,8 +71,8 @@ class SoftMatch(nn.Module):
     """The most likely class, weighted by a truncated Gaussian of its probability (SoftMatch: Chen et al. 2023).
 
     The weight is exp(-n_sigma^2 (c - mean)^2 / (2 variance)) below the averaged mean of the confidence c, and 1 above.
-    n_sigma = 2 is the published code, 1 the paper's equation 8. Uniform alignment takes c after the probabilities are
-    divided by their average and normalized; the class is that of the probabilities themselves (section 3.3).
+    n_sigma = 2 is the published code, 1 the paper's formula. Uniform alignment takes c after the probabilities are
+    divided by their average and normalized; the class is that of the probabilities themselves.
     """
 
     mean: Tensor  # [], averaged mean of the confidence of a batch

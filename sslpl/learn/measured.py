@@ -126,6 +126,7 @@ def measured_unlabeled(
 ) -> Iterator[Unlabeled | None]:
     """What each step from the state's on learns from its unlabeled batch; None for a step without one."""
     images, augmentation, first = setup.dataset.train, setup.augmentation, state.step
+    unlabeled = state.pool.unlabeled
     groups = grouped(plan.unlabeled[first:], setup.device, images.shape)
     start = sum(len(batch) for batch in plan.unlabeled[:first])
     loss: Loss = getattr(by.method, "loss", classification)
@@ -133,7 +134,7 @@ def measured_unlabeled(
         assert plan.strong_draws is not None
         sizes, span, index = [len(batch) for batch in group], slice(start, start + len(fetch)), torch.cat(group)
         weak = (augmentation.weak(fetch, rows(draws, span)) for draws in plan.weak_draws)
-        places = to_device(torch.searchsorted(state.pool.unlabeled, index), setup.device)
+        places = to_device(torch.searchsorted(unlabeled, index), setup.device)
         (target, weight), states = pseudo_labels(by, weak, places, sizes)
         counts = label_counts(target, weight, to_device(setup.dataset.train_labels[index], setup.device))
         # The one wait of a group: which images are confident decides what is augmented and forwarded next.
