@@ -55,7 +55,9 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
         unlabeled = len(setup.dataset.train) - labeled
         size = unlabeled_batch_size(unlabeled, labeled, training.batch_size, training.unlabeled_batch_limit)
         tuned = training.finetune_epochs * batches
-        views += training.finetune_epochs * (labeled + (2 * min(size * batches, unlabeled) if setup.ssl else 0))
+        views += training.finetune_epochs * (
+            labeled + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
+        )
     return labeled, trained, steps, tuned, views
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,13 @@ from sslpl.types import (
     Dataset,
     Positive,
     PositiveOrZero,
-    PseudoLabel,
     QueryStrategy,
     Share,
     ShareBelowOne,
 )
 
-RankingLoss = Callable[[Tensor, Tensor], Tensor]
-PseudoLabeler = Callable[[Tensor], PseudoLabel]
+RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], perhaps weight=[B] -> []
+SSLMethod = Callable[..., Any]  # weak logits -> PseudoLabel; or the class of one with a state, built when it begins
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Setup(NamedTuple):
     build: Callable[[int], tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
     augmentation: Augmentation
     ranking: RankingLoss
-    ssl: PseudoLabeler | None
+    ssl: SSLMethod | None
     query: QueryStrategy
     budget: Budget  # in images
     training: Training
@@ -80,6 +80,20 @@ class Setup(NamedTuple):
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
     captures: bool = False  # training steps are captured as CUDA graphs
+
+    @property
+    def weak_views(self) -> int:
+        """How many weak views of an unlabeled image the SSL method wants."""
+        return int(self._ssl_asks("views", 1))
+
+    @property
+    def teacher_decay(self) -> float | None:
+        """How slowly a teacher follows the backbone in joint training; None without one."""
+        decay: float | None = self._ssl_asks("teacher_decay", None)
+        return decay
+
+    def _ssl_asks(self, name: str, otherwise: Any) -> Any:
+        return getattr(self.ssl.func if isinstance(self.ssl, partial) else self.ssl, name, otherwise)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which networks run forward."""

@@ -42,6 +42,8 @@ class State:
     tally: Tensor | None = None  # running sums of the epoch or phase under way
     optimizer: Optimizer | None = None  # of the phase under way
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
+    ssl: Weights | None = None  # of an SSL method with a state, during a fine-tune
+    teacher: Weights | None = None  # averaged backbone, from the training to the fine-tune, for a method that asks
     picked: Picked | None = None  # queried, not labeled yet
     earlier: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
     snapshots: list[Weights] = field(default_factory=list)  # of the backbone in this cycle's training, likewise
@@ -54,7 +56,7 @@ class State:
     def enter(self, phase: str) -> None:
         """Moves on to another phase, which starts with nothing done."""
         self.phase, self.epoch, self.step = phase, 0, 0
-        self.tally = self.optimizer = self.optimizer_state = None
+        self.tally = self.optimizer = self.optimizer_state = self.ssl = None
 
     def labels(self) -> Tensor:
         """Revealed classes by position in the pool, [pool] int64; -1 where hidden."""
@@ -74,6 +76,8 @@ class State:
             "position": (self.cycle, self.phase, self.epoch, self.step),
             "tally": self.tally,
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else self.optimizer_state,
+            "ssl": self.ssl,
+            "teacher": self.teacher,
             "picked": tuple(self.picked) if self.picked is not None else None,
             "earlier": self.earlier,
             "snapshots": self.snapshots,
@@ -93,6 +97,7 @@ class State:
             self.module.load_state_dict(saved["module"])
         self.cycle, self.phase, self.epoch, self.step = saved["position"]
         self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
+        self.ssl, self.teacher = saved["ssl"], saved["teacher"]
         self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
         self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]

@@ -43,7 +43,7 @@ def make_setup(device: str = "cuda", captures: bool = False, bfloat16: bool = Fa
     tiny = {"epochs": 3, "finetune_epochs": 2, "batch_size": 32} | training
     return Setup(
         data, build, augmentation, ranking.bce, ssl.pseudo_label_soft, query, Budget(80, 40, 3, 300),
-        Training(**tiny), 0, where, bfloat16, captures,  # type: ignore[arg-type]
+        Training(**tiny), 0, where, bfloat16, captures=captures,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

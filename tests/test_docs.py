@@ -89,12 +89,20 @@ def test_a_strategy_from_outside_runs_as_the_guide_says(
     assert run_folder(Path("preset")).parent.name == "clustered_entropy"
 
 
-def test_the_ssl_method_of_the_guide_works() -> None:
+def test_the_ssl_methods_of_the_guide_work() -> None:
     import torch
 
     namespace: dict = {}
-    names = "from torch import Tensor\nfrom sslpl.types import Positive, PseudoLabel, Share\n"
+    names = (
+        "import torch\nfrom torch import Tensor, nn\nfrom torch.nn.functional import one_hot\n"
+        "from sslpl.types import PseudoLabel, Share\n"
+    )
     exec(names + code("CONTRIBUTING.md", "python")[1], namespace)
-    target, weight = namespace["sharpened"](torch.tensor([[4.0, 0.0], [0.1, 0.0]]))
+    logits = torch.tensor([[4.0, 0.0], [0.1, 0.0]])
+    target, weight = namespace["clear_of_the_second"](logits)
     assert weight.tolist() == [1, 0]
-    torch.testing.assert_close(target.sum(dim=1), torch.ones(2))
+    torch.testing.assert_close(target, logits.softmax(dim=1))
+    method, index = namespace["Agreeing"](num_classes=2, num_images=3), torch.tensor([2, 0])
+    assert [method(values, index).weight.tolist() for values in (logits, logits, logits.flip(1))] == [
+        [0, 0], [1, 1], [0, 0],
+    ]  # fmt: skip

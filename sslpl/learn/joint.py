@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sslpl.data.batches import epoch_batches, weak_views
 from sslpl.data.images import to_device
@@ -14,7 +15,7 @@ from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
-from sslpl.state import State, weights_of
+from sslpl.state import State, Weights, weights_of
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
@@ -39,6 +40,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         for view, truth in zip(views, truths[state.step :], strict=True):
             tally += step(view, truth, training.detached(epoch))
             state.tally, state.step = tally, state.step + 1
+            if setup.teacher_decay is not None:
+                steps = epoch * len(batches) + state.step
+                state.teacher = averaged(state.teacher, state.backbone, setup.teacher_decay, steps)
             if state.step < len(batches):
                 yield Step(len(truth))
         if epoch in snapshots:
@@ -111,6 +115,21 @@ def joint_step(
     size = len(views)
     sums = (losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, size))
     return torch.stack([value.float() for value in sums])
+
+
+def averaged(teacher: Weights | None, network: nn.Module, decay: float, steps: int) -> Weights:
+    """The averaged weights after `steps` steps: the true mean, then the exponential one (Tarvainen and Valpola 2017).
+
+    Statistics of batch norms are averaged alike (ours: the published teacher gathers its own).
+    """
+    if teacher is None or steps == 1:
+        return weights_of(network)
+    now = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    teacher |= {name: teacher[name].to(value.device) for name, value in now.items()}
+    keep = min(decay, 1 - 1 / steps)
+    average = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]
+    average([teacher[name] for name in now], list(now.values()), None)
+    return teacher
 
 
 class frozen_statistics:

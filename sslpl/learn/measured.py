@@ -1,0 +1,194 @@
+"""What the frozen backbone says of the fine-tune's batches: losses to rank, and summaries to predict them from."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sslpl.data.augment import StrongDraws, WeakDraws, rows
+from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
+from sslpl.data.images import to_device
+from sslpl.learn.ssl import confident
+from sslpl.models.backbones import Frozen
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.seeds import rng
+from sslpl.setup import Setup
+from sslpl.state import State, Weights, weights_of
+from sslpl.types import PseudoLabel
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, target -> [B]
+classification: Loss = partial(cross_entropy, reduction="none")
+
+
+class Measured(NamedTuple):
+    """What the frozen backbone says of a batch: all that the module needs to learn from it."""
+
+    summaries: tuple[Tensor, ...]
+    loss: Tensor  # [B], to rank
+    weight: Tensor | None = None  # [B], in the ranking; None: all alike
+
+
+class Unlabeled(NamedTuple):
+    """What a step learns from its unlabeled batch."""
+
+    measured: Measured | None  # None without a confident image
+    counts: Tensor  # [3], see `label_counts`
+    ssl: Weights | None  # state of the SSL method after this batch
+
+
+class Plan(NamedTuple):
+    """One epoch's batches and draws: of the labeled images, and of the unlabeled ones beside them."""
+
+    labeled: list[Tensor]
+    labeled_draws: WeakDraws
+    unlabeled: list[Tensor]  # empty without an unlabeled term
+    weak_draws: list[WeakDraws]  # one for each weak view
+    strong_draws: StrongDraws | None
+
+    def images(self, step: int) -> int:
+        """How many images a step sees."""
+        return len(self.labeled[step]) + (len(self.unlabeled[step]) if step < len(self.unlabeled) else 0)
+
+
+class Labeler(NamedTuple):
+    """Who pseudo-labels: an SSL method, and the network whose predictions it is told."""
+
+    method: Any
+    frozen: Frozen
+
+    def __call__(self, weak_logits: Tensor, index: Tensor) -> PseudoLabel:
+        """The pseudo-labels of a batch; `index` [B] holds its images' places among the unlabeled ones."""
+        with_state = isinstance(self.method, nn.Module)
+        labels: PseudoLabel = self.method(weak_logits, index) if with_state else self.method(weak_logits)
+        return labels
+
+    def state(self) -> Weights | None:
+        """A copy of the method's state as it is now; None if it has none."""
+        return weights_of(self.method) if isinstance(self.method, nn.Module) else None
+
+
+def labeler(setup: Setup, state: State, frozen: Frozen) -> Labeler:
+    """The SSL method of a cycle's fine-tune: one with a state starts anew, or goes on where a checkpoint stands."""
+    method = setup.ssl
+    if isinstance(method, partial) and isinstance(method.func, type):
+        method = method(num_classes=len(setup.dataset.class_names), num_images=len(state.pool.unlabeled))
+        assert isinstance(method, nn.Module)
+        method.to(setup.device).load_state_dict(state.ssl or method.state_dict())
+    if state.teacher is not None:
+        network = copy.deepcopy(state.backbone)
+        network.load_state_dict(state.teacher)
+        frozen = Frozen(network, setup.bfloat16)
+    return Labeler(method, frozen)
+
+
+def epoch_plan(setup: Setup, state: State, epoch: int) -> Plan:
+    """Draws one epoch: which images are seen when, and how they are augmented."""
+    training, pool, augmentation = setup.training, state.pool, setup.augmentation
+    size, unlabeled = training.batch_size, pool.unlabeled
+
+    def stream(purpose: str) -> torch.Generator:
+        return rng(setup.seed, purpose, state.cycle, epoch)
+
+    labeled = epoch_batches(pool.labeled, pool.size, size, stream("finetune_order"))
+    labeled_draws = augmentation.draw_weak(len(pool.labeled), stream("finetune_weak"))
+    many = unlabeled_batch_size(len(unlabeled), len(pool.labeled), size, training.unlabeled_batch_limit)
+    if setup.ssl is None or many == 0:
+        return Plan(labeled, labeled_draws, [], [], None)
+    batches = epoch_batches(unlabeled, pool.size, many, stream("unlabeled_order"))[: len(labeled)]
+    count = sum(len(batch) for batch in batches)
+    purposes = ["unlabeled_weak", *(f"unlabeled_weak_{view}" for view in range(1, setup.weak_views))]
+    weak = [augmentation.draw_weak(count, stream(purpose)) for purpose in purposes]
+    return Plan(labeled, labeled_draws, batches, weak, augmentation.draw_strong(count, stream("unlabeled_strong")))
+
+
+def measured_labeled(
+    setup: Setup, frozen: Frozen, module: LossPredictionModule, plan: Plan, labels: Tensor, first: int
+) -> Iterator[Measured]:
+    """True cross-entropy and summaries of the weak views of each labeled batch from `first` on."""
+    images, augmentation = setup.dataset.train, setup.augmentation
+    groups = grouped(plan.labeled[first:], setup.device, images.shape)
+    start = sum(len(batch) for batch in plan.labeled[:first])
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        views = augmentation.weak(fetch, rows(plan.labeled_draws, slice(start, start + len(fetch))))
+        truth = labels[to_device(torch.cat(group), setup.device)]
+        whole = measure(frozen, module, views, truth, classification)
+        yield from parts(whole, [len(batch) for batch in group])
+        start += len(fetch)
+
+
+def measured_unlabeled(
+    setup: Setup, state: State, frozen: Frozen, module: LossPredictionModule, plan: Plan, by: Labeler
+) -> Iterator[Unlabeled | None]:
+    """What each step from the state's on learns from its unlabeled batch; None for a step without one."""
+    images, augmentation, first = setup.dataset.train, setup.augmentation, state.step
+    unlabeled = state.pool.unlabeled
+    groups = grouped(plan.unlabeled[first:], setup.device, images.shape)
+    start = sum(len(batch) for batch in plan.unlabeled[:first])
+    loss: Loss = getattr(by.method, "loss", classification)
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        assert plan.strong_draws is not None
+        sizes, span, index = [len(batch) for batch in group], slice(start, start + len(fetch)), torch.cat(group)
+        weak = (augmentation.weak(fetch, rows(draws, span)) for draws in plan.weak_draws)
+        places = to_device(torch.searchsorted(unlabeled, index), setup.device)
+        (target, weight), states = pseudo_labels(by, weak, places, sizes)
+        counts = label_counts(target, weight, to_device(setup.dataset.train_labels[index], setup.device))
+        # The one wait of a group: which images are confident decides what is augmented and forwarded next.
+        used = used_rows(weight.cpu(), sizes)
+        chosen = torch.cat(used)
+        there = to_device(chosen, setup.device)
+        strong = augmentation.strong(fetch[there], rows(rows(plan.strong_draws, span), chosen))
+        whole = measure(frozen, module, strong, target[there], loss)._replace(weight=weight[there])
+        batches = zip(parts(whole, [len(part) for part in used]), torch.split(counts, sizes), states, strict=True)
+        for part, count, after in batches:
+            yield Unlabeled(part if len(part.loss) else None, count.sum(dim=0), after)
+        start += len(fetch)
+    yield from [None] * (len(plan.labeled) - max(first, len(plan.unlabeled)))
+
+
+@torch.no_grad()
+def pseudo_labels(
+    by: Labeler, views: Iterable[Tensor], places: Tensor, sizes: list[int]
+) -> tuple[PseudoLabel, list[Weights | None]]:
+    """What is said of the weak views of a group of batches, and the state of the method after each batch."""
+    logits = [torch.split(torch.cat([part.logits for part in by.frozen.parts(view)]), sizes) for view in views]
+    labels, states = [], []
+    for batch, index in zip(zip(*logits, strict=True), torch.split(places, sizes), strict=True):
+        labels.append(by(torch.cat(batch), index))
+        states.append(by.state())
+    return PseudoLabel(*(torch.cat(column) for column in zip(*labels, strict=True))), states
+
+
+@torch.no_grad()
+def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor, loss: Loss) -> Measured:
+    """Summaries of views and their loss against classes [B] or class probabilities [B, classes]."""
+    seen = [(features.logits, *module.summaries(features.maps)) for features in frozen.parts(views)]
+    logits, *summaries = map(torch.cat, zip(*seen, strict=True))
+    return Measured(tuple(summaries), loss(logits, target))
+
+
+def parts(whole: Measured, sizes: list[int]) -> list[Measured]:
+    """What was measured of a group, batch by batch."""
+    losses = torch.split(whole.loss, sizes)
+    summaries = zip(*(torch.split(summary, sizes) for summary in whole.summaries), strict=True)
+    weights = [None] * len(sizes) if whole.weight is None else torch.split(whole.weight, sizes)
+    return [Measured(*part) for part in zip(summaries, losses, weights, strict=True)]
+
+
+def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
+    """For each batch of a group, the rows of the group whose pseudo-loss is ranked.
+
+    The backbone is frozen, so a strong view whose loss is not ranked need not be seen at all (ours).
+    """
+    starts = [0, *accumulate(sizes[:-1])]
+    return [confident(part) + start for part, start in zip(torch.split(weight, sizes), starts, strict=True)]
+
+
+def label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
+    """Of each pseudo-label: its weight, its weight if it is right, 1, [B, 3]; the truth is for analysis alone."""
+    right = target.argmax(dim=1) == truth
+    return torch.stack([weight, weight * right, torch.ones_like(weight)], dim=1)
