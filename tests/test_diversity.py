@@ -66,7 +66,9 @@ class TestNeighbors:
 
     def test_copies_are_at_distance_0(self) -> None:
         points = 100 + blobs(5).repeat(3, 1)
-        assert (neighbors.distances_to(points, points[:1]) == 0).tolist() == [True, *[False] * 4] * 3
+        squares = neighbors.squares_to_one(points)(torch.tensor([5]))
+        assert (squares == 0).tolist() == [True, *[False] * 4] * 3
+        torch.testing.assert_close(squares, (points.double() - points[0]).square().sum(dim=1), atol=0, rtol=1e-9)
 
     @pytest.mark.parametrize("count", [1, 3, 52])
     def test_mean_distance_to_the_nearest_others(self, count: int) -> None:
@@ -153,8 +155,8 @@ class TestCoreSet:
 
     def test_copies_come_last(self) -> None:
         points = torch.tensor([[0.0], [4.0], [4.0], [10.0], [10.0]])
-        rows, radius = k_center_greedy(points, points[:, 0].clone(), 5)
-        assert radius.tolist() == [10, 4, 0, 0, 0]
+        rows, radius = k_center_greedy(neighbors.squares_to_one(points), points[:, 0].square(), 5)
+        assert radius.tolist() == [100, 16, 0, 0, 0]
         assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
 
 

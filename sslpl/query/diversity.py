@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.query.kmeans import Clusters, k_means, plus_plus
-from sslpl.query.neighbors import distances_to, nearest
+from sslpl.query.neighbors import nearest, squares_to_one
 from sslpl.query.rounds import least
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked
@@ -21,18 +21,22 @@ def core_set(context: QueryContext, n: int, rng: Generator) -> Picked:
     order = torch.randperm(len(context.unlabeled), generator=rng)  # the first of equals is then a random one
     points, centers = context.predictions.embedding[order.to(context.device)], context.labeled_predictions.embedding
     mean = points.mean(dim=0)
-    rows, radius = k_center_greedy(points, nearest(points - mean, centers - mean)[0], n)
-    return Picked(context.unlabeled[order[rows.cpu()]], radius.cpu().double())
+    start = nearest(points - mean, centers - mean)[0].double().square()
+    rows, radius = k_center_greedy(squares_to_one(points), start, n)
+    return Picked(context.unlabeled[order[rows.cpu()]], radius.sqrt().cpu())
 
 
-def k_center_greedy(points: Tensor, distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Rows [n] and their distances [n] to the nearest center, which start as `distance` [N]: the farthest each time."""
+def k_center_greedy(squares: Callable[[Tensor], Tensor], distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Rows [n], each the farthest from the centers so far, and their squared distances [n] to the nearest of these.
+
+    `squares` gives the squared distances [N] to one row [1], `distance` [N] those to the nearest center at the start.
+    """
     rows, radius = [], []
     for _ in range(n):
         row = distance.argmax(dim=0, keepdim=True)
         rows.append(row)
         radius.append(distance[row])
-        distance = torch.minimum(distance, distances_to(points, points[row]))
+        distance = torch.minimum(distance, squares(row))
         distance[row] = -1  # below the copies of it, which have 0
     return torch.cat(rows), torch.cat(radius)
 
@@ -86,9 +90,9 @@ def badge(context: QueryContext, n: int, rng: Generator) -> Picked:
     """
     order = torch.randperm(len(context.unlabeled), generator=rng)
     there = order.to(context.device)
-    squared, norm = gradient_distances(context.predictions.logits[there], context.predictions.embedding[there])
+    squares, norm = gradient_distances(context.predictions.logits[there], context.predictions.embedding[there])
     first = norm.argmax(dim=0, keepdim=True)
-    return picked(context, order[plus_plus(squared, torch.ones_like(norm), n, rng, first).cpu()])
+    return picked(context, order[plus_plus(squares, torch.ones_like(norm), n, rng, first).cpu()])
 
 
 def gradient_distances(logits: Tensor, embedding: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -102,8 +106,8 @@ def gradient_distances(logits: Tensor, embedding: Tensor) -> tuple[Callable[[Ten
     residual = residual.scatter_add(1, likely, -torch.ones_like(likely, dtype=residual.dtype))
     norm = residual.square().sum(dim=1) * hidden.square().sum(dim=1)
 
-    def squared(row: Tensor) -> Tensor:
+    def squares(row: Tensor) -> Tensor:
         product = (residual @ residual[row][0]) * (hidden @ hidden[row][0])
         return (norm + norm[row] - 2 * product).clamp_(min=0)
 
-    return squared, norm
+    return squares, norm

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from sslpl.query.neighbors import distances_to, nearest
+from sslpl.query.neighbors import nearest, squares_to_one
 
 TOLERANCE = 1e-4  # of the mean variance of a dimension: where the centers' squared moves end it (as in scikit-learn)
 
@@ -25,28 +25,28 @@ def k_means(points: Tensor, clusters: int, rng: Generator, weight: Tensor | None
     points = points - mean
     mass = torch.ones(len(points)) if weight is None else weight
     mass = mass.to(points.device, torch.float64)
-    start = plus_plus(lambda row: distances_to(points, points[row]).double().square_(), mass, clusters, rng)
+    start = plus_plus(squares_to_one(points), mass, clusters, rng)
     found = lloyd(points, points[start], mass, steps)
     return found._replace(centers=found.centers + mean)
 
 
 def plus_plus(
-    squared: Callable[[Tensor], Tensor], mass: Tensor, n: int, rng: Generator, first: Tensor | None = None
+    squares: Callable[[Tensor], Tensor], mass: Tensor, n: int, rng: Generator, first: Tensor | None = None
 ) -> Tensor:
     """Distinct rows [n], each drawn by mass [N] times squared distance to the nearest before it (k-means++).
 
-    `squared` gives the squared distances [N] to one row [1]; `first` [1] is drawn by mass alone unless given. Once
+    `squares` gives the squared distances [N] to one row [1]; `first` [1] is drawn by mass alone unless given. Once
     only copies of chosen points are left, they are drawn by mass. No wait for the device in between.
     """
     draws = torch.rand(n, 1, generator=rng, dtype=torch.float64).to(mass.device)
     free = mass.clone()
     chosen = [drawn(free, draws[0]) if first is None else first]
-    closest = squared(chosen[0])
+    closest = squares(chosen[0])
     for draw in draws[1:]:
         free[chosen[-1]] = 0
         weight = closest * free
         chosen.append(drawn(torch.where(weight.sum() > 0, weight, free), draw))
-        closest = torch.minimum(closest, squared(chosen[-1]))
+        closest = torch.minimum(closest, squares(chosen[-1]))
     return torch.cat(chosen)
 
 

@@ -1,11 +1,12 @@
 """Distances between embeddings in blocks of rows: nothing here holds a matrix of images x images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # distances held at a time
+COPY = 2.0**-40  # what rounding leaves of the squared distance of copies is below this share of their norms
 
 
 def blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
@@ -14,9 +15,18 @@ def blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def distances_to(points: Tensor, center: Tensor) -> Tensor:
-    """Distances [N] of points [N, D] to one center [1, D], from their differences: exactly 0 for copies."""
-    return torch.cdist(points, center, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """Squared distances [N] of points [N, D] to the one at a row [1], as a function, in float64; 0 to its copies."""
+    points = points.double()
+    points = points - points.mean(dim=0)
+    norm = points.square().sum(dim=1)
+
+    def squares(row: Tensor) -> Tensor:
+        scale = norm + norm[row]
+        square = scale - 2 * (points @ points[row][0])
+        return square.masked_fill_(square < COPY * scale, 0)
+
+    return squares
 
 
 def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
