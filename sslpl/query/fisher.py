@@ -28,8 +28,8 @@ def bait(
     + n x the sum over the chosen) / (labeled + n), weighted as in the published code (Ash et al. 2021). The Fisher
     information is that of BAIT (Binary) of Huseljic et al. 2024: a last layer that tells the most likely class, of
     probability p, from the others, so that v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the
-    softmax has (classes x D)^2. Each step costs O(images x D + D^2), all in float64; memory is 8 (images + 5 D) D
-    bytes, beside a copy.
+    softmax has (classes x D)^2. Each step, forward or back, costs O(images x D + D^2) in float64; memory is
+    at most five float64 copies of the embeddings.
     """
     order = torch.randperm(len(context.unlabeled), generator=rng)  # the first of equals is then a random one
     vectors = fisher_vectors(context.predictions)[order.to(context.device)]

@@ -33,9 +33,10 @@ def cluster_margin(
 
     Citovsky et al. 2021, with the 10 and 10 of their largest experiment. They cluster the whole pool by average
     linkage, once for all cycles, at a threshold that gives clusters of `cluster_size` images on average. Here the
-    `budget.candidates` of lowest margin are clustered in every cycle, as the embeddings have changed, by complete
-    linkage into that many clusters: it is exact in float64 whatever the device, which no average is, and its memory
-    is bounded by the candidates. A cluster's size counts its images among the lowest margins. The score is 1 - margin.
+    `budget.candidates` of lowest margin are clustered in every cycle, as the embeddings have changed, into as many
+    clusters as give that average, by the exact complete linkage that is here already: compact clusters as well, and
+    memory bounded by the candidates. A cluster's size counts its images among the lowest margins. The score is
+    1 - margin.
     """
     score = 1 - margin(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]
