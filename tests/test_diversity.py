@@ -1,0 +1,356 @@
+"""Strategies that spread their choices, against brute force and published formulas on small inputs."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from querying import predicting
+from torch import Tensor
+
+from sslpl.query import neighbors
+from sslpl.query.context import Context, Weights
+from sslpl.query.coverage import greedy_coverage, on_grid, probcover, pure_cosine
+from sslpl.query.diversity import badge, core_set, gradient_distances, k_center_greedy, kmeans, margin, medoids
+from sslpl.query.fisher import bait, fisher_vectors, forward, step, sweeping
+from sslpl.query.kmeans import Clusters, drawn, k_means, lloyd, means, plus_plus
+from sslpl.query.rotation import cluster_margin, round_robin, smallest_first, typical_rows, typicality, typiclust
+from sslpl.types import Predictions
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(images: int, dimensions: int = 4, centers: int = 5, seed: int = 0) -> Tensor:
+    rng = seeded(seed)
+    places = 5 * torch.randn(centers, dimensions, generator=rng)
+    return places[torch.arange(images) % centers] + torch.randn(images, dimensions, generator=rng)
+
+
+def pool(embedding: Tensor, labeled: int = 0, logits: Tensor | None = None) -> Context:
+    """A context whose first images are labeled: positions 0..labeled-1 of the embeddings."""
+    logits = torch.randn(len(embedding), 3, generator=seeded(9)) if logits is None else logits
+    every = Predictions(torch.arange(len(embedding)), logits, embedding, None)
+    parts = [Predictions(*(None if v is None else v[part] for v in every)) for part in halves(labeled)]
+
+    def predict(weights: Weights | None, index: Tensor) -> Predictions:
+        assert weights is None
+        assert torch.equal(index, parts[0].index)
+        return parts[0]
+
+    seen = predicting(parts[1].logits, parts[1].embedding)
+    index = {"unlabeled": parts[1].index, "labeled": parts[0].index, "known": parts[1]}
+    return replace(seen, predict=predict, candidates=len(parts[1].index), **index)
+
+
+def halves(labeled: int) -> tuple[slice, slice]:
+    return slice(None, labeled), slice(labeled, None)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every computation in blocks takes several."""
+    monkeypatch.setitem(neighbors.BLOCK, "cpu", 200)
+
+
+class TestNeighbors:
+    def test_nearest_centers(self) -> None:
+        points, centers = blobs(53), blobs(7, seed=1)
+        every = (points[:, None] - centers).square().sum(dim=2).sqrt()
+        distance, center = neighbors.nearest(points, centers)
+        torch.testing.assert_close(distance, every.amin(dim=1), atol=1e-3, rtol=1e-4)
+        assert torch.equal(center, every.argmin(dim=1))
+
+    def test_copies_are_at_distance_0(self) -> None:
+        points = 100 + blobs(5).repeat(3, 1)
+        squares = neighbors.squares_to_one(points)(torch.tensor([5]))
+        assert (squares == 0).tolist() == [True, *[False] * 4] * 3
+        torch.testing.assert_close(squares, (points.double() - points[0]).square().sum(dim=1), atol=0, rtol=1e-9)
+
+    @pytest.mark.parametrize("count", [1, 3, 52])
+    def test_mean_distance_to_the_nearest_others(self, count: int) -> None:
+        points = blobs(53)
+        every = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        expected = [sum(sorted(row)[1 : count + 1]) / count for row in every.tolist()]
+        found = neighbors.mean_neighbor_distance(points, count)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+        assert neighbors.mean_neighbor_distance(points[:1], count).tolist() == [math.inf]
+
+
+class TestKMeans:
+    def test_lloyd_is_that_of_scikit_learn(self) -> None:
+        from sklearn.cluster import KMeans
+
+        points = blobs(300, centers=9).double()
+        mass = torch.rand(300, generator=seeded(1), dtype=torch.float64) + 0.1
+        for weight in (torch.ones_like(mass), mass):
+            known = KMeans(9, init=points[:9].numpy(), n_init=1).fit(points.numpy(), sample_weight=weight.numpy())
+            found = lloyd(points, points[:9], weight, 100)
+            assert found.label.tolist() == known.labels_.tolist()
+            torch.testing.assert_close(found.centers, torch.from_numpy(known.cluster_centers_))
+            far = (points - found.centers[found.label]).square().sum(dim=1).sqrt()
+            torch.testing.assert_close(found.distance, far)
+
+    def test_a_center_without_points_stays(self) -> None:
+        points, centers = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [9.0]])
+        found = means(points, torch.tensor([0, 0]), torch.ones(2), centers)
+        assert found.tolist() == [[0.5], [9.0]]
+
+    def test_the_start_is_drawn_by_mass_times_squared_distance(self) -> None:
+        points, mass = torch.tensor([[0.0], [1.0], [3.0], [3.0]]), torch.tensor([1.0, 2.0, 1.0, 0.5])
+        first = torch.tensor([0])
+        rng, seen = seeded(), torch.zeros(4)
+        for _ in range(2000):
+            rows = plus_plus(lambda row: (points - points[row])[:, 0].square(), mass, 2, rng, first)
+            seen[rows[1]] += 1
+        torch.testing.assert_close(seen / 2000, torch.tensor([0, 2, 9, 4.5]) / 15.5, atol=0.03, rtol=0)
+
+    def test_copies_are_drawn_last_and_only_once(self) -> None:
+        points = torch.tensor([[0.0], [0.0], [0.0], [5.0], [5.0], [9.0]])
+        squared = lambda row: (points - points[row])[:, 0].square()  # noqa: E731
+        for seed in range(20):
+            rows = plus_plus(squared, torch.ones(6), 6, seeded(seed)).tolist()
+            assert sorted(rows) == list(range(6))
+            assert {points[row].item() for row in rows[:3]} == {0, 5, 9}
+
+    @pytest.mark.parametrize(("draw", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (1 - 2.0**-53, 3)])
+    def test_rows_of_weight_0_are_not_drawn(self, draw: float, row: int) -> None:
+        weight = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
+        assert drawn(weight, torch.tensor([draw], dtype=torch.float64)).tolist() == [row]
+
+    def test_clusters_are_found_far_from_the_origin(self) -> None:
+        points = blobs(100, centers=4, seed=3) * torch.tensor([1.0, 1, 1, 0]) + 1e4
+        found = k_means(points, 4, seeded())
+        near = torch.cdist(points.double(), found.centers.double()).argmin(dim=1)
+        assert torch.equal(found.label, near)
+
+    def test_the_nearest_image_stands_for_a_centroid(self) -> None:
+        label, distance = torch.tensor([0, 2, 0, 2, 0]), torch.tensor([3.0, 1, 2, 1, 2])
+        assert medoids(Clusters(torch.zeros(4, 1), label, distance)).tolist() == [2, 1]
+        embedding = blobs(60, centers=4)
+        assert len(set((kmeans(pool(embedding), 4, seeded()).index % 4).tolist())) == 4
+
+    def test_a_prefilter_keeps_the_lowest_margins(self) -> None:
+        seen = pool(blobs(80))
+        low = margin(seen.predictions.logits).argsort()[:20].tolist()
+        for weighted in (False, True):
+            assert set(kmeans(seen, 10, seeded(), weighted=weighted, prefilter=2).index.tolist()) <= set(low)
+
+
+class TestCoreSet:
+    def test_each_is_the_farthest_from_all_before(self) -> None:
+        embedding = blobs(70)
+        every = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
+        centers, radius = list(range(10)), []
+        for _ in range(20):
+            far = every[centers].amin(dim=0)
+            centers.append(int(far.argmax()))
+            radius.append(far.max().item())
+        picked = core_set(pool(embedding, labeled=10), 20, seeded())
+        assert picked.index.tolist() == centers[10:]
+        torch.testing.assert_close(picked.score, torch.tensor(radius).double(), atol=1e-3, rtol=1e-4)
+
+    def test_copies_come_last(self) -> None:
+        points = torch.tensor([[0.0], [4.0], [4.0], [10.0], [10.0]])
+        rows, radius = k_center_greedy(neighbors.squares_to_one(points), points[:, 0].square(), 5)
+        assert radius.tolist() == [100, 16, 0, 0, 0]
+        assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
+
+
+class TestBadge:
+    def test_distances_of_explicit_gradients(self) -> None:
+        logits, embedding = torch.randn(40, 5, generator=seeded()), blobs(40)
+        probability = logits.double().softmax(dim=1)
+        residual = probability - torch.nn.functional.one_hot(logits.argmax(dim=1), 5)
+        gradient = torch.einsum("nc,nd->ncd", residual, embedding.double()).flatten(1)
+        squared, norm = gradient_distances(logits, embedding)
+        torch.testing.assert_close(norm, gradient.square().sum(dim=1))
+        for row in range(40):
+            expected = (gradient - gradient[row]).square().sum(dim=1)
+            torch.testing.assert_close(squared(torch.tensor([row])), expected, atol=1e-9, rtol=1e-9)
+
+    def test_gradients_are_those_of_the_last_layer(self) -> None:
+        embedding = blobs(6)
+        head = torch.randn(5, 4, generator=seeded(1)).requires_grad_()
+        logits = embedding @ head.T
+        losses = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1), reduction="none")
+        gradient = [torch.autograd.grad(loss, head, retain_graph=True)[0] for loss in losses]
+        _, norm = gradient_distances(logits.detach(), embedding)
+        torch.testing.assert_close(norm.float(), torch.stack(gradient).square().sum(dim=(1, 2)))
+
+    def test_the_longest_gradient_is_first(self) -> None:
+        seen = pool(blobs(40))
+        _, norm = gradient_distances(seen.predictions.logits, seen.predictions.embedding)
+        assert {badge(seen, 5, seeded(seed)).index[0].item() for seed in range(5)} == {int(norm.argmax())}
+
+
+class TestRotation:
+    def test_taking_turns(self) -> None:
+        cluster = torch.tensor([0, 0, 1, 0, 2, 1])
+        rows = round_robin(cluster, torch.tensor([2, 0, 1]))
+        assert rows.tolist() == [2, 4, 0, 5, 1, 3]
+
+    def test_the_smallest_cluster_first_and_equal_ones_in_random_order(self) -> None:
+        cluster = torch.tensor([3, 3, 3, 1, 0, 0])
+        orders = {tuple(cluster[smallest_first(cluster, seeded(seed))].tolist()) for seed in range(5)}
+        assert orders == {(1, 0, 3, 0, 3, 3)}
+        cluster = torch.tensor([3, 3, 1, 1])
+        orders = {tuple(cluster[smallest_first(cluster, seeded(seed))].tolist()) for seed in range(9)}
+        assert orders == {(1, 3, 1, 3), (3, 1, 3, 1)}
+
+    def test_cluster_margin_by_hand(self) -> None:
+        """12 of 16 images are uncertain, in clusters of 6, 4 and 2; one of the certain ones joins each of the first."""
+        place = [0.0] * 6 + [50.0] * 4 + [90.0] * 2 + [0.0, 50.0, 50.0, 50.0]
+        embedding = torch.tensor(place)[:, None] + torch.rand(16, 1, generator=seeded())
+        logits = torch.zeros(16, 3)
+        logits[:, 0] = torch.tensor([0.1] * 12 + [5.0] * 4) + torch.rand(16, generator=seeded(1)) / 20
+        seen = replace(pool(embedding, logits=logits), candidates=16)
+        chosen = set()
+        for seed in range(8):
+            picked = cluster_margin(seen, 6, seeded(seed), margin_factor=2, cluster_size=5)
+            assert [round(place[i] / 45) for i in picked.index.tolist()] == [2, 1, 0, 2, 1, 0]
+            chosen |= set(picked.index.tolist())
+        assert chosen == set(range(12))
+        torch.testing.assert_close(picked.score, 1 - margin(logits)[picked.index])
+
+    def test_typicality_by_explicit_loops(self) -> None:
+        points, cluster = blobs(50), torch.arange(50) % 7 * (torch.arange(50) > 9)
+        cluster[-1] = 7
+        found = typicality(points, cluster, 4)
+        for i in range(49):
+            others = [j for j in range(50) if j != i and cluster[j] == cluster[i]]
+            far = sorted((points[i] - points[j]).double().norm().item() for j in others)
+            count = min(4, (len(others) + 1) // 2)
+            assert found[i].item() == pytest.approx(1 / (sum(far[:count]) / count + 1e-5), rel=1e-4)
+        assert found[-1] == 0
+
+    def test_clusters_without_labels_first_then_large_ones_and_small_ones_last(self) -> None:
+        cluster = torch.tensor([0] * 6 + [1] * 7 + [2] * 9 + [3] * 2)
+        typical = torch.rand(24, generator=seeded()).double()
+        rows = typical_rows(cluster, typical, torch.tensor([0, 0, 1, 0]), 5)
+        assert cluster[rows].tolist() == [1, 0, 2] * 6 + [1, 2, 2, 2] + [3, 3]
+        for name in range(4):
+            own = typical[rows[cluster[rows] == name]]
+            assert torch.equal(own, own.sort(descending=True).values)
+
+    def test_typiclust_asks_for_what_no_label_covers(self) -> None:
+        rng = seeded(2)
+        angle = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat_interleave(torch.tensor([3, 20, 8, 12]))
+        angle = angle + 0.01 * torch.randn(len(angle), generator=rng)
+        length = 1 + torch.rand(len(angle), generator=rng)
+        embedding = torch.stack([angle.cos(), angle.sin()], dim=1) * length[:, None]
+        picked = typiclust(pool(embedding, labeled=3), 3, seeded(), max_clusters=4)
+        expected = []
+        for part in (slice(3, 23), slice(31, 43), slice(23, 31)):
+            unit = torch.nn.functional.normalize(embedding[part])
+            expected.append(part.start + int(typicality(unit, torch.zeros(len(unit)).long(), 20).argmax()))
+        assert picked.index.tolist() == expected
+        assert picked.score.isfinite().all()
+
+
+class TestProbCover:
+    def brute_force(self, points: Tensor, labeled: int, delta: float, n: int) -> tuple[list[int], list[int]]:
+        near = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < delta
+        covered, chosen, gains = near[:labeled].any(dim=0), [], []
+        for _ in range(n):
+            gain = (near & ~covered).sum(dim=1)
+            gain[[*range(labeled), *chosen]] = -1
+            chosen.append(int(gain.argmax()))
+            gains.append(int(gain.max()))
+            covered |= near[chosen[-1]]
+        return chosen, gains
+
+    @pytest.mark.parametrize(("labeled", "delta"), [(5, 0.1), (5, 0.4), (1, 1.0), (5, 3.0)])
+    def test_coverage_by_brute_force(self, labeled: int, delta: float) -> None:
+        points = on_grid(blobs(60 + labeled, dimensions=3))
+        picked = probcover(pool(points, labeled), 60, seeded(), delta=delta)
+        assert picked.score.tolist() == self.brute_force(points, labeled, delta, 60)[1]
+        assert sorted(picked.index.tolist()) == list(range(labeled, 60 + labeled))
+
+    def test_choices_by_brute_force_where_no_two_are_equal(self) -> None:
+        angle = torch.tensor([0.0] * 7 + [1.0] * 5 + [2.0] * 3 + [3.0])
+        spread = torch.cat([torch.linspace(-0.1, 0.1, count) for count in (7, 5, 3, 1)])
+        points = torch.stack([(angle + spread).cos(), (angle + spread).sin()], dim=1).double()
+        chosen, _ = self.brute_force(points, 0, 0.12, 4)
+        assert chosen == [3, 9, 13, 15]
+        rows, gain = greedy_coverage(on_grid(points), torch.zeros(16, dtype=torch.bool), 1 - 0.12**2 / 2, 4)
+        assert rows.tolist() == chosen
+        assert gain.tolist() == [7, 5, 3, 1]
+
+    def test_what_follows_full_coverage_is_random(self) -> None:
+        seen = pool(blobs(30), labeled=1)
+        orders = {tuple(probcover(seen, 8, seeded(seed), delta=3.0).index.tolist()) for seed in range(5)}
+        assert len(orders) == 5
+
+    def test_an_image_covers_itself_and_its_copies(self) -> None:
+        points = blobs(10, dimensions=512).repeat(3, 1)
+        picked = probcover(pool(points, labeled=1), 12, seeded(), delta=1e-6)
+        assert picked.score.tolist() == [3] * 9 + [0] * 3
+
+    @pytest.mark.parametrize("purity", [0.5, 0.95, 1.0])
+    def test_the_radius_is_the_largest_pure_enough(self, purity: float) -> None:
+        points, label = on_grid(blobs(60, dimensions=3)), torch.randint(3, (60,), generator=seeded()) // 2
+        cosine = points @ points.T
+
+        def share(threshold: float) -> float:
+            return ((cosine <= threshold) | (label == label[:, None])).all(dim=1).double().mean().item()
+
+        found = pure_cosine(points, label, purity)
+        assert share(found) >= purity
+        assert all(share(c) < purity for c in cosine.flatten().tolist() if c < found)
+        assert pure_cosine(points, torch.zeros(60), purity) == -1
+
+
+class TestBait:
+    def direct(self, seen: Context, n: int, regularization: float, chosen: list[int]) -> float:
+        """tr(M^-1 F) from the formulas of the docstring."""
+        v, labeled = fisher_vectors(seen.predictions), fisher_vectors(seen.labeled_predictions)
+        every, total = torch.cat([v, labeled]), len(labeled) + n
+        fisher = sum(torch.outer(x, x) for x in every) / len(every)
+        known = sum(torch.outer(x, x) for x in labeled) / total
+        rows = torch.searchsorted(seen.unlabeled, torch.tensor(chosen, dtype=torch.int64))
+        batch = sum((torch.outer(x, x) for x in v[rows]), torch.zeros_like(known)) * n / total
+        matrix = regularization * torch.eye(v.shape[1], dtype=torch.float64) + known + batch
+        return float((torch.linalg.inv(matrix) @ fisher).trace())
+
+    @pytest.mark.parametrize("regularization", [1.0, 0.01])
+    def test_each_step_is_the_best_as_computed_directly(self, regularization: float) -> None:
+        seen, n = pool(blobs(30), labeled=6), 5
+        objective = partial(self.direct, seen, n, regularization)
+        chosen: list[int] = []
+        values = [objective(chosen)]
+        for _ in range(2 * n):
+            chosen = min(([*chosen, i] for i in seen.unlabeled.tolist() if i not in chosen), key=objective)
+            values.append(objective(chosen))
+        assert all(after < before for before, after in pairwise(values))
+        for _ in range(n):
+            chosen = min(([j for j in chosen if j != i] for i in chosen), key=objective)
+        picked = bait(seen, n, seeded(), regularization=regularization)
+        assert sorted(picked.index.tolist()) == sorted(chosen)
+
+    def test_what_is_kept_up_to_date_is_what_it_would_be_anew(self) -> None:
+        vectors = blobs(20).double()
+        fisher = vectors.T @ vectors / 20
+        sweep = sweeping(vectors, fisher, torch.eye(4, dtype=torch.float64))
+        rows, after = forward(sweep, 6)
+        matrix = torch.eye(4, dtype=torch.float64) + vectors[rows].T @ vectors[rows]
+        anew = sweeping(vectors, fisher, torch.linalg.inv(matrix))
+        for kept, computed in zip(after, anew, strict=True):
+            torch.testing.assert_close(kept, computed)
+        for row in rows:
+            after = step(after, row[None], -1)
+        for kept, computed in zip(after, sweep, strict=True):
+            torch.testing.assert_close(kept, computed)
+
+    def test_the_vector_is_that_of_a_binary_last_layer(self) -> None:
+        """The mean of the squared gradients of the log-likelihood over the labels that the model gives itself."""
+        seen = pool(blobs(5))
+        p, h = seen.predictions.logits.double().softmax(dim=1).amax(dim=1), seen.predictions.embedding.double()
+        positive, negative = (1 - p)[:, None] * h, -p[:, None] * h
+        outer = torch.einsum("nd,ne->nde", positive, positive) * p[:, None, None]
+        outer += torch.einsum("nd,ne->nde", negative, negative) * (1 - p)[:, None, None]
+        v = fisher_vectors(seen.predictions)
+        torch.testing.assert_close(torch.einsum("nd,ne->nde", v, v), outer)
