@@ -92,7 +92,7 @@ def unlabeled_probability(context: QueryContext, condition: Condition, recipe: R
     seed = int(torch.randint(2**62, (), generator=rng))
     networks = seeded(
         lambda: Networks(
-            VAE(shape, recipe.latent, recipe.width, columns).to(context.device),
+            VAE(shape, recipe.latent, recipe.width, columns).to(memory_format=torch.channels_last).to(context.device),
             discriminator(recipe.latent + columns).to(context.device),
         ),
         seed,
