@@ -39,7 +39,7 @@ def vaal(
     """The images most surely unlabeled to the discriminator (Sinha, Ebrahimi and Darrell, ICCV 2019).
 
     The score is its probability of being unlabeled. Rates, weights and layers are the published code's but for two:
-    `width` is 128 there, and `divergence` a sum, which over a few hundred steps leaves only noise in the latents.
+    `width` is 128 there, and `divergence` a sum, 4096 times the mean; the mean is nearer to the paper's equation 1.
     """
     recipe = Recipe(steps, vae_steps, batch_size, width, latent, rate, beta, adversary, divergence)
     context = subsampled(context, n, subset, rng)
