@@ -23,6 +23,14 @@ def picked(context: QueryContext, rows: Tensor, score: Tensor | None = None) -> 
     return Picked(context.unlabeled[rows], chosen.double())
 
 
+def subsampled(context: QueryContext, n: int, subset: int | None, rng: Generator) -> QueryContext:
+    """The same with a random subset of the unlabeled images, at least n, if one is asked for."""
+    if subset is None:
+        return context
+    some = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
+    return context.only(context.unlabeled[some.sort().values])
+
+
 def score_then_select(
     context: QueryContext,
     n: int,
@@ -33,9 +41,7 @@ def score_then_select(
     subset: Count | None = None,
 ) -> Picked:
     """Scores the unlabeled images, or a random subset of them, and selects n by score and embedding."""
-    if subset is not None:
-        some = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
-        context = context.only(context.unlabeled[some.sort().values])
+    context = subsampled(context, n, subset, rng)
     score = scorer(context, rng)
     candidates = min(context.candidates, len(score))
     return picked(context, selector(score, context.predictions.embedding, n, candidates, rng), score)
