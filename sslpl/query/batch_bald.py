@@ -3,7 +3,7 @@
 Greedily, each image is the one whose label is worth most given those of the images before it. What is known of the
 networks then depends on these labels: it is kept for each joint labeling ("configuration") while these are few, and
 for a sample of them afterwards. The gain of an image only shrinks as others are known, so that an old gain bounds the
-new one and most images need not be looked at again (Minoux 1978).
+new one and many images need not be looked at again (Minoux 1978).
 """
 
 from collections.abc import Callable
@@ -34,13 +34,14 @@ def batch_bald(
     *,
     samples: Count = 100,
     dropout: ShareBelowOne = 0.5,
-    configurations: Count = 10000,
-    candidates: Count | None = None,
+    exact: Count = 32768,
+    configurations: Count = 1000,
+    candidates: Count | None = 10000,
 ) -> Picked:
     """n images of high joint mutual information with the network, greedily; scores are the gains in nats.
 
-    Only the `candidates` of highest BALD are looked at (None: all). Up to `configurations` joint labelings are exact,
-    more are sampled. Where the sampled networks are told apart already, the rest is taken by BALD (ours).
+    Only the `candidates` of highest BALD are looked at (None: all). Up to `exact` joint labelings are held, instead of
+    more a sample of `configurations`. Once they tell the sampled networks apart, the rest is taken by BALD (ours).
     """
     head, embedding = linear_head(context.backbone), context.predictions.embedding
     masks = dropout_masks(samples, embedding, dropout, rng)
@@ -50,17 +51,17 @@ def batch_bald(
     def probability(rows: Tensor) -> Tensor:
         return sampled_logits(head, embedding[best[rows]], masks).softmax(dim=2)
 
-    rows, gain = greedy(probability, score[best], n, configurations, rng)
+    rows, gain = greedy(probability, score[best], n, (exact, configurations), rng)
     return Picked(context.unlabeled[best[rows].cpu()], gain.cpu().double())
 
 
 def greedy(
-    probability: Callable[[Tensor], Tensor], bound: Tensor, n: int, limit: int, rng: Generator
+    probability: Callable[[Tensor], Tensor], bound: Tensor, n: int, limits: tuple[int, int], rng: Generator
 ) -> tuple[Tensor, Tensor]:
     """n rows and their gains, in the order of choice; `bound` [N] are the gains with nothing known, descending."""
     _, samples, classes = probability(torch.zeros(1, dtype=torch.int64, device=bound.device)).shape
     known = Configurations(bound.new_ones(1), bound.new_full((1, samples), 1 / samples).float())
-    gain, stale, sampled = bound.clone(), torch.zeros_like(bound, dtype=torch.bool), False
+    gain, stale = bound.clone(), torch.zeros_like(bound, dtype=torch.bool)
     chosen: list[Tensor] = []
     gains: list[Tensor] = []
     while len(chosen) < n:
@@ -71,9 +72,9 @@ def greedy(
         gains.append(gain[best].clone())
         gain[best] = -torch.inf
         stale = gain > -torch.inf
-        sampled |= len(known.chance) * classes > limit
-        known = extended(known, probability(best[None])[0], limit, rng)
-        limit = len(known.chance) if sampled else limit
+        sampled = len(known.chance) * classes > limits[0]
+        known = extended(known, probability(best[None])[0], limits, rng)
+        limits = (0, len(known.chance)) if sampled else limits
     left = (gain > -torch.inf).nonzero()[: n - len(chosen), 0]
     return torch.cat([*(best[None] for best in chosen), left]), torch.cat([*(g[None] for g in gains), gain[left]])
 
@@ -92,7 +93,7 @@ def highest(
 
 def images_at_once(numbers: int) -> int:
     """How many images to look at together if each takes so many numbers."""
-    return max(1, min(64, 4 * CHUNK // max(1, numbers)))
+    return max(1, min(64, CHUNK // max(1, numbers)))
 
 
 def information(known: Configurations, probability: Tensor) -> Tensor:
@@ -106,15 +107,15 @@ def information(known: Configurations, probability: Tensor) -> Tensor:
     return total - entropy_of(probability).double() @ (known.chance @ known.posterior.double())
 
 
-def extended(known: Configurations, probability: Tensor, limit: int, rng: Generator) -> Configurations:
-    """The labelings with one more image [samples, classes]: all of them up to `limit`, else a sample of this size."""
+def extended(known: Configurations, probability: Tensor, limits: tuple[int, int], rng: Generator) -> Configurations:
+    """The labelings with one more image [samples, classes]: all up to the first limit, else the second's number."""
     classes = probability.shape[1]
     chance = (known.chance[:, None] * (known.posterior @ probability)).flatten()
-    sampled = len(chance) > limit
-    kept = stratified(chance, limit, rng) if sampled else torch.arange(len(chance), device=chance.device)
+    exact = len(chance) <= limits[0]
+    kept = torch.arange(len(chance), device=chance.device) if exact else stratified(chance, limits[1], rng)
     posterior = known.posterior[kept // classes] * probability.T[kept % classes]
     posterior /= posterior.sum(dim=1, keepdim=True).clamp(min=torch.finfo(posterior.dtype).tiny)
-    chance = chance.sum().expand(limit) / limit if sampled else chance
+    chance = chance if exact else (chance.sum() / len(kept)).expand(len(kept))
     doubt = entropy_of(posterior) > NEGLIGIBLE  # without doubt about the network, no label is worth anything
     return Configurations(chance[doubt], posterior[doubt])
 
