@@ -152,6 +152,7 @@ def query_context(setup: Setup, state: State) -> Context:
         images=data.train,
         normalize=setup.augmentation.plain,
         predict=outputs,
+        cycle=state.cycle,
         known=state.predictions,
         earlier=state.earlier,
         snapshots=state.snapshots,

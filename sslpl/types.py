@@ -106,6 +106,9 @@ class QueryContext(Protocol):
     def labels(self) -> Tensor: ...  # [L], their revealed classes, on the CPU
 
     @property
+    def cycle(self) -> int: ...  # from 0
+
+    @property
     def candidates(self) -> int: ...  # how many images a clustering selector may look at
 
     @property

@@ -76,14 +76,14 @@ def test_a_strategy_from_outside_runs_as_the_guide_says(
     function, *_ = code("CONTRIBUTING.md", "python")
     config, preset = code("CONTRIBUTING.md", "yaml")
     (tmp_path / "my_strategies.py").write_text(function)
-    for name, text in (("query/least_confidence", config), ("method/clustered_entropy", preset)):
+    for name, text in (("query/lowest_logit", config), ("method/clustered_entropy", preset)):
         path = tmp_path / "my_conf" / f"{name}.yaml"
         path.parent.mkdir(parents=True)
         path.write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    done = sslpl("--config-dir", "my_conf", *TINY, "method=random", "query=least_confidence")
+    done = sslpl("--config-dir", "my_conf", *TINY, "method=random", "query=lowest_logit")
     assert done.code == 0, done.err
-    assert run_folder().parent.name == "random+query=least_confidence"
+    assert run_folder().parent.name == "random+query=lowest_logit"
     done = sslpl("--config-dir", "my_conf", *TINY, "method=clustered_entropy", "runtime.output_dir=preset")
     assert done.code == 0, done.err
     assert run_folder(Path("preset")).parent.name == "clustered_entropy"

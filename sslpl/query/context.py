@@ -64,6 +64,7 @@ class Context:
     images: Images
     normalize: Callable[[Tensor], Tensor]
     predict: Predictor
+    cycle: int = 0
     known: Predictions | None = None  # of all unlabeled images, ascending, if they have been computed already
     earlier: Weights | None = None
     snapshots: Sequence[Weights] = ()

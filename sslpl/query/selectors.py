@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.query.linkage import complete_linkage
+from sslpl.types import Positive, UserError
 
 
 def ranked(score: Tensor, rng: Generator) -> Tensor:
@@ -15,6 +16,26 @@ def ranked(score: Tensor, rng: Generator) -> Tensor:
 def top(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:  # noqa: ARG001
     """The n highest scores."""
     return ranked(score, rng)[:n]
+
+
+def power(
+    score: Tensor,
+    embedding: Tensor,  # noqa: ARG001
+    n: int,
+    candidates: int,  # noqa: ARG001
+    rng: Generator,
+    *,
+    beta: Positive = 1.0,
+) -> Tensor:
+    """n images drawn without replacement, in proportion to score ^ beta (Kirsch et al. 2023: beta 1, with BALD).
+
+    Drawn as the n highest of beta x log score + Gumbel noise; an image of score 0 comes last. UserError for a score
+    below 0.
+    """
+    if bool((score < 0).any()):
+        raise UserError("query/selector=power draws in proportion to the scores: choose a scorer without negative ones")
+    noise = -torch.empty(len(score), dtype=torch.float64).exponential_(generator=rng).log()
+    return ranked(beta * score.cpu().double().log() + noise, rng)[:n]
 
 
 def selective_clustering(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:

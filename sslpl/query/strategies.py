@@ -16,6 +16,17 @@ def random(context: QueryContext, n: int, rng: Generator) -> Picked:
     return picked(context, torch.randperm(len(context.unlabeled), generator=rng)[:n])
 
 
+def class_balanced_random(context: QueryContext, n: int, rng: Generator, *, oracle_baseline: bool = False) -> Picked:  # noqa: ARG001
+    """As many of each hidden class as possible, at random within it: an oracle's baseline, which no one could run."""
+    order = torch.randperm(len(context.unlabeled), generator=rng)
+    classes = context.oracle().cpu()[order]
+    grouped = torch.argsort(classes, stable=True)
+    count = torch.bincount(classes)
+    turn = torch.empty_like(order)  # how many of its class come before it
+    turn[grouped] = torch.arange(len(order)) - (count.cumsum(0) - count)[classes[grouped]]
+    return picked(context, order[torch.argsort(turn, stable=True)[:n]])
+
+
 def picked(context: QueryContext, rows: Tensor, score: Tensor | None = None) -> Picked:
     """The unlabeled images at `rows` [n], with their scores [U] if there are any."""
     rows = rows.cpu()
