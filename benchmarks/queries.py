@@ -109,7 +109,7 @@ def in_a_process(name: str, world: World, threads: int) -> Row:
     """What `measure` returns in a fresh process (of one that has the imports done); the error if it, or that, fails."""
     row: Row = {"name": name, "unlabeled": world.unlabeled, "load_average": os.getloadavg()[0]}
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["benchmarks.run", "sslpl.query.context", "sklearn.cluster"])
+    processes.set_forkserver_preload(["benchmarks.queries", "sklearn.cluster"])
     with ProcessPoolExecutor(1, processes) as pool:
         try:
             return row | pool.submit(measure, name, world, threads).result()
