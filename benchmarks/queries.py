@@ -38,7 +38,7 @@ from sslpl.types import Predictions, QueryStrategy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHARES = (0.25, 0.5, 1.0)  # of the pool, with --grow
-CLEAR = {"seconds": 0.02, "peak_mib": 8.0}  # what is below it at the first share is noise, without an exponent
+CLEAR = {"seconds": 0.05, "peak_mib": 8.0}  # what is below it at the first share is noise, without an exponent
 COLUMNS = ("strategy", "time", "+MiB", "time ~ n^", "memory ~ n^")
 
 
