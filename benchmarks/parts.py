@@ -22,7 +22,7 @@ from sslpl.query.selectors import selective_clustering
 from sslpl.query.strategies import score_then_select
 from sslpl.runtime import has_bfloat16
 from sslpl.seeds import seeded
-from sslpl.setup import PseudoLabeler, Setup, Training
+from sslpl.setup import Setup, SSLMethod, Training
 from sslpl.types import Dataset, PseudoLabel, UserError
 
 FASHION_ROOT = "/usr/share/datasets/fashion-mnist"
@@ -115,7 +115,7 @@ def setup_of(
     training: Training,
     budget: Budget,
     seed: int = 0,
-    ssl: PseudoLabeler = pseudo_label_soft,
+    ssl: SSLMethod = pseudo_label_soft,
 ) -> Setup:
     """SSLPM on ResNet-18 as `run.py` would set it up with precision and compilation left to the device."""
     dataset = dataset._replace(train=dataset.train.to(device), test=dataset.test.to(device))

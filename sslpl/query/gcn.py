@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from sslpl.query.k_center import k_center_greedy
+from sslpl.query.diversity import k_center_greedy
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked, subsampled
 from sslpl.seeds import seeded
@@ -83,7 +83,7 @@ def core_gcn(
     context = subsampled(context, n, subset, rng)
     features, logit = trained_gcn(context, recipe, rng)
     known = len(context.labeled)
-    rows = k_center_greedy(features[:known], features[known:], n, rng)
+    rows, _ = k_center_greedy(features[:known], features[known:], n, rng)
     return picked(context, rows, torch.sigmoid(-logit[known:].double()))
 
 
