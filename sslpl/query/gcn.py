@@ -51,8 +51,7 @@ def uncertain_gcn(
 ) -> Picked:
     """The images whose confidence of being labeled is nearest to a margin (Caramalau et al., CVPR 2021).
 
-    The score is minus that distance. The published code takes the nearest, which is done here; the paper's equation 7
-    has the farthest.
+    The score is minus that distance, so that the nearest come first, as in the published code.
     """
     recipe = Recipe(steps, hidden, dropout, rate, weight_decay, unlabeled_weight)
     context = subsampled(context, n, subset, rng)
