@@ -37,9 +37,9 @@ class Sizes:
     unlabeled: int = 512
     scored: int = 3072
     linkage_share: float = 1.0  # of the number of points in a benchmark's name
-    run_pool: int = 6000
+    run_pool: int = 4000
     run_test: int = 1000
-    run_labels: int = 300  # 5% of the pool, as published
+    run_labels: int = 200  # 5% of the pool, as published
     run_epochs: int = 20
 
 

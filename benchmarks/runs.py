@@ -147,7 +147,7 @@ def whole_run(bench: Bench) -> Row:
     sizes = bench.sizes
     dataset, source = fashion(bench, sizes.run_pool, sizes.run_test)
     tuned = max(1, round(0.15 * sizes.run_epochs))  # 30 of 200 as published
-    training = Training(epochs=sizes.run_epochs, finetune_epochs=tuned)
+    training = Training(epochs=sizes.run_epochs, finetune_epochs=tuned, batch_size=64)
     budget = Budget(sizes.run_labels, sizes.run_labels, 2, 0.5)
     done: dict[str, list] = {"ours": [], "baseline": []}
 

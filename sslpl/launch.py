@@ -1,6 +1,5 @@
 """A checked config becomes a run: skipped if it is finished, waited for or taken over, resumed or begun."""
 
-import json
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,14 +9,14 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import sslpl
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup
 from sslpl.cycle import initial_state, run_active_learning
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
+from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import Interrupted, Recorder, read_status, write_json, write_status
+from sslpl.recording import Interrupted, Recorder, read_status, write_status
 from sslpl.runtime import Runtime, provenance
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -75,7 +74,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
         return Outcome("reckoned")
-    make_folder(plan)
+    make_folder(plan.folder, plan.config["runtime"]["output_dir"])
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
@@ -86,7 +85,7 @@ def finished_before(plan: Plan) -> Outcome | None:
     """The outcome of a run that is finished already; UserError if its folder holds another run."""
     if not plan.folder.exists():
         return None
-    check_folder(plan)
+    check_folder(plan.folder, plan.config)
     status = read_status(plan.folder)
     if status.get("state") != "finished":
         return None
@@ -94,30 +93,6 @@ def finished_before(plan: Plan) -> Outcome | None:
     lock.forget(plan.folder)
     print(f"finished already: {plan.folder}", flush=True)
     return Outcome("skipped", float(status["aubc"]))
-
-
-def check_folder(plan: Plan) -> None:
-    """UserError if a run's folder was written by another version, or holds the files of another config."""
-    config, origin = plan.folder / "config.yaml", plan.folder / "provenance.json"
-    advice = "remove the folder, or choose another runtime.output_dir"
-    try:
-        there = identity.run_id(OmegaConf.to_container(OmegaConf.load(config))) if config.exists() else None  # type: ignore[arg-type]
-        version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
-    except Exception as error:
-        raise UserError(f"{plan.folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
-    if there not in (None, identity.run_id(plan.config)):
-        raise UserError(f"{plan.folder}: its config.yaml is that of another run; {advice}")
-    if version not in (None, sslpl.__version__):
-        raise UserError(f"{plan.folder}: written by sslpl {version}, this is {sslpl.__version__}; {advice}")
-
-
-def make_folder(plan: Plan) -> None:
-    """Makes a run's folder; UserError if it cannot be."""
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = plan.config["runtime"]["output_dir"]
-        raise UserError(f"runtime.output_dir={where}: cannot be written ({error.strerror or error})") from error
 
 
 def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
@@ -170,14 +145,6 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
 
 
-def open_folder(run: RunInfo) -> None:
-    """Writes what a run is and where it comes from, and clears what an earlier life has left."""
-    write_whole(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
-    write_json(run.folder / "provenance.json", run.provenance)
-    for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):
-        leftover.unlink(missing_ok=True)
-
-
 def close(run: RunInfo, state: State) -> float:
     """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
@@ -206,17 +173,3 @@ def failure(error: Exception) -> str:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
-
-
-def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a run's provenance becomes, and what differs from its start: a line each."""
-    path = folder / "provenance.json"
-    if not path.exists():
-        return now, []
-    first: dict[str, Any] = json.loads(path.read_text())
-    changes = [
-        f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
-        for key in LASTING
-        if first.get(key) != now[key]
-    ]
-    return first | {"resumed": [*first.get("resumed", []), now]}, changes

@@ -45,6 +45,15 @@ MISTAKES = {
     "no module to predict losses": (["method=random", "query=predicted_loss"], "module=none: query.scorer needs"),
     "missing data": (["dataset=cifar10", "dataset.root=nowhere", "dataset.download=false"], "dataset.root=nowhere"),
     "an output folder below a file": (["runtime.output_dir=/dev/null/x"], "runtime.output_dir=/dev/null/x: cannot be"),
+    "an unknown selector": (["query/selector=tpo"], "query/selector=tpo: no such option; did you mean top?"),
+    "an unknown ssl method": (["ssl=fixmatch"], "ssl=fixmatch: no such option; did you mean flexmatch?"),
+    "an empty subset": (["query.subset=0"], "query.subset=0: must be greater than or equal to 1"),
+    "a cut-out of less than nothing": (["dataset.cutout=-1"], "dataset.cutout=-1: must be greater than or equal to 0"),
+    "a fraction for a seed": (["seed=1.5"], "seed=1.5: must be a valid integer"),
+    "minutes below zero": (["runtime.checkpoint_minutes=-1"], "runtime.checkpoint_minutes=-1: must be greater than"),
+    "an unknown W&B mode": (["tracker=wandb", "tracker.mode=on"], "tracker.mode=on: must be 'auto', 'online' or"),
+    "a momentum of one": (["training.momentum=1"], "training.momentum=1: must be less than 1"),
+    "a word for a switch": (["runtime.deterministic=maybe"], "runtime.deterministic=maybe: must be a valid boolean"),
     "a torn override": (["training.epochs"], "training.epochs"),
     "brackets that do not close": (["training.decay_at=[0.5"], "training.decay_at=[0.5: no viable"),
 }  # fmt: skip
@@ -53,7 +62,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_line(sslpl: Command, mistake: str) -> None:
     arguments, expected = MISTAKES[mistake]
-    done = sslpl(*arguments, "tracker=none")
+    done = sslpl("tracker=none", *arguments)
     assert done.code == 2, done
     assert done.err.count("\n") == 1, done.err
     assert done.err.startswith("sslpl: ")

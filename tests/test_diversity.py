@@ -13,10 +13,11 @@ from torch import Tensor
 from sslpl.query import neighbors
 from sslpl.query.context import Context, Weights
 from sslpl.query.coverage import greedy_coverage, on_grid, probcover, pure_cosine
-from sslpl.query.diversity import badge, core_set, gradient_distances, k_center_greedy, kmeans, margin, medoids
+from sslpl.query.diversity import badge, core_set, gradient_distances, k_center_greedy, kmeans, medoids
 from sslpl.query.fisher import bait, fisher_vectors, forward, step, sweeping
 from sslpl.query.kmeans import Clusters, drawn, k_means, lloyd, means, plus_plus
 from sslpl.query.rotation import cluster_margin, round_robin, smallest_first, typical_rows, typicality, typiclust
+from sslpl.query.uncertainty import margins
 from sslpl.types import Predictions
 
 
@@ -135,7 +136,7 @@ class TestKMeans:
 
     def test_a_prefilter_keeps_the_lowest_margins(self) -> None:
         seen = pool(blobs(80))
-        low = margin(seen.predictions.logits).argsort()[:20].tolist()
+        low = margins(seen.predictions.logits).argsort()[:20].tolist()
         for weighted in (False, True):
             assert set(kmeans(seen, 10, seeded(), weighted=weighted, prefilter=2).index.tolist()) <= set(low)
 
@@ -155,8 +156,8 @@ class TestCoreSet:
 
     def test_copies_come_last(self) -> None:
         points = torch.tensor([[0.0], [4.0], [4.0], [10.0], [10.0]])
-        rows, radius = k_center_greedy(neighbors.squares_to_one(points), points[:, 0].square(), 5)
-        assert radius.tolist() == [100, 16, 0, 0, 0]
+        rows, radius = k_center_greedy(points[:1], points, 5, seeded())
+        assert radius.tolist() == [10, 4, 0, 0, 0]
         assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -214,7 +215,7 @@ class TestRotation:
             assert [round(place[i] / 45) for i in picked.index.tolist()] == [2, 1, 0, 2, 1, 0]
             chosen |= set(picked.index.tolist())
         assert chosen == set(range(12))
-        torch.testing.assert_close(picked.score, 1 - margin(logits)[picked.index])
+        torch.testing.assert_close(picked.score, 1 - margins(logits)[picked.index])
 
     def test_typicality_by_explicit_loops(self) -> None:
         points, cluster = blobs(50), torch.arange(50) % 7 * (torch.arange(50) > 9)

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import Result, run_folder
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from layouts import write_cifar10, write_cifar100, write_fashion_mnist
+from omegaconf import OmegaConf, open_dict
 
 from sslpl.cli import CONF
+from sslpl.validate import checked
 
 Command = Callable[..., Result]
+ROOT = Path(__file__).parents[1]
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "dataset"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
@@ -23,7 +29,51 @@ def write_dataset(experiment: str, root: Path) -> None:
     WRITERS[name](root, 240, 40, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "experiment"])
+STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "full")
+SWEEPS = sorted(path.stem for path in (ROOT / "multirun_sweeps").glob("*.yaml"))
+QUICK = (
+    *("training.epochs=1", "training.finetune_epochs=1", "budget.initial=20", "budget.per_cycle=10", "budget.cycles=2"),
+    *("budget.candidates=100", "tracker=none", "runtime.progress=none", "runtime.num_threads=1"),
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(sslpl: Command, method: str) -> None:
+    trains = ["query.steps=2"] if method in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn") else []
+    done = sslpl(*QUICK, f"method={method}", *trains)
+    assert done.code == 0, done.err
+    assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3
+    ledger = (run_folder() / "queries.csv").read_text().splitlines()[1:]
+    assert len({line.split(",")[1] for line in ledger}) == 30
+
+
+def test_every_strategy_belongs_to_a_method_or_runs_beside_one(sslpl: Command) -> None:
+    presets = "".join((CONF / "method" / f"{method}.yaml").read_text() for method in METHODS)
+    lonely = [name for name in STRATEGIES if f"override /query: {name}\n" not in presets]
+    assert lonely == ["class_balanced_random", "dropout_entropy", "predicted_loss"]
+    for name in lonely:
+        done = sslpl(*QUICK, f"query={name}")
+        assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
+    text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        search = f"hydra.searchpath=[{ROOT / 'multirun_sweeps'}]"
+        for key, values in text["hydra"]["sweeper"]["params"].items():
+            for value in str(values).split(","):
+                cfg = compose(sweep, overrides=[search, f"{key}={value}"], return_hydra_config=True)
+                with open_dict(cfg):
+                    del cfg["hydra"]
+                checked(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "method", "query")]
+)
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
     beside = ["method=random"] if (group, option) == ("module", "none") else []
     done = sslpl(*beside, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",

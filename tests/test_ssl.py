@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder
-from test_run import Killed, timeless
+from conftest import TINY, Result, run_folder, timeless
+from test_run import Killed
 from torch import Tensor
 
 from sslpl import checkpoint

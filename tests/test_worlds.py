@@ -13,8 +13,7 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-import sslpl as package
-from sslpl import checkpoint, launch, progress, recording
+from sslpl import checkpoint, folder, launch, progress, recording
 from sslpl.learn import joint
 from sslpl.query import linkage, scorers
 
@@ -115,7 +114,7 @@ def test_a_folder_of_another_version_is_refused(
 ) -> None:
     if finished:
         assert sslpl(*RUN).code == 0
-    monkeypatch.setattr(package, "__version__", "9.0")
+    monkeypatch.setattr(folder, "__version__", "9.0")
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "written by sslpl 0.1.0, this is 9.0" in done.err

@@ -10,6 +10,7 @@ from sslpl.query.neighbors import nearest, squares_to_one
 from sslpl.query.rounds import least
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked
+from sslpl.query.uncertainty import margins
 from sslpl.types import Count, Picked, QueryContext
 
 
@@ -18,19 +19,20 @@ def core_set(context: QueryContext, n: int, rng: Generator) -> Picked:
 
     The score is its Euclidean distance to the nearest of them, in the space of embeddings.
     """
-    order = torch.randperm(len(context.unlabeled), generator=rng)  # the first of equals is then a random one
-    points, centers = context.predictions.embedding[order.to(context.device)], context.labeled_predictions.embedding
-    mean = points.mean(dim=0)
-    start = nearest(points - mean, centers - mean)[0].double().square()
-    rows, radius = k_center_greedy(squares_to_one(points), start, n)
-    return Picked(context.unlabeled[order[rows.cpu()]], radius.sqrt().cpu())
+    centers, points = context.labeled_predictions.embedding, context.predictions.embedding
+    rows, radius = k_center_greedy(centers, points, n, rng)
+    return Picked(context.unlabeled[rows], radius)
 
 
-def k_center_greedy(squares: Callable[[Tensor], Tensor], distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Rows [n], each the farthest from the centers so far, and their squared distances [n] to the nearest of these.
+def k_center_greedy(centers: Tensor, points: Tensor, n: int, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Rows [n] of points [U, D], each the farthest from centers [L, D] and the rows before, and its distance [n].
 
-    `squares` gives the squared distances [N] to one row [1], `distance` [N] those to the nearest center at the start.
+    Distances are Euclidean, ties are broken by the generator, memory is linear in L and U; results on the CPU.
     """
+    order = torch.randperm(len(points), generator=rng)  # the first of equals is then a random one
+    points = points[order.to(points.device)]
+    squares, mean = squares_to_one(points), points.mean(dim=0)
+    distance = nearest(points - mean, centers - mean)[0].double().square()
     rows, radius = [], []
     for _ in range(n):
         row = distance.argmax(dim=0, keepdim=True)
@@ -38,7 +40,7 @@ def k_center_greedy(squares: Callable[[Tensor], Tensor], distance: Tensor, n: in
         radius.append(distance[row])
         distance = torch.minimum(distance, squares(row))
         distance[row] = -1  # below the copies of it, which have 0
-    return torch.cat(rows), torch.cat(radius)
+    return order[torch.cat(rows).cpu()], torch.cat(radius).sqrt().cpu()
 
 
 def kmeans(
@@ -56,7 +58,7 @@ def kmeans(
     margins. An image of a random order stands in for each centroid without images of its own: where fewer than n
     embeddings differ.
     """
-    uncertain = 1 - margin(context.predictions.logits).cpu()
+    uncertain = 1 - margins(context.predictions.logits).cpu()
     order = torch.randperm(len(uncertain), generator=rng)
     if prefilter is not None:
         order = ranked(uncertain, rng)[: prefilter * n]
@@ -75,12 +77,6 @@ def medoids(clusters: Clusters) -> Tensor:
     candidate = torch.where(closest, torch.arange(rows, device=label.device), rows)
     first = candidate.new_full((count,), rows).scatter_reduce(0, label, candidate, "amin")
     return first[first < rows]
-
-
-def margin(logits: Tensor) -> Tensor:
-    """How far the highest class probability is above the second [N] (Scheffer et al. 2001); 1 with a single class."""
-    highest = logits.double().softmax(dim=1).topk(min(2, logits.shape[1]), dim=1).values
-    return highest[:, 0] - highest[:, 1:].sum(dim=1)
 
 
 def badge(context: QueryContext, n: int, rng: Generator) -> Picked:

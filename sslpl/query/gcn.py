@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from sslpl.query.k_center import k_center_greedy
+from sslpl.query.diversity import k_center_greedy
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked, subsampled
 from sslpl.seeds import seeded
@@ -51,8 +51,7 @@ def uncertain_gcn(
 ) -> Picked:
     """The images whose confidence of being labeled is nearest to a margin (Caramalau et al., CVPR 2021).
 
-    The score is minus that distance. The published code takes the nearest, which is done here; the paper's equation 7
-    has the farthest.
+    The score is minus that distance, so that the nearest come first, as in the published code.
     """
     recipe = Recipe(steps, hidden, dropout, rate, weight_decay, unlabeled_weight)
     context = subsampled(context, n, subset, rng)
@@ -83,7 +82,7 @@ def core_gcn(
     context = subsampled(context, n, subset, rng)
     features, logit = trained_gcn(context, recipe, rng)
     known = len(context.labeled)
-    rows = k_center_greedy(features[:known], features[known:], n, rng)
+    rows, _ = k_center_greedy(features[:known], features[known:], n, rng)
     return picked(context, rows, torch.sigmoid(-logit[known:].double()))
 
 

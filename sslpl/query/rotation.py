@@ -4,12 +4,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from sslpl.query.diversity import margin
 from sslpl.query.kmeans import k_means
 from sslpl.query.linkage import complete_linkage
 from sslpl.query.neighbors import mean_neighbor_distance
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked
+from sslpl.query.uncertainty import margins
 from sslpl.types import Count, CountOrZero, Picked, QueryContext
 
 
@@ -38,7 +38,7 @@ def cluster_margin(
     memory that grows with the square of the candidates, not of the pool. A cluster's size counts its images among the
     lowest margins. The score is 1 - margin.
     """
-    score = 1 - margin(context.predictions.logits).cpu()
+    score = 1 - margins(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]
     embedding = context.predictions.embedding[best.to(context.device)]
     cluster = complete_linkage(embedding, max(1, round(len(best) / cluster_size))).cpu()

@@ -17,8 +17,13 @@ def least_confidence(context: QueryContext, rng: Generator) -> Tensor:  # noqa: 
 
 def margin(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Negative difference [U] of the two highest class probabilities, -1 to 0 (Scheffer et al. 2001)."""
-    first, second = _probability(context.predictions.logits).topk(2, dim=1).values.unbind(dim=1)
-    return second - first
+    return -margins(context.predictions.logits)
+
+
+def margins(logits: Tensor) -> Tensor:
+    """How far the highest class probability is above the second [N]; 1 with a single class."""
+    highest = _probability(logits).topk(min(2, logits.shape[1]), dim=1).values
+    return highest[:, 0] - highest[:, 1:].sum(dim=1)
 
 
 def ratio(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001

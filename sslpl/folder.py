@@ -1,0 +1,61 @@
+"""A run's folder: whose it is, what is written into it before a run, and where a resumed run differs from its start."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslpl import __version__
+from sslpl.files import write_whole
+from sslpl.identity import Config, run_id
+from sslpl.recording import write_json
+from sslpl.types import RunInfo, UserError
+
+# Of provenance: a run that is resumed under others says so.
+LASTING = ("git", "device_name", "threads", "precision", "compiled")
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """UserError if a run's folder was written by another version, or holds the files of another config."""
+    written, origin = folder / "config.yaml", folder / "provenance.json"
+    advice = "remove the folder, or choose another runtime.output_dir"
+    try:
+        there = run_id(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
+        version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
+    except Exception as error:
+        raise UserError(f"{folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
+    if there not in (None, run_id(config)):
+        raise UserError(f"{folder}: its config.yaml is that of another run; {advice}")
+    if version not in (None, __version__):
+        raise UserError(f"{folder}: written by sslpl {version}, this is {__version__}; {advice}")
+
+
+def make_folder(folder: Path, output_dir: str) -> None:
+    """Makes a run's folder; UserError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runtime.output_dir={output_dir}: cannot be written ({error.strerror or error})") from error
+
+
+def open_folder(run: RunInfo) -> None:
+    """Writes what a run is and where it comes from, and clears what an earlier life has left."""
+    write_whole(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
+    write_json(run.folder / "provenance.json", run.provenance)
+    for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):
+        leftover.unlink(missing_ok=True)
+
+
+def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a run's provenance becomes, and what differs from its start: a line each."""
+    path = folder / "provenance.json"
+    if not path.exists():
+        return now, []
+    first: dict[str, Any] = json.loads(path.read_text())
+    changes = [
+        f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
+        for key in LASTING
+        if first.get(key) != now[key]
+    ]
+    return first | {"resumed": [*first.get("resumed", []), now]}, changes
