@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sslpl import cli
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("contract")
 
 TINY = (
     "training.epochs=2",
@@ -30,6 +31,12 @@ TINY = (
     "runtime.num_threads=1",
     "runtime.progress=none",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strategies", metavar="FOLDER", type=Path, help="hold the strategies of its query/ to the contract too"
+    )
 
 
 class Result(NamedTuple):

@@ -1,6 +1,8 @@
 """A small world for query strategies: real networks on random images."""
 
 import copy
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,15 @@ from sslpl.types import Predictions
 CLASSES = 5
 
 
+@cache
+def built(seed: int) -> tuple[list[nn.Module], LossPredictionModule]:
+    """Five backbones and a module, to be copied."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [small_cnn(num_classes=CLASSES, in_channels=1).eval() for _ in range(5)]
+        return networks, LossPredictionModule(networks[0].channels)
+
+
 def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False, truth: bool | None = True) -> Context:
     """A context over `pool` gray images of 8x8 pixels in 5 classes; with `ties` all images are the same."""
     rng = torch.Generator().manual_seed(seed)
@@ -22,10 +33,7 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
     data = torch.randint(256, (pool, 1, 8, 8), generator=rng, dtype=torch.uint8)
     data = data[:1].expand_as(data).clone() if ties else data
     classes = torch.randint(CLASSES, (pool,), generator=rng)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = [small_cnn(num_classes=CLASSES, in_channels=1).eval() for _ in range(5)]
-        module = LossPredictionModule(networks[0].channels)
+    networks, module = copy.deepcopy(built(seed))
     images = TensorImages(data)
     plain = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).plain
 
@@ -51,6 +59,28 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
         earlier=networks[1].state_dict(),
         snapshots=[network.state_dict() for network in networks[2:]],
         truth=classes if truth else None,
+    )
+
+
+def tabled(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
+    """A context over many images whose predictions, by whatever network, are random numbers that are there already."""
+    rng, small = torch.Generator().manual_seed(0), context()
+    embedding = torch.rand(pool, dimensions, generator=rng)
+    logits, loss = torch.randn(pool, CLASSES, generator=rng), torch.rand(pool, generator=rng)
+
+    def predict(weights: Weights | None, index: Tensor) -> Predictions:
+        return Predictions(index, logits[index] * (1 if weights is None else 2), embedding[index], loss[index])
+
+    return replace(
+        small,
+        unlabeled=torch.arange(labeled, pool),
+        labeled=torch.arange(labeled),
+        labels=torch.randint(CLASSES, (labeled,), generator=rng),
+        candidates=200,
+        backbone=nn.ModuleDict({"head": nn.Linear(dimensions, CLASSES)}),
+        images=TensorImages(torch.randint(256, (pool, 1, 8, 8), generator=rng, dtype=torch.uint8)),
+        predict=predict,
+        truth=torch.randint(CLASSES, (pool,), generator=rng),
     )
 
 

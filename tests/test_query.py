@@ -1,20 +1,24 @@
-"""One contract for every query strategy of conf/query."""
+"""The contract that every query strategy keeps to, and the strategies by hand."""
 
-import copy
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from contract import CHECKS, contract
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from querying import context, predicting
+from test_docs import code
+from torch import Generator
 
 from sslpl.cli import CONF
-from sslpl.query.context import needs
 from sslpl.query.scorers import entropy
 from sslpl.query.selectors import ranked, selective_clustering
-from sslpl.types import QueryStrategy
+from sslpl.query.strategies import picked
+from sslpl.types import Picked, QueryContext, QueryStrategy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHORT = {  # what the contract asks of a strategy that trains networks, it asks of a few steps too
@@ -25,56 +29,109 @@ SHORT = {  # what the contract asks of a strategy that trains networks, it asks 
 }
 
 
-def strategy(name: str) -> QueryStrategy:
+def strategy(name: str, folder: Path | None = None) -> QueryStrategy:
+    """A strategy of conf/query or of another folder of configs."""
     GlobalHydra.instance().clear()
+    beside = [] if folder is None else [f"hydra.searchpath=[file://{folder.resolve()}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose("config", overrides=[f"query={name}", *SHORT.get(name, ())]).query)
+        return instantiate(compose("config", overrides=[*beside, f"query={name}", *SHORT.get(name, ())]).query)
 
 
-def pick(name: str, n: int, seed: int = 0, **kinds: Any) -> list[int]:
-    return strategy(name)(context(**kinds), n, torch.Generator().manual_seed(seed)).index.tolist()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A contract test for each strategy here and in the folder that `--strategies` names."""
+    if "asked" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--strategies")
+        outside = [] if folder is None else sorted(path.stem for path in folder.glob("query/*.yaml"))
+        asked = [(name, None) for name in STRATEGIES] + [(name, folder) for name in outside]
+        metafunc.parametrize("asked", asked, ids=[name for name, _ in asked])
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-class TestContract:
-    @pytest.mark.parametrize(("pool", "labeled", "n"), [(60, 20, 1), (60, 20, 7), (60, 20, 40), (2, 1, 1), (30, 1, 29)])
-    def test_picks_the_asked_number_of_distinct_unlabeled_images(
-        self, name: str, pool: int, labeled: int, n: int
-    ) -> None:
-        seen = context(pool, labeled)
-        picked = strategy(name)(seen, n, torch.Generator().manual_seed(0))
-        assert len(picked.index) == len(picked.score) == n
-        assert len(set(picked.index.tolist())) == n
-        assert set(picked.index.tolist()) <= set(seen.unlabeled.tolist())
-        assert (picked.index.dtype, picked.score.dtype) == (torch.int64, torch.float64)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(asked: tuple[str, Path | None], check: Callable[[QueryStrategy], None]) -> None:
+    check(strategy(*asked))
 
-    def test_is_deterministic_for_a_seed(self, name: str) -> None:
-        assert pick(name, 7) == pick(name, 7)
 
-    def test_breaks_ties_by_the_generator(self, name: str) -> None:
-        assert len({tuple(pick(name, 7, seed, ties=True)) for seed in range(5)}) > 1
+def test_the_strategy_of_the_guide_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_strategies.py").write_text(code("CONTRIBUTING.md", "python")[0])
+    (tmp_path / "query").mkdir()
+    (tmp_path / "query" / "lowest_logit.yaml").write_text(code("CONTRIBUTING.md", "yaml")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    contract(strategy("lowest_logit", tmp_path))
 
-    def test_leaves_model_and_global_random_state_alone(self, name: str) -> None:
-        seen = context()
-        before = copy.deepcopy((seen.backbone.state_dict(), seen.module.state_dict()))
-        state, training = torch.get_rng_state(), (seen.backbone.training, seen.module.training)
-        gradients = [p.requires_grad for p in seen.backbone.parameters()]
-        strategy(name)(seen, 7, torch.Generator().manual_seed(0))
-        after = (seen.backbone.state_dict(), seen.module.state_dict())
-        for old, new in zip(before, after, strict=True):
-            assert all(torch.equal(old[key], new[key]) for key in old)
-        assert torch.equal(state, torch.get_rng_state())
-        assert (seen.backbone.training, seen.module.training) == training
-        assert [p.requires_grad for p in seen.backbone.parameters()] == gradients
-        assert all(p.grad is None for p in (*seen.backbone.parameters(), *seen.module.parameters()))
 
-    def test_sees_no_hidden_label(self, name: str) -> None:
-        blind = context(truth=None)
-        if needs(strategy(name)).oracle:
-            with pytest.raises(PermissionError):
-                strategy(name)(blind, 7, torch.Generator().manual_seed(0))
-        else:
-            assert strategy(name)(blind, 7, torch.Generator().manual_seed(0)).index.tolist() == pick(name, 7)
+def taking(rows: torch.Tensor, context: QueryContext) -> Picked:
+    return picked(context, rows)
+
+
+def with_replacement(context: QueryContext, n: int, rng: Generator) -> Picked:
+    return taking(torch.randint(len(context.unlabeled), (n,), generator=rng), context)
+
+
+def labeled_return(context: QueryContext, n: int, rng: Generator) -> Picked:
+    whole = torch.cat([context.labeled, context.unlabeled])
+    index = whole[torch.randperm(len(whole), generator=rng)[:n]]
+    return Picked(index, torch.zeros(n, dtype=torch.float64))
+
+
+def unseeded(context: QueryContext, n: int, rng: Generator) -> Picked:
+    return taking(torch.randperm(len(context.unlabeled))[:n], context)
+
+
+def the_first(context: QueryContext, n: int, rng: Generator) -> Picked:
+    return taking(torch.arange(n), context)
+
+
+def in_train_mode(context: QueryContext, n: int, rng: Generator) -> Picked:
+    context.backbone.train()(torch.rand(4, 1, 8, 8, generator=rng))
+    context.backbone.eval()
+    return taking(torch.randperm(len(context.unlabeled), generator=rng)[:n], context)
+
+
+def in_place(context: QueryContext, n: int, rng: Generator) -> Picked:
+    context.predictions.logits.sub_(1)
+    return taking(torch.randperm(len(context.unlabeled), generator=rng)[:n], context)
+
+
+def by_numpys_seed(context: QueryContext, n: int, rng: Generator) -> Picked:
+    np.random.seed(0)  # noqa: NPY002
+    return taking(torch.from_numpy(np.random.permutation(len(context.unlabeled)))[:n], context)  # noqa: NPY002
+
+
+def peeking(context: QueryContext, n: int, rng: Generator) -> Picked:
+    return taking(ranked(context.oracle(), rng)[:n], context)
+
+
+def all_pairs(context: QueryContext, n: int, rng: Generator) -> Picked:
+    embedding = context.predictions.embedding
+    return taking(ranked(torch.cdist(embedding, embedding).mean(dim=1), rng)[:n], context)
+
+
+def all_pairs_by_scipy(context: QueryContext, n: int, rng: Generator) -> Picked:
+    from scipy.spatial.distance import pdist
+
+    pdist(context.predictions.embedding.numpy())
+    return taking(torch.randperm(len(context.unlabeled), generator=rng)[:n], context)
+
+
+BROKEN = {  # and the check that finds it
+    with_replacement: "picks_the_asked_number_of_distinct_unlabeled_images",
+    labeled_return: "picks_the_asked_number_of_distinct_unlabeled_images",
+    unseeded: "is_deterministic_for_a_seed",
+    the_first: "breaks_ties_by_the_generator",
+    in_train_mode: "changes_nothing_but_its_generator",
+    in_place: "changes_nothing_but_its_generator",
+    by_numpys_seed: "changes_nothing_but_its_generator",
+    peeking: "sees_no_hidden_label",
+    all_pairs: "holds_no_matrix_of_the_pool",
+    all_pairs_by_scipy: "holds_no_matrix_of_the_pool",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_the_contract_finds_what_is_broken(broken: QueryStrategy) -> None:
+    (check,) = [check for check in CHECKS if check.__name__ == BROKEN[broken]]
+    with pytest.raises((AssertionError, PermissionError)):
+        check(broken)
 
 
 def test_the_contract_covers_the_published_strategies() -> None:

@@ -35,8 +35,8 @@ def cluster_margin(
     linkage, once for all cycles, at a threshold that gives clusters of `cluster_size` images on average. Here the
     `budget.candidates` of lowest margin are clustered in every cycle, as the embeddings have changed, into as many
     clusters as give that average, by the exact complete linkage that is here already: compact clusters as well, and
-    memory bounded by the candidates. A cluster's size counts its images among the lowest margins. The score is
-    1 - margin.
+    memory that grows with the square of the candidates, not of the pool. A cluster's size counts its images among the
+    lowest margins. The score is 1 - margin.
     """
     score = 1 - margins(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]

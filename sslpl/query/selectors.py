@@ -39,7 +39,11 @@ def power(
 
 
 def selective_clustering(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:
-    """The highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM)."""
+    """The highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM).
+
+    The distances of all pairs of candidates are held, in float32: memory grows with the square of `candidates`, not of
+    the pool (`complete_linkage_bytes`), and a clustering that would not fit is refused with a MemoryError.
+    """
     best = ranked(score, rng)[: max(candidates, n)]
     cluster = complete_linkage(embedding[best.to(embedding.device)], n).cpu()
     rank = torch.arange(len(best))

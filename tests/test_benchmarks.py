@@ -1,0 +1,41 @@
+"""The benchmarks run: what they say means nothing at these sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_docs import ROOT
+
+
+def test_queries_are_measured_each_in_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import queries
+
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["queries.py", "random", "typiclust", "--small", "--json", str(file)])
+    assert queries.main() == 0
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows] == ["random", "typiclust"]
+    assert [[point["unlabeled"] for point in row["points"]] for row in rows] == [[400]] * 2
+    assert all(point["seconds"] > 0 and point["peak_mib"] >= 0 for row in rows for point in row["points"])
+    assert "typiclust" in capsys.readouterr().out
+
+
+def test_growth_is_measured_at_a_quarter_half_and_whole_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import queries
+
+    sizes = [part.unlabeled for part in queries.parts(queries.World(), grow=True)]
+    assert sizes == [2500, 5000, 10000]
+    assert queries.parts(queries.SMALL, grow=False) == [queries.SMALL]
+
+
+def test_growth_is_the_slope_of_logarithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.queries import growth
+
+    points = [{"unlabeled": n, "seconds": n**1.5, "peak_mib": 1e-6 * n} for n in (100, 200, 400)]
+    assert growth(points) == {"seconds_exponent": pytest.approx(1.5), "peak_mib_exponent": None}
+    assert growth(points[-1:])["seconds_exponent"] is None
