@@ -77,7 +77,7 @@ class Budget:
         return counts
 
     def check_validation(self) -> None:
-        """UserError if a batch of labels were held out whole, or none of the initial ones, for a budget in images."""
+        """UserError if a batch is held out whole, or none of the initial one, for a budget in images."""
         batches = {"initial": int(self.initial)} | ({"per_cycle": int(self.per_cycle)} if self.cycles > 1 else {})
         for name, batch in batches.items():
             if self.held_out(batch) == batch:

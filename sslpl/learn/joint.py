@@ -60,8 +60,7 @@ def trained_index(state: State) -> Tensor:
 
 
 def validated(setup: Setup, state: State) -> dict[str, float]:
-    """Accuracy on the held-out labels; the networks of the highest so far (of equal ones the later) are copied if
-    they are asked for."""
+    """Accuracy on the held-out labels; copies the best networks so far, of equal ones the later, if asked to."""
     if len(state.held_out) == 0:
         return {}
     said = predict(setup, state.backbone, None, setup.dataset.train, state.held_out)
