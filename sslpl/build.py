@@ -1,6 +1,7 @@
 """From a checked config to the parts of a run."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from hydra.utils import instantiate
@@ -8,6 +9,7 @@ from torch import nn
 
 from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
+from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
 from sslpl.pool import Budget
 from sslpl.query.context import needs
@@ -22,9 +24,9 @@ Networks = tuple[nn.Module, nn.Module | None]
 def build_setup(config: Config, runtime: Runtime) -> Setup:
     """The dataset on its device, the losses, the strategy, the budget in images."""
     device = runtime.prepare()
-    names = ("training", "dataset", "ranking", "ssl", "query")
-    training, dataset, ranking, ssl, query = (instantiate(config[name]) for name in names)
-    budget: Budget = instantiate(config["budget"]).of(len(dataset.train))
+    training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
+    dataset = read_dataset(config["dataset"], config["seed"])
+    budget: Budget = instantiate(config["budget"]).of(len(dataset.train), len(dataset.class_names))
     dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
     augmentation = Augmentation(
         dataset.train.shape,
@@ -50,6 +52,13 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
         needs=needs(query),
         captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
     )
+
+
+def read_dataset(node: Config, seed: int) -> Dataset:
+    """What the function of a dataset returns, as the variant that the other keys ask for."""
+    keys = {field.name for field in fields(Variant)}
+    dataset: Dataset = instantiate({key: value for key, value in node.items() if key not in keys})
+    return varied(dataset, Variant(**{key: value for key, value in node.items() if key in keys}), seed)
 
 
 def network_builder(

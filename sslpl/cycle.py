@@ -56,15 +56,17 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
 def initial_state(setup: Setup) -> State:
     """Fresh networks and the first labeled images; with trimming, some of these sit out the first training."""
     size, initial = len(setup.dataset.train), int(setup.budget.initial)
-    pool = initial_pool(size, initial, rng(setup.seed, "initial"))
-    removed = shuffled(pool.labeled, size, rng(setup.seed, "removed"))[: removal_size(initial)]
+    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+    classes = (setup.dataset.train_labels, frequency) if frequency is not None else None
+    pool = initial_pool(size, initial, rng(setup.seed, "initial"), classes)
     nothing = torch.empty(0, dtype=torch.int64)
     backbone, module = setup.build(0)
     ledger = Ledger(nothing, nothing, nothing, nothing.double())
     state = State(LabelPool(size, nothing), ledger, nothing, backbone, module)
     reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
     if setup.training.trim:
-        state.excluded = removed
+        removed = removal_size(len(state.learned))
+        state.excluded = shuffled(state.learned, size, rng(setup.seed, "removed"))[:removed]
     if setup.needs.previous:
         state.earlier = weights_of(backbone)
     return state
@@ -116,7 +118,7 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
     yield Step(len(data.test))
     if state.module is not None:
         unlabeled = state.predictions = predict(setup, *networks, data.train, state.pool.unlabeled)
-        state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, data.train_labels[unlabeled.index])
+        state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, setup.true_labels[unlabeled.index])
         yield Step(len(unlabeled.index))
 
 
@@ -142,8 +144,8 @@ def query_context(setup: Setup, state: State) -> Context:
 
     return Context(
         unlabeled=state.pool.unlabeled,
-        labeled=state.pool.labeled,
-        labels=state.labels()[state.pool.labeled],
+        labeled=state.learned,
+        labels=state.labels()[state.learned],
         candidates=int(setup.budget.candidates),
         num_classes=len(data.class_names),
         device=setup.device,
@@ -163,13 +165,13 @@ def query_context(setup: Setup, state: State) -> Context:
 def label(setup: Setup, state: State) -> Iterator[Step]:
     """Has the picked images labeled and decides which images the next joint training leaves out."""
     assert state.picked is not None
-    before, picked = state.pool.labeled, state.picked
+    before, picked = state.learned, state.picked
     reveal(setup, state, picked, cycle=state.cycle + 1)
     next_is_last = state.cycle + 1 == setup.budget.cycles - 1
-    initial = int(setup.budget.initial)
+    initial = int(setup.budget.initial) - setup.budget.held_out(int(setup.budget.initial))
     state.excluded = torch.empty(0, dtype=torch.int64)
     if setup.training.trim and not next_is_last and removal_size(initial) > 0:
-        both = predict(setup, state.backbone, state.module, setup.dataset.train, state.pool.labeled)
+        both = predict(setup, state.backbone, state.module, setup.dataset.train, state.learned)
         loss = true_losses(both, state.labels()[both.index])
         old = len(before)
         state.excluded = trimmed(before, loss[:old], both.index[old:], loss[old:], initial)
@@ -178,8 +180,10 @@ def label(setup: Setup, state: State) -> Iterator[Step]:
 
 
 def reveal(setup: Setup, state: State, picked: Picked, cycle: int) -> None:
-    """The simulated oracle: moves images into the labeled pool and writes them into the ledger."""
+    """The simulated oracle: moves images into the labeled pool and writes them into the ledger; some are held out."""
     state.pool = state.pool.label(picked.index)
+    validation = shuffled(picked.index, state.pool.size, rng(setup.seed, "validation", cycle))
+    state.held_out = torch.cat([state.held_out, validation[: setup.budget.held_out(len(picked.index))]])
     new = (
         torch.full_like(picked.index, cycle),
         picked.index,

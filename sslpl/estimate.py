@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslpl.cycle import initial_state
-from sslpl.data.batches import unlabeled_batch_size
+from sslpl.data.batches import split, unlabeled_batch_size
 from sslpl.learn.joint import joint_optimizer, joint_step
 from sslpl.pool import removal_size
 from sslpl.progress import duration
@@ -47,16 +47,18 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
     training, budget = setup.training, setup.budget
     last = cycle == budget.cycles - 1
     labeled = int(budget.labeled_after(cycle))
-    trained = labeled - (removal_size(int(budget.initial)) if training.trim and (cycle == 0 or not last) else 0)
-    steps = training.epochs * max(1, -(-trained // training.batch_size))
-    tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled
+    held_out = budget.held_out_after(cycle)
+    learned, first = labeled - held_out, int(budget.initial) - budget.held_out_after(0)
+    trained = learned - (removal_size(first) if training.trim and (cycle == 0 or not last) else 0)
+    steps = training.epochs * len(split(torch.arange(trained), training.batch_size))
+    tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled + training.epochs * held_out
     if initial_module(setup) and (not last or training.finetune_last):
-        batches = max(1, -(-labeled // training.batch_size))
+        batches = len(split(torch.arange(learned), training.batch_size))
         unlabeled = len(setup.dataset.train) - labeled
-        size = unlabeled_batch_size(unlabeled, labeled, training.batch_size, training.unlabeled_batch_limit)
+        size = unlabeled_batch_size(unlabeled, learned, training.batch_size, training.unlabeled_batch_limit)
         tuned = training.finetune_epochs * batches
         views += training.finetune_epochs * (
-            labeled + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
+            learned + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
         )
     return labeled, trained, steps, tuned, views
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -140,13 +141,13 @@ def steps_per_epoch(setup: Setup, state: State) -> int:
     """How many steps an epoch of the phase under way has; 1 for the phases without epochs."""
     if state.phase not in STEPPED:
         return 1
-    index = trained_index(state) if state.phase == "train" else state.pool.labeled
+    index = trained_index(state) if state.phase == "train" else state.learned
     return len(split(index, setup.training.batch_size))
 
 
 def wandb_names(row: Mapping[str, float | int | None]) -> dict[str, float]:
     """A row of metrics.csv under the names that a tracker shows: `test/accuracy` and so on."""
-    return {key.replace("test_", "test/", 1): value for key, value in row.items() if value is not None}
+    return {re.sub("^(test|validation)_", r"\1/", key): value for key, value in row.items() if value is not None}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -48,6 +48,9 @@ class Training:
     unlabeled_batch_limit: Count = 1536  # an unlabeled batch of the fine-tune is at most this
     warm_start: bool = True  # networks keep their weights into the next cycle
     trim: bool = True  # leave the easiest images out of the joint training
+    checkpoint: Literal["last", "best"] = (
+        "last"  # the epoch of joint training whose networks go on; best: in validation
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def decay(self, epoch: int) -> float:
@@ -80,6 +83,12 @@ class Setup(NamedTuple):
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
     captures: bool = False  # training steps are captured as CUDA graphs
+
+    @property
+    def true_labels(self) -> Tensor:
+        """Classes [N] of the pool's images, those that an oracle tells wrong too: for analysis alone."""
+        data = self.dataset
+        return data.train_labels if data.true_labels is None else data.true_labels
 
     @property
     def weak_views(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sslpl.pool import LabelPool
+from sslpl.pool import LabelPool, without
 from sslpl.types import Picked, Predictions
 
 Row = dict[str, float | int | None]
@@ -26,6 +26,14 @@ class Ledger(NamedTuple):
     score: Tensor  # [L] float64, NaN without one
 
 
+class Best(NamedTuple):
+    """The networks as they were after the epoch of highest validation accuracy so far."""
+
+    accuracy: float
+    backbone: Weights
+    module: Weights | None
+
+
 @dataclass
 class State:
     """Where a run stands: cycle, phase, epoch and step of what comes next, and all that was learned so far."""
@@ -35,6 +43,7 @@ class State:
     excluded: Tensor  # positions that the next joint training leaves out
     backbone: nn.Module
     module: nn.Module | None
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # labeled, to validate on
     cycle: int = 0
     phase: str = "train"
     epoch: int = 0
@@ -42,6 +51,7 @@ class State:
     tally: Tensor | None = None  # running sums of the epoch or phase under way
     optimizer: Optimizer | None = None  # of the phase under way
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
+    best: Best | None = None  # during a joint training that ends with its best networks
     ssl: Weights | None = None  # of an SSL method with a state, during a fine-tune
     teacher: Weights | None = None  # averaged backbone, from the training to the fine-tune, for a method that asks
     picked: Picked | None = None  # queried, not labeled yet
@@ -58,6 +68,11 @@ class State:
         self.phase, self.epoch, self.step = phase, 0, 0
         self.tally = self.optimizer = self.optimizer_state = self.ssl = None
 
+    @property
+    def learned(self) -> Tensor:
+        """Positions of the labeled images that networks may learn from, in the order of their labeling."""
+        return without(self.pool.labeled, self.held_out)
+
     def labels(self) -> Tensor:
         """Revealed classes by position in the pool, [pool] int64; -1 where hidden."""
         labels = torch.full((self.pool.size,), -1)
@@ -71,11 +86,13 @@ class State:
             "order": self.pool.order,
             "ledger": tuple(self.ledger),
             "excluded": self.excluded,
+            "held_out": self.held_out,
             "backbone": self.backbone.state_dict(),
             "module": self.module.state_dict() if self.module is not None else None,
             "position": (self.cycle, self.phase, self.epoch, self.step),
             "tally": self.tally,
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else self.optimizer_state,
+            "best": tuple(self.best) if self.best is not None else None,
             "ssl": self.ssl,
             "teacher": self.teacher,
             "picked": tuple(self.picked) if self.picked is not None else None,
@@ -91,12 +108,13 @@ class State:
         """Takes over what `to_dict` returned, into the networks that are there."""
         self.pool = LabelPool(saved["size"], saved["order"])
         self.ledger = Ledger(*saved["ledger"])
-        self.excluded = saved["excluded"]
+        self.excluded, self.held_out = saved["excluded"], saved["held_out"]
         self.backbone.load_state_dict(saved["backbone"])
         if self.module is not None:
             self.module.load_state_dict(saved["module"])
         self.cycle, self.phase, self.epoch, self.step = saved["position"]
         self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
+        self.best = Best(*saved["best"]) if saved["best"] is not None else None
         self.ssl, self.teacher = saved["ssl"], saved["teacher"]
         self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
         self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]

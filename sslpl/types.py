@@ -15,6 +15,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Amount = Annotated[
     Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(strict=True, gt=0, le=1)],
     Field(description="an int of at least 1 (images) or a float above 0 and at most 1 (a share of the pool)"),
@@ -91,6 +92,7 @@ class Dataset(NamedTuple):
     flip: bool  # whether a mirrored image keeps its class
     cutout: int  # side in pixels of the strong augmentation's gray square; 0: none
     padding: int  # black pixels around an image before its random crop
+    true_labels: Tensor | None = None  # [N], for analysis alone, where an oracle errs; None: the train labels
 
 
 class QueryContext(Protocol):
@@ -100,7 +102,7 @@ class QueryContext(Protocol):
     def unlabeled(self) -> Tensor: ...  # [U], positions in the pool, ascending, on the CPU
 
     @property
-    def labeled(self) -> Tensor: ...  # [L], positions in the pool, in the order of their labeling, on the CPU
+    def labeled(self) -> Tensor: ...  # [L], positions in the pool, as labeled, without the held-out ones, on the CPU
 
     @property
     def labels(self) -> Tensor: ...  # [L], their revealed classes, on the CPU

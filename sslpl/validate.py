@@ -10,9 +10,11 @@ from hydra.utils import get_object
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from sslpl.data.variants import Variant
 from sslpl.identity import Config
 from sslpl.types import CountOrZero, UserError
 
+BESIDE = {"dataset": Variant}  # whose keys stand among those of another object
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -26,6 +28,7 @@ def checked(config: Config) -> Config:
     for group, node in clean.items():
         for path, child in targets(group, node):
             check_node(path, child)
+    check_protocol(clean)
     if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
         check_without_module(clean)
     return clean
@@ -46,8 +49,9 @@ def check_node(path: str, node: Config) -> None:
         target = get_object(node["_target_"])
     except Exception as error:
         raise UserError(f"{path}._target_={node['_target_']}: cannot be imported ({error})") from error
-    parameters = inspect.signature(target).parameters
-    hints = type_hints(target)
+    sources = [target, BESIDE[path]] if path in BESIDE else [target]
+    parameters = {name: p for source in sources for name, p in inspect.signature(source).parameters.items()}
+    hints = {name: hint for source in sources for name, hint in type_hints(source).items()}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
         if key in HYDRA_KEYS:
@@ -89,6 +93,23 @@ def nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     listed = f"known: {', '.join(sorted(known))}"
     return f"did you mean {close[0]}? ({listed})" if close else listed
+
+
+def check_protocol(config: Config) -> None:
+    """The switches of the protocol that need, or would ignore, one another."""
+    dataset, budget = config["dataset"], config["budget"]
+    ratios = (
+        ("dataset", dataset, "imbalance", "imbalance_ratio", ("long_tailed", "stepped")),
+        ("budget", budget, "initial_pool", "initial_ratio", ("imbalanced",)),
+    )
+    for group, node, kind, ratio, uneven in ratios:
+        chosen, value = node.get(kind), node.get(ratio)
+        if chosen in uneven and value is None:
+            raise UserError(f"{group}.{ratio}=null: must be a number of at least 1 with {group}.{kind}={chosen}")
+        if chosen not in uneven and value is not None:
+            raise UserError(f"{group}.{ratio}={value}: must be null unless {group}.{kind} is {' or '.join(uneven)}")
+    if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
+        raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0, to choose by")
 
 
 def check_without_module(config: Config) -> None:

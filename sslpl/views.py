@@ -43,9 +43,11 @@ def queries_csv(ledger: Ledger) -> str:
 
 def summary(history: Sequence[Row]) -> dict[str, Any]:
     """Accuracy by cycle, area under the budget curve, seconds by phase."""
+    validation = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
     return {
         "labeled": [row["labeled"] for row in history],
         "test_accuracy": [row["test_accuracy"] for row in history],
+        **({"validation_accuracy": validation} if validation else {}),
         "final_accuracy": history[-1]["test_accuracy"],
         "aubc": aubc(history),
         "seconds": {key.removesuffix("_seconds"): sum(row.get(key) or 0.0 for row in history) for key in PHASE_SECONDS},

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "dataset"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
-WRITERS = {"cifar10": write_cifar10, "cifar100": write_cifar100, "fashion_mnist": write_fashion_mnist}
+WRITERS = {
+    "cifar10": write_cifar10, "cifar10_imbalanced": write_cifar10, "cifar100": write_cifar100,
+    "fashion_mnist": write_fashion_mnist,
+}  # fmt: skip
 
 
 def write_dataset(experiment: str, root: Path) -> None:
@@ -107,4 +110,5 @@ def test_the_ceiling_goes_with_every_experiment(sslpl: Command, tmp_path: Path, 
     done = sslpl(f"experiment={experiment}", "method=full", f"dataset.root={tmp_path / 'files'}", "tracker=none",
                  "runtime.dry_run=true")  # fmt: skip
     assert done.code == 0, done.err
-    assert "240" in done.out.splitlines()[1]
+    pool = 5 * 24 + 5 * 1 if "imbalanced" in experiment else 240
+    assert str(pool) in done.out.splitlines()[1]

@@ -45,11 +45,15 @@ SCIENCE = [
     "budget.cycles=2", "budget.candidates=300", "training=short", "method=scal", "method=random", "method=entropy",
     "method=learning_loss", "method=full", "training.trim=false", "training.warm_start=false", "training.rate=0.2",
     "training.precision=float32", "training.decay_at=[0.5]", "training.detach_after=0.5", "training.batch_size=64",
+    "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
+    "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
+    "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
+    "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip
 
 
 def test_whatever_can_change_a_result_changes_the_id() -> None:
-    ids = {override: composed(override)[1]["id"] for override in SCIENCE}
+    ids = {override: composed(*override.split())[1]["id"] for override in SCIENCE}
     assert len(set(ids.values())) == len(ids)
     assert composed()[1]["id"] not in ids.values()
     assert all(len(i) == 8 and int(i, 16) >= 0 for i in ids.values())
@@ -114,6 +118,7 @@ def test_a_whole_number_is_the_same_as_a_float_where_a_float_is_asked_for() -> N
         (["ssl=pseudo_label_hard", "ranking=margin"], "sslpm+ssl=pseudo_label_hard+ranking=margin"),
         (["ssl.threshold=0.8"], "sslpm+ssl.threshold=0.8"),
         (["training.trim=false", "training.warm_start=false"], "sslpm+trim=false+warm_start=false"),
+        (["budget.validation=0.1", "training.checkpoint=best", "dataset.label_noise=0.1"], "sslpm"),
         (["method=random", "training.trim=true"], "random+trim=true"),
         (["module=pooled", "module.width=64"], "sslpm+module=pooled+module.width=64"),
     ],

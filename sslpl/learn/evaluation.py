@@ -33,12 +33,17 @@ def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:
     return cross_entropy(predictions.logits, labels.to(predictions.logits.device), reduction="none").cpu()
 
 
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose most likely class is right."""
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
 def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | int | None]:
     """Accuracy, macro F1, negative log-likelihood (nats) and expected calibration error on the test set."""
     logits = predictions.logits.cpu()
     guess = logits.argmax(dim=1)
     return {
-        "test_accuracy": (guess == labels).double().mean().item(),
+        "test_accuracy": accuracy(logits, labels),
         "test_macro_f1": float(f1_score(labels.numpy(), guess.numpy(), average="macro", zero_division=0.0)),
         "test_nll": cross_entropy(logits.double(), labels).item(),
         "test_ece": calibration_error(logits, labels),

@@ -15,7 +15,7 @@ from sslpl.state import State
 
 
 def finetune(setup: Setup, state: State) -> Iterator[Step]:
-    """Trains the module on the whole labeled set and, beside it, on pseudo-labeled images (SSLPM, section III)."""
+    """Trains the module on the labeled set and, beside it, on pseudo-labeled images (SSLPM, section III)."""
     training, module = setup.training, state.module
     assert isinstance(module, LossPredictionModule)
     optimizer = finetune_optimizer(setup, state)

@@ -12,14 +12,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sslpl.data.batches import epoch_batches, weak_views
 from sslpl.data.images import to_device
 from sslpl.learn.capture import CapturedSteps, JointStep
+from sslpl.learn.evaluation import accuracy, predict
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
-from sslpl.state import State, Weights, weights_of
+from sslpl.state import Best, State, Weights, weights_of
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
-    """Trains on the labeled images that are not trimmed, from where `state` stands (SSLPM, Algorithm 1)."""
+    """Trains on the labeled images that are not trimmed or held out, from where `state` stands (SSLPM, Algorithm 1)."""
     training, device = setup.training, setup.device
     index = trained_index(state)
     labels = state.labels().to(device)
@@ -47,13 +48,37 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
                 yield Step(len(truth))
         if epoch in snapshots:
             state.snapshots.append(weights_of(state.backbone))
+        metrics = epoch_metrics(tally, epoch) | validated(setup, state)
         state.tally, state.epoch, state.step = None, epoch + 1, 0
-        yield Step(len(batches[-1]), epoch_metrics(tally, epoch))
+        yield Step(len(batches[-1]), metrics)
+    restore_best(state)
 
 
 def trained_index(state: State) -> Tensor:
-    """Positions of the labeled images that the joint training sees: those that are not trimmed."""
-    return without(state.pool.labeled, state.excluded)
+    """Positions of the labeled images that the joint training sees: those that are not trimmed or held out."""
+    return without(state.learned, state.excluded)
+
+
+def validated(setup: Setup, state: State) -> dict[str, float]:
+    """Accuracy on the held-out labels; copies the best networks so far, of equal ones the later, if asked to."""
+    if len(state.held_out) == 0:
+        return {}
+    said = predict(setup, state.backbone, None, setup.dataset.train, state.held_out)
+    now = accuracy(said.logits.cpu(), state.labels()[state.held_out])
+    if setup.training.checkpoint == "best" and (state.best is None or now >= state.best.accuracy):
+        module = None if state.module is None else weights_of(state.module)
+        state.best = Best(now, weights_of(state.backbone), module)
+    state.row["validation_accuracy"] = now if state.best is None else state.best.accuracy
+    return {"train/validation_accuracy": now}
+
+
+def restore_best(state: State) -> None:
+    """Gives the networks the weights of their best epoch, if that was kept."""
+    if state.best is not None:
+        state.backbone.load_state_dict(state.best.backbone)
+        if state.module is not None and state.best.module is not None:
+            state.module.load_state_dict(state.best.module)
+        state.best = None
 
 
 def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:

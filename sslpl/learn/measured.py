@@ -89,14 +89,14 @@ def labeler(setup: Setup, state: State, frozen: Frozen) -> Labeler:
 def epoch_plan(setup: Setup, state: State, epoch: int) -> Plan:
     """Draws one epoch: which images are seen when, and how they are augmented."""
     training, pool, augmentation = setup.training, state.pool, setup.augmentation
-    size, unlabeled = training.batch_size, pool.unlabeled
+    size, unlabeled, learned = training.batch_size, pool.unlabeled, state.learned
 
     def stream(purpose: str) -> torch.Generator:
         return rng(setup.seed, purpose, state.cycle, epoch)
 
-    labeled = epoch_batches(pool.labeled, pool.size, size, stream("finetune_order"))
-    labeled_draws = augmentation.draw_weak(len(pool.labeled), stream("finetune_weak"))
-    many = unlabeled_batch_size(len(unlabeled), len(pool.labeled), size, training.unlabeled_batch_limit)
+    labeled = epoch_batches(learned, pool.size, size, stream("finetune_order"))
+    labeled_draws = augmentation.draw_weak(len(learned), stream("finetune_weak"))
+    many = unlabeled_batch_size(len(unlabeled), len(learned), size, training.unlabeled_batch_limit)
     if setup.ssl is None or many == 0:
         return Plan(labeled, labeled_draws, [], [], None)
     batches = epoch_batches(unlabeled, pool.size, many, stream("unlabeled_order"))[: len(labeled)]
@@ -136,7 +136,7 @@ def measured_unlabeled(
         weak = (augmentation.weak(fetch, rows(draws, span)) for draws in plan.weak_draws)
         places = to_device(torch.searchsorted(unlabeled, index), setup.device)
         (target, weight), states = pseudo_labels(by, weak, places, sizes)
-        counts = label_counts(target, weight, to_device(setup.dataset.train_labels[index], setup.device))
+        counts = label_counts(target, weight, to_device(setup.true_labels[index], setup.device))
         # The one wait of a group: which images are confident decides what is augmented and forwarded next.
         used = used_rows(weight.cpu(), sizes)
         chosen = torch.cat(used)
