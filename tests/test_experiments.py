@@ -64,8 +64,8 @@ def test_every_strategy_belongs_to_a_method_or_runs_beside_one(sslpl: Command) -
 def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
     text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        search = f"hydra.searchpath=[{ROOT / 'multirun_sweeps'}]"
+    with initialize_config_dir(str(ROOT / "multirun_sweeps"), version_base="1.3"):
+        search = f"hydra.searchpath=[file://{CONF}]"
         for key, values in text["hydra"]["sweeper"]["params"].items():
             for value in str(values).split(","):
                 cfg = compose(sweep, overrides=[search, f"{key}={value}"], return_hydra_config=True)
