@@ -58,7 +58,7 @@ def heat(value: float, text: str, highest: float = 1.0) -> str:
 def matrix(names: Sequence[str], values: Array, caption: str, highest: float = 1.0) -> str:
     """A square table."""
     rows = [
-        [name, *(heat(value, number(value, 2), highest) for value in row)]
-        for name, row in zip(names, values, strict=True)
+        [name(one), *(heat(value, number(value, 2), highest) for value in row)]
+        for one, row in zip(names, values, strict=True)
     ]
-    return table(["", *(f"<span>{name}</span>" for name in names)], rows, caption, "matrix")
+    return table(["", *map(name, names)], rows, caption, "matrix")

@@ -1,6 +1,7 @@
 """The page: one HTML file that needs nothing but itself."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -23,10 +24,7 @@ def page(boards: Sequence[Board], looks: dict[str, Look], damaged: Sequence[str]
         "content": content(boards, looks, damaged),
         "data": data.replace("<", "\\u003c"),
     }
-    text = own("page.html")
-    for name in ("style", "script", "title", "content", "data"):  # what a run can name comes last
-        text = text.replace("{{" + name + "}}", parts[name], 1)
-    return text
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], own("page.html"))
 
 
 def own(name: str) -> str:

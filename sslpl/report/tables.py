@@ -79,21 +79,16 @@ def markdown(rows: Sequence[Measured]) -> str:
 
 def latex(rows: Sequence[Measured]) -> str:
     """The main table in LaTeX (booktabs), the best area of each dataset's methods in bold."""
-    best = {
-        dataset: max(row.aubc.mean for row in rows if row.dataset == dataset and not row.line.runs[0].ceiling)
-        for dataset in {row.dataset for row in rows if not row.line.runs[0].ceiling}
-    }
-    lines = [
-        r"\begin{tabular}{llrrrr}",
-        r"\toprule",
-        "Dataset & Method & $n$ & AUBC & Final accuracy & Rank correlation \\\\",
-    ]
+    methods = [row for row in rows if not row.line.runs[0].ceiling]
+    best = {row.dataset: row.line.name for row in sorted(methods, key=lambda row: row.aubc.mean)}
+    header = r"Dataset & Method & $n$ & AUBC & Final accuracy & Rank correlation \\"
+    lines = [r"\begin{tabular}{llrrrr}", r"\toprule", header]
     before = None
     for row in rows:
         lines += [] if row.dataset == before else [r"\midrule"]
         dataset, name, n, *values = cells(row)[:6]
         numbers = ["$" + value.replace("±", r"\pm") + "$" if value else "--" for value in values]
-        if row.aubc.mean == best.get(row.dataset):
+        if row.line.name == best.get(row.dataset):
             numbers[0] = r"$\mathbf{" + numbers[0].strip("$").replace(r" \pm", r"} \pm") + "$"
         texts = [escaped("" if row.dataset == before else dataset), escaped(name), n, *numbers]
         lines.append(" & ".join(texts) + r" \\")
