@@ -69,8 +69,9 @@ def write_run(
 
 def queries(label: str, seed: int, labeled: list[int]) -> str:
     """A ledger: the first labels are those of the seed, the others the label's too."""
-    first = np.random.default_rng(seed).permutation(POOL)[: labeled[0]]
-    rest = np.setdiff1d(np.arange(POOL), first)
+    pool = max(POOL, 2 * labeled[-1]) if len(labeled) > 1 else labeled[-1]
+    first = np.random.default_rng(seed).permutation(pool)[: labeled[0]]
+    rest = np.setdiff1d(np.arange(pool), first)
     chosen = np.random.default_rng([seed, *map(ord, label)]).permutation(rest)[: labeled[-1] - labeled[0]]
     cycle = np.searchsorted(labeled, np.arange(labeled[-1]), side="right")
     lines = [f"{c},{i},{i % CLASSES}," for c, i in zip(cycle, [*first, *chosen], strict=True)]
