@@ -42,7 +42,7 @@ def write_run(
     folder = root / dataset / label / f"seed{seed}-{identity.run_id(config)}"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
-    status = {"state": state} | ({"error": error} if error else {})
+    status = {"state": state, "cycle": len(accuracy) - 1} | ({"error": error} if error else {})
     (folder / "status.json").write_text(json.dumps(status))
     origin = {"git": {"commit": commit, "dirty": dirty}, "versions": {"torch": "2.9"}, "device_name": "cpu"}
     (folder / "provenance.json").write_text(json.dumps(origin))

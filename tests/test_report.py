@@ -1,7 +1,10 @@
 import csv
 import json
 import math
+import os
 import re
+import socket
+import subprocess
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -109,6 +112,13 @@ def test_random_needs_as_many_labels_as_it_has(sweep: Path) -> None:
     assert by_name["sslpm"][-1].seeds is None
 
 
+def test_savings_skip_accuracies_that_random_sampling_had_before(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "random", seed, [0.5, 0.7, 0.6, 0.8])
+    board = only_board(tmp_path)
+    assert [saving.target for saving in compare.savings(board, board.lines[0])] == pytest.approx([0.7, 0.8])
+
+
 def test_ranks_over_datasets(sweep: Path) -> None:
     for seed in range(2):
         write_run(sweep, "random", seed, [0.5, 0.6], dataset="cifar10")
@@ -117,6 +127,37 @@ def test_ranks_over_datasets(sweep: Path) -> None:
     assert labels == ["random", "sslpm"]
     assert by_dataset.tolist() == [[2, 1], [1, 2]]  # cifar10, digits
     assert means.tolist() == [1.5, 1.5]
+
+
+def test_penalties_over_datasets_add_up(tmp_path: Path) -> None:
+    for dataset in ("cifar10", "digits"):
+        for seed in range(3):
+            write_run(tmp_path, "random", seed, [0.5, 0.6 + 0.001 * seed], dataset=dataset)
+            write_run(tmp_path, "sslpm", seed, [0.5, 0.7 - 0.001 * seed], dataset=dataset)
+            write_run(tmp_path, "only_here", seed, [0.5, 0.9], dataset="digits") if dataset == "digits" else None
+    labels, total = compare.total_penalties(boards(read_runs([tmp_path])[0]))
+    assert labels == ["random", "sslpm"]
+    assert total[1, 0] == 1.0  # half of the cycles of each
+    assert total[0, 1] == 0.0
+
+
+def test_a_run_of_a_dead_process_is_killed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "random", 0, [0.5], state="running")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    for pid, state in ((process.pid, "killed"), (os.getpid(), "running")):
+        owner = {"state": "running", "process": pid, "host": socket.gethostname()}
+        (folder / "status.json").write_text(json.dumps(owner))
+        assert read_run(folder).state == state
+
+
+def test_other_files_are_no_runs(sweep: Path) -> None:
+    other = sweep / "digits/random/seed0-xxxxxxxx/wandb/files/config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text("wandb_version: 1")
+    runs, damaged = read_runs([sweep])
+    assert len(runs) == 12
+    assert damaged == []
 
 
 def test_queries_are_counted_without_the_first_labels(sweep: Path) -> None:
@@ -200,6 +241,7 @@ def test_only_unfinished_runs(
     [
         ("metrics.csv", "cycle,labeled\n0,20\n"),
         ("metrics.csv", ""),
+        ("metrics.csv", "cycle,labeled,test_accuracy\n0,20,0.5\n"),
         ("metrics.csv", "cycle,labeled,test_accuracy\n0,20,much\n"),
         ("queries.csv", "cycle,index,label,score\nx\n"),
         ("config.yaml", "seed: ["),

@@ -63,7 +63,7 @@ def show(found: Sequence[Board], markdown: bool, latex: bool) -> None:
     elif markdown or latex:
         print(tables.markdown(rows) if markdown else tables.latex(rows))
     else:
-        table = Table(*(Column(name, no_wrap=True) for name in tables.HEADER), box=None)
+        table = Table(*(Column(name, no_wrap=True) for name in tables.SHORT_HEADER), box=None)
         for row in rows:
             table.add_row(*tables.cells(row))
         width = None if sys.stdout.isatty() else 200  # a file's lines are not cut

@@ -95,12 +95,23 @@ def ranks(boards: list[Board]) -> tuple[list[str], Array, Array]:
     return shared, np.array([mean_ranks(row[None]) for row in table]), mean_ranks(table)
 
 
+def total_penalties(boards: list[Board]) -> tuple[list[str], Array]:
+    """The penalty matrices of all datasets added up (Ash et al., ICLR 2020), over the labels that `ranks` compares."""
+    labels, _, _ = ranks(boards)
+    total = np.zeros((len(labels), len(labels)))
+    for board in boards:
+        names = [line.label for line in board.lines]
+        order = [names.index(label) for label in labels]
+        total += penalties(board)[np.ix_(order, order)]
+    return labels, total
+
+
 def savings(board: Board, line: Line) -> list[Saving]:
-    """What a line needs for the accuracies of random sampling after each of its cycles but the first."""
+    """What a line needs for each accuracy at which the mean curve of random sampling is higher than ever before."""
     reference = baseline(board, line)
-    if reference is None:
-        return []
-    return [saving(line, reference, target.mean) for _, target in curve(reference)[1:]]
+    means = [target.mean for _, target in curve(reference)] if reference else []
+    highest = [mean for k, mean in enumerate(means) if k and mean > max(means[:k])]
+    return [saving(line, reference, target) for target in highest] if reference else []
 
 
 def saving(line: Line, reference: Line, target: float) -> Saving:

@@ -42,6 +42,7 @@ def content(boards: Sequence[Board], looks: dict[str, Look], damaged: Sequence[s
             f"<nav>{links}</nav>" if len(boards) > 1 else "",
             notice(damaged),
             section("Ranks over datasets", sections.ranks_table(boards)),
+            section("Penalties over datasets", sections.total_table(boards)),
             *(board_content(board, k, looks) for k, board in enumerate(boards)),
         ]
     )

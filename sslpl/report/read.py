@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,7 @@ class Run(NamedTuple):
     seed: int
     setting: str  # 8 digits over all of the config but the seed
     values: dict[str, str]  # the same as text, by dotted path
-    state: str  # finished, running, interrupted, failed or waiting
+    state: str  # finished, running, killed, interrupted, failed or waiting
     note: str  # why it failed, or where it stands
     rows: list[Row]
     queries: Queries
@@ -65,7 +67,7 @@ class Run(NamedTuple):
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """The runs in and below some folders, ordered by path, and a line for each folder that cannot be read."""
     runs, damaged = [], []
-    for folder in sorted({path.parent.resolve() for top in folders for path in top.glob("**/config.yaml")}):
+    for folder in sorted({folder for top in folders for folder in run_folders(top)}):
         try:
             runs.append(read_run(folder))
         except Exception as error:  # anything may lie in a damaged file
@@ -74,15 +76,21 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, damaged
 
 
+def run_folders(top: Path) -> Iterator[Path]:
+    """The folders of runs in and below a folder: those with a status, or named like a run and with a config."""
+    for path in (*top.glob("**/status.json"), *top.glob("**/seed*-*/config.yaml")):
+        yield path.parent.resolve()
+
+
 def read_run(folder: Path) -> Run:
     """One run from its folder; any exception for a damaged one."""
     config: Config = yaml.load((folder / "config.yaml").read_text(), LOADER)
     science = {key: value for key, value in scientific(config).items() if key != "seed"}
     status = read_json(folder / "status.json")
-    state = str(status.get("state", "waiting"))
+    state = "killed" if gone(status) else str(status.get("state", "waiting"))
     rows = read_rows(folder / "metrics.csv")
-    if state == FINISHED and not rows:
-        raise ValueError("it is finished, and its metrics.csv is empty or missing")
+    if state == FINISHED and len(rows) != status.get("cycle", len(rows) - 1) + 1:
+        raise ValueError(f"finished with cycle {status.get('cycle')}, but metrics.csv has {len(rows)} rows")
     return Run(
         folder=folder,
         dataset=folder.parts[-3],
@@ -96,6 +104,19 @@ def read_run(folder: Path) -> Run:
         queries=read_queries(folder / "queries.csv"),
         origin=read_origin(folder / "provenance.json"),
     )
+
+
+def gone(status: Mapping[str, Any]) -> bool:
+    """Whether a run that says it is running belongs to a process of this machine that is no more."""
+    if status.get("state") != "running" or status.get("host") != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(status["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -6,7 +6,7 @@ from html import escape
 
 from sslpl.progress import duration
 from sslpl.report.boards import Board, Line, area, final, mean_of_cycles, seconds
-from sslpl.report.compare import Saving, class_shares, overlaps, penalties, ranks, savings, tests
+from sslpl.report.compare import Saving, class_shares, overlaps, penalties, ranks, savings, tests, total_penalties
 from sslpl.report.looks import Look
 from sslpl.report.markup import DASH, MINUS, heat, interval, matrix, name, number, percent, table
 
@@ -20,6 +20,7 @@ PENALTIES = (
     "In what share of the cycles the row beats the column by a two-sided paired t test at 5% (Ash et al. 2020; "
     "not corrected)."
 )
+TOTAL = "Over how many datasets, each counted by the share of its cycles, the row beats the column (Ash et al. 2020)."
 SAVINGS = (
     "Labels at which the mean curve, straight between its points, first reaches an accuracy of random sampling, "
     "and how many seeds reach it."
@@ -182,3 +183,12 @@ def ranks_table(boards: Sequence[Board]) -> str:
     header = ["", "mean rank", *(name(board.dataset) for board in boards)]
     caption = "Rank by mean area under the budget curve among the methods that all datasets have; 1 is the best."
     return table(header, rows, caption) if rows else ""
+
+
+def total_table(boards: Sequence[Board]) -> str:
+    """The penalty matrices of several datasets added up."""
+    if len(boards) < 2:
+        return ""
+    labels, total = total_penalties(list(boards))
+    known = any(not math.isnan(value) for value in total.flat)
+    return matrix(labels, total, TOTAL, len(boards)) if known else ""

@@ -12,7 +12,8 @@ from sslpl.report.compare import savings, tests
 from sslpl.report.statistics import Estimate
 from sslpl.views import aubc
 
-HEADER = ("dataset", "label", "n", "AUBC", "final accuracy", "rank correlation", "time")
+HEADER = ("dataset", "label", "n", "area under the budget curve", "final accuracy", "loss rank correlation", "time")
+SHORT_HEADER = (*HEADER[:3], "AUBC", "final accuracy", "rank correlation", "time")
 MEASURES = ("aubc", "final_accuracy", "loss_rank_correlation")
 PARTS = ("mean", "std", "low", "high")
 CURVES = (
