@@ -14,9 +14,11 @@ import pytest
 from conftest import TINY, Result
 from folders import CLASSES, write_run
 
-from sslpl.report import command, compare, tables
+from sslpl.report import command, compare, sections, tables
 from sslpl.report.boards import Board, area, boards, curve
 from sslpl.report.caveats import caveats
+from sslpl.report.charts import board_data
+from sslpl.report.figures import draw_board, png
 from sslpl.report.looks import looks
 from sslpl.report.page import page
 from sslpl.report.read import read_run, read_runs
@@ -329,3 +331,42 @@ def test_a_run_of_the_framework_is_read_whole(sslpl: Callable[..., Result]) -> N
     assert run.queries.cycle.tolist() == sorted([0, 1, 2] * 24)
     assert aubc(run.rows) == pytest.approx(json.loads(status.read_text())["aubc"])
     assert run.origin["precision"] in ("float32", "bfloat16")
+
+
+def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
+    board = only_board(sweep)
+    charts = {chart["title"]: chart for chart in board_data(board, looks([board]), CLASSES)["charts"]}
+    accuracy = dict(charts["Test accuracy"]["series"])
+    half = 4.302653 * 0.01 / math.sqrt(3)  # Student's t for three seeds
+    assert accuracy["random"][0] == pytest.approx([20, 0.51, 0.51 - half, 0.51 + half, 3])
+    assert charts["Test accuracy"]["ceilings"] == [["full", pytest.approx(0.9)]]
+    over_time = dict(charts["Test accuracy over time"]["series"])
+    assert [point[0] for point in over_time["random"]] == [3, 6, 9, 12]
+    (correlation,) = charts["Rank correlation of predicted and true loss"]["series"]
+    assert correlation[0] == "sslpm"
+    assert correlation[1][0][1] == pytest.approx(0.6)
+    assert "Accuracy of the pseudo-labels" not in charts
+
+
+def test_the_results_table_says_what_is_saved_and_gained(sweep: Path) -> None:
+    board = only_board(sweep)
+    text = sections.main_table(board, looks([board]))
+    assert "53<small>33% fewer than 80</small>" in text  # entropy: 40 + 20 x 0.039 / 0.059
+    assert "not reached" in text  # sslpm
+    assert "<td>95.00</td>" in text  # random: 19 points in 12 seconds
+
+
+def test_the_figure_names_every_line_inside_its_edges(sweep: Path) -> None:
+    write_run(sweep, "sslpm+query.scorer=entropy+ssl.threshold=0.8", 0, [0.5, 0.6, 0.7, 0.8])
+    board = only_board(sweep)
+    figure = draw_board(board, looks([board]))
+    png(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [line.name for line in board.lines] + [
+        "full (all labels)"
+    ]
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in legend.get_texts())
+    (axes,) = figure.axes
+    assert axes.get_tightbbox().x1 <= legend.get_window_extent().x0 + 1
+    low, high = axes.get_ylim()
+    assert low < 0.48 < 0.9 < high

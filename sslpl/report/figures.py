@@ -21,14 +21,14 @@ def draw_curve(ax: Axes, line: Line, look: Look) -> None:
     x = [labeled for labeled, _ in points]
     dashes = (0, look.dash) if look.dash else "solid"
     style: dict[str, Any] = {"color": look.color, "linestyle": dashes, "linewidth": 2, "zorder": 3}
-    ax.plot(x, [e.mean for _, e in points], label=line.name, marker="o", markersize=4, **style)
+    ax.plot(x, [e.mean for _, e in points], label=line.name, marker="o", markersize=3.5, **style)
     if all(math.isfinite(e.low) for _, e in points):
         ax.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=look.color, alpha=0.13, lw=0)
 
 
 def draw_board(board: Board, looks: dict[str, Look]) -> Figure:
     """The learning curves of a dataset: mean and 95% interval over seeds, ceilings as horizontal lines."""
-    figure = Figure((7.2, 4.4), dpi=200, facecolor="white", layout="constrained")
+    figure = Figure((8, 4.2), dpi=200, facecolor="white", layout="constrained")
     ax = figure.add_subplot()
     lines = [line for line in board.lines if looks[line.name].shown]
     for line in lines:
@@ -49,7 +49,7 @@ def draw_board(board: Board, looks: dict[str, Look]) -> Figure:
     ax.set_axisbelow(True)
     ax.tick_params(length=0, labelsize=10, labelcolor=GRAY)
     ax.spines[:].set_visible(False)
-    legend = ax.legend(loc="lower right", fontsize=9, framealpha=0.8, edgecolor="none", ncols=1 + (len(lines) > 6))
+    legend = figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2, labelspacing=0.7)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

@@ -50,7 +50,7 @@ function draw(figure, chart, looks, hidden) {
   const partial = (chart.partial || []).filter(([name]) => !hidden.has(name));
   const ceilings = (chart.ceilings || []).filter(([name]) => !hidden.has(name));
   figure.querySelector("svg")?.remove();
-  const width = figure.clientWidth, height = Math.round(Math.min(420, Math.max(230, width * 0.52)));
+  const width = figure.clientWidth, height = Math.round(Math.min(420, Math.max(260, width * 0.52)));
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": chart.title });
   figure.querySelector("figcaption").after(svg);
   const points = [...series, ...partial].flatMap(([, line]) => line);
@@ -64,7 +64,7 @@ function draw(figure, chart, looks, hidden) {
   const left = 58, right = 16, top = 12, bottom = 44;
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const Y = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
-  for (const y of ticks(y0, y1, height / 60)) {
+  for (const y of ticks(y0, y1, height / 48)) {
     shape("line", { class: "grid", x1: left, x2: width - right, y1: Y(y), y2: Y(y) }, svg);
     const text = chart.unit === "percent" ? `${+(100 * y).toFixed(4)}%` : `${+y.toFixed(6)}`.replace("-", "\u2212");
     shape("text", { x: left - 8, y: Y(y) + 4, "text-anchor": "end" }, svg, text);
