@@ -34,7 +34,8 @@ PHASES = ("train", "finetune", "evaluate", "query")
 
 def named(line: Line, looks: dict[str, Look]) -> str:
     """The name of a line beside its color."""
-    return f'<span class="dot" style="--c:{looks[line.name].color}"></span>{name(line.name)}'
+    dot = f'<span class="dot" style="--c:{looks[line.name].color}"></span>'
+    return f'<span class="named">{dot}<span>{name(line.name)}</span></span>'
 
 
 def main_table(board: Board, looks: dict[str, Look]) -> str:
