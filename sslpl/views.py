@@ -4,11 +4,12 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslpl.state import Ledger, Row
+if TYPE_CHECKING:  # the report reads tables without the seconds that torch takes to be imported
+    from sslpl.state import Ledger, Row
 
 COLUMNS = (
     "cycle",
@@ -30,18 +31,18 @@ COLUMNS = (
 PHASE_SECONDS = ("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds")
 
 
-def metrics_csv(history: Sequence[Row]) -> str:
+def metrics_csv(history: "Sequence[Row]") -> str:
     """A row per finished cycle; what a method does not have is left empty."""
     return _csv(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
 
 
-def queries_csv(ledger: Ledger) -> str:
+def queries_csv(ledger: "Ledger") -> str:
     """A row per labeled image: the first cycle that trains on it, its position, its class, its score."""
     columns = (column.tolist() for column in ledger)
-    return _csv(Ledger._fields, zip(*columns, strict=True))
+    return _csv(ledger._fields, zip(*columns, strict=True))
 
 
-def summary(history: Sequence[Row]) -> dict[str, Any]:
+def summary(history: "Sequence[Row]") -> dict[str, Any]:
     """Accuracy by cycle, area under the budget curve, seconds by phase."""
     validation = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
     return {

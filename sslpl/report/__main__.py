@@ -1,0 +1,6 @@
+"""python -m sslpl.report."""
+
+from sslpl.report.command import main
+
+if __name__ == "__main__":
+    main()

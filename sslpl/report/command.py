@@ -1,0 +1,85 @@
+"""The command: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex]."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from sslpl.files import write_whole
+from sslpl.report import tables
+from sslpl.report.boards import Board, boards
+from sslpl.report.caveats import caveats, copies
+from sslpl.report.figures import draw_board, png
+from sslpl.report.looks import looks
+from sslpl.report.page import page
+from sslpl.report.read import read_runs
+
+
+def main() -> None:
+    """Prints the comparison; with --output also writes the page, tables and figures. Exit code 2 for bad input."""
+    options = parsed()
+    if missing := [str(folder) for folder in options.folder if not folder.is_dir()]:
+        fail(f"no such folder: {', '.join(missing)}")
+    runs, damaged = read_runs(options.folder)
+    if not runs:
+        fail(f"no run below {', '.join(map(str, options.folder))}" + "".join(f"\n{line}" for line in damaged))
+    found, damaged = boards(runs), [*damaged, *copies(runs)]
+    show(found, options.markdown, options.latex)
+    for line in [*damaged, *(f"{board.dataset}: {line}" for board in found for line in caveats(board))]:
+        print(f"warning: {line}", file=sys.stderr)
+    if options.output:
+        try:
+            write(found, damaged, options.output)
+        except OSError as error:
+            fail(f"--output {options.output}: cannot be written ({error.strerror or error})")
+        print(f"written: {options.output / 'index.html'}", file=sys.stderr)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m sslpl.report", description="Compares runs, finished or not.")
+    parser.add_argument("folder", nargs="+", type=Path, help="folders of runs, searched with all below them")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, CSV, LaTeX and PNG files")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    form.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
+    return parser.parse_args()
+
+
+def fail(line: str) -> None:
+    """Ends with exit code 2."""
+    print(f"sslpl: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def show(found: Sequence[Board], markdown: bool, latex: bool) -> None:
+    """Prints the main table."""
+    rows = tables.measured(found)
+    if not rows:
+        print("no finished run yet")
+    elif markdown or latex:
+        print(tables.markdown(rows) if markdown else tables.latex(rows))
+    else:
+        table = Table(*(Column(name, no_wrap=True) for name in tables.SHORT_HEADER), box=None)
+        for row in rows:
+            table.add_row(*tables.cells(row))
+        width = None if sys.stdout.isatty() else 200  # a file's lines are not cut
+        Console(markup=False, highlight=False, width=width).print(table)
+
+
+def write(found: Sequence[Board], damaged: Sequence[str], folder: Path) -> None:
+    """Writes the page and all that lies beside it."""
+    rows, look = tables.measured(found), looks(found)
+    write_whole(folder / "index.html", page(found, look, damaged))
+    write_whole(folder / "summary.csv", tables.summary_csv(rows))
+    write_whole(folder / "summary.tex", tables.latex(rows) + "\n")
+    write_whole(folder / "curves.csv", tables.curves_csv(found))
+    write_whole(folder / "tests.csv", tables.tests_csv(found))
+    write_whole(folder / "savings.csv", tables.savings_csv(found))
+    write_whole(folder / "runs.csv", tables.runs_csv(found))
+    for board in found:
+        if board.lines:
+            write_whole(folder / f"curves-{board.dataset}.png", png(draw_board(board, look)))

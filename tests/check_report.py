@@ -1,0 +1,154 @@
+"""Builds the page of 100 made-up runs, opens it in headless Chromium and uses it: `make check`."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from folders import write_run
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("sslpm", "scal", "learning_loss", "random", "entropy", "margin", "core_set", "badge", "typiclust")
+DATASETS, SEEDS, LIMIT = ("cifar10", "cifar100"), 5, 10.0
+BUDGET = {"initial": 2500, "per_cycle": 2500, "cycles": 6}
+WIDTHS = (1366, 390)  # pixels: a laptop, a phone
+
+WATCH = "<script>window.errors = []; addEventListener('error', (e) => errors.push(String(e.message)));</script>"
+USE = """<script>{
+const board = document.getElementById("board-0");
+const drawn = (name) => [...board.querySelectorAll("path.curve")].filter((p) => p.dataset.line === name).length;
+const press = (name) => [...board.querySelectorAll("button")].find((b) => b.dataset.line === name).click();
+const tip = board.querySelector(".tip");
+const outcome = { before: drawn("entropy"), width: innerWidth, scroll: document.documentElement.scrollWidth };
+outcome.paths = [...document.querySelectorAll("path.curve")].map((p) => p.getAttribute("d"));
+outcome.sizes = [...document.querySelectorAll("figure svg")].map((s) => s.getBBox().width * s.getBBox().height);
+press("entropy");
+outcome.hidden = [drawn("entropy"), drawn("random")];
+press("entropy");
+outcome.again = drawn("entropy");
+const move = () => {
+  const svg = board.querySelector("figure svg"), box = svg.getBoundingClientRect();
+  const at = { clientX: box.left + 0.999 * box.width, clientY: box.top + 0.5 * box.height, bubbles: true };
+  svg.dispatchEvent(new PointerEvent("pointermove", at));
+  return svg;
+};
+outcome.first = tip.hidden;
+const svg = move();
+outcome.tip = tip.hidden ? "" : tip.innerText;
+const places = [tip.getBoundingClientRect(), svg.getBoundingClientRect()];
+outcome.inside = places[0].left >= 0 && places[0].right <= innerWidth + 1;
+svg.dispatchEvent(new PointerEvent("pointerleave"));
+outcome.left = tip.hidden;
+press("entropy");
+move();
+outcome.tipWithout = tip.innerText;
+outcome.fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
+outcome.errors = window.errors;
+const note = document.createElement("pre");
+note.id = "outcome";
+note.textContent = encodeURIComponent(JSON.stringify(outcome));
+document.body.append(note);
+}</script>"""
+FRAME = """<body style="margin: 0"><iframe id="frame" style="width: WIDTHpx; height: 844px; border: 0"></iframe><script>
+frame.onload = () => document.body.append(frame.contentDocument.getElementById("outcome") ?? "no outcome");
+frame.srcdoc = PAGE;
+</script>"""  # Chromium's own window is never narrower than 500 pixels
+
+
+def make_runs(folder: Path) -> int:
+    """Writes the runs; returns how many."""
+    rng = np.random.default_rng(0)
+    cells = [(dataset, method, seed) for dataset in DATASETS for method in METHODS for seed in range(SEEDS)]
+    for dataset, method, seed in cells:
+        curve = 0.9 - 0.4 * np.exp(-np.arange(6) / 2) + rng.normal(0, 0.01, 6) + 0.01 * (method != "random")
+        write_run(folder, method, seed, curve.tolist(), dataset=dataset, correlation=0.7, budget=BUDGET)
+    for dataset in DATASETS:
+        for seed in range(SEEDS):
+            write_run(folder, "full", seed, [0.95], dataset=dataset, budget={"initial": 1.0, "cycles": 1})
+    return len(cells) + len(DATASETS) * SEEDS
+
+
+def build(runs: Path, output: Path) -> float:
+    """Runs the report's command; returns its seconds."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "sslpl.report", runs, "--output", output], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    return time.monotonic() - began
+
+
+def used(browser: str, page: Path, width: int) -> dict[str, Any]:
+    """Opens a page, toggles and hovers, and returns what there was to be seen."""
+    probe = page.with_name("probe.html")
+    text = page.read_text()
+    text = text.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{USE}</body>", 1)
+    probe.write_text(FRAME.replace("WIDTH", str(width)).replace("PAGE", json.dumps(text).replace("<", "\\u003c")))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=2000"]
+    with TemporaryDirectory(prefix="sslpl-chromium-") as profile:
+        command = [browser, *options, f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom"]
+        done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=180)
+    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout)
+    assert found, f"the page did not run to its end:\n{done.stdout[-500:]}\n{done.stderr[-1000:]}"
+    outcome: dict[str, Any] = json.loads(unquote(found[1]))
+    assert outcome["width"] == width, outcome["width"]
+    return outcome
+
+
+def judge(outcome: dict[str, Any], expected: float) -> None:
+    """AssertionError unless curves are drawn, toggling and hovering work and nothing was fetched."""
+    assert outcome["errors"] == [], outcome["errors"]
+    assert outcome["fetched"] == [], outcome["fetched"]
+    assert len(outcome["paths"]) > len(DATASETS) * len(METHODS), "curves are missing"
+    finite = re.compile(r"(?:[ML]-?\d+(?:\.\d+)?,-?\d+(?:\.\d+)?)+(?:H\d+(?:\.\d+)?)?")
+    assert all(finite.fullmatch(path) for path in outcome["paths"]), "a curve has a coordinate that is no number"
+    assert min(outcome["sizes"]) > 0, "a chart has no size"
+    assert outcome["before"] > 0, "entropy is not drawn"
+    assert outcome["hidden"][0] == 0, "toggling did not hide entropy"
+    assert outcome["hidden"][1] > 0, "toggling entropy hid random sampling"
+    assert outcome["again"] == outcome["before"], "toggling twice did not bring entropy back"
+    assert outcome["first"], "a tip is shown before any hovering"
+    assert outcome["left"], "the tip stays when the pointer has left"
+    assert "15,000 labeled images" in outcome["tip"], outcome["tip"]
+    assert re.search(rf"entropy\s+{100 * expected:.2f}%", outcome["tip"]), f"{expected} is not in {outcome['tip']}"
+    assert outcome["inside"], "the tip is cut off"
+    assert "entropy" not in outcome["tipWithout"], "the tip shows a hidden method"
+    assert "random" in outcome["tipWithout"], "the tip shows no other method"
+    assert outcome["scroll"] <= outcome["width"], f"{outcome['scroll']} pixels on {outcome['width']}"
+
+
+def last_mean(output: Path) -> float:
+    """The last accuracy of entropy on the first dataset, as curves.csv has it."""
+    with (output / "curves.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == DATASETS[0] and row["label"] == "entropy"]
+    return float([row for row in rows if row["measure"] == "test_accuracy"][-1]["mean"])
+
+
+def main() -> None:
+    """Ends with exit code 0 if the page works; without Chromium only its making is checked."""
+    with TemporaryDirectory(prefix="sslpl-report-") as name:
+        runs, output = Path(name) / "runs", Path(name) / "report"
+        n = make_runs(runs)
+        seconds = build(runs, output)
+        print(f"check_report: the report of {n} runs takes {seconds:.1f} s")
+        assert seconds < LIMIT, f"more than {LIMIT:.0f} s"
+        links = re.findall(r"""(?:src|href|action)\s*=\s*["'](?!#)|url\(["']?(?!#)[^$]|@import|\bfetch\(""",
+                           (output / "index.html").read_text())  # fmt: skip
+        assert not links, f"the page refers to something else: {links}"
+        browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        if browser is None:
+            print("check_report: no Chromium here: the page is not opened (Debian: apt-get install chromium)")
+            return
+        for width in WIDTHS:
+            judge(used(browser, output / "index.html", width), last_mean(output))
+            print(f"check_report: curves, toggling and hovering work at {width} pixels")
+
+
+if __name__ == "__main__":
+    main()
