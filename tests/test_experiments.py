@@ -66,9 +66,12 @@ def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "multirun_sweeps"), version_base="1.3"):
         search = f"hydra.searchpath=[file://{CONF}]"
-        for key, values in text["hydra"]["sweeper"]["params"].items():
-            for value in str(values).split(","):
-                cfg = compose(sweep, overrides=[search, f"{key}={value}"], return_hydra_config=True)
+        values = {key: str(some).split(",") for key, some in text["hydra"]["sweeper"]["params"].items()}
+        first = {key: some[0] for key, some in values.items()}
+        for key, some in values.items():
+            for value in some:
+                chosen = [f"{name}={option}" for name, option in (first | {key: value}).items()]
+                cfg = compose(sweep, overrides=[search, *chosen], return_hydra_config=True)
                 with open_dict(cfg):
                     del cfg["hydra"]
                 checked(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
