@@ -103,6 +103,8 @@ def print_jobs(jobs: list[Job]) -> None:
         said = job.end.line if isinstance(job.end, Mistake) else "" if area is None else f"{area:.2%}"
         table.add_row(Text(job.name, overflow="fold"), state, Text(said, overflow="fold"))
     console = Terminal()
+    if not console.is_terminal:
+        console.width = 250  # in a log a path stays in one piece
     console.print("", table, sep="\n")
     console.print(", ".join(f"{count} {state}" for state, count in Counter(states).items()), highlight=False)
 
