@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +222,19 @@ def test_a_folder_that_is_removed_is_written_again(sslpl: Command, monkeypatch: 
     assert timeless(run_folder()) == whole_run(sslpl)
 
 
-def test_a_lost_terminal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: Patch) -> None:
+@pytest.fixture
+def hang_up() -> Iterator[Callable[[Any], None]]:
+    """Sets what a lost terminal does to this process, which may itself have been started with `nohup`."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler) and None
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_lost_terminal_saves_and_ends_with_its_code(
+    sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
+) -> None:
     step, seen = recording.Recorder.step, []
+    hang_up(signal.SIG_DFL)
 
     def lost(self: recording.Recorder, *arguments: Any) -> None:
         seen.append(1)
@@ -238,19 +249,18 @@ def test_a_lost_terminal_saves_and_ends_with_its_code(sslpl: Command, monkeypatc
     assert sslpl(*RUN).code == 0
 
 
-def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(sslpl: Command, monkeypatch: Patch) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(
+    sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
+) -> None:
     step = recording.Recorder.step
+    hang_up(signal.SIG_IGN)
 
     def hung_up(self: recording.Recorder, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         step(self, *arguments)
 
-    try:
-        monkeypatch.setattr(recording.Recorder, "step", hung_up)
-        assert sslpl(*RUN).code == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    monkeypatch.setattr(recording.Recorder, "step", hung_up)
+    assert sslpl(*RUN).code == 0
 
 
 def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -> None:
