@@ -163,7 +163,7 @@ def finetune_step(bench: Bench) -> Row:
         }
 
     ours = steps_of(finetune(setup, state))
-    return run_case("finetune_step", bench, Case(ours, baseline, (steps, steps), 5, extra=extra))
+    return run_case("finetune_step", bench, Case(ours, baseline, (steps, steps), 4, extra=extra))
 
 
 def module_step(bench: Bench) -> Row:
