@@ -24,14 +24,6 @@ from sslpl.types import RunInfo, Tracker, UserError
 from sslpl.validate import checked
 from sslpl.views import aubc
 
-LASTING = (
-    "git",
-    "device_name",
-    "threads",
-    "precision",
-    "compiled",
-)  # of provenance: a resumed run tells if they differ
-
 
 class Plan(NamedTuple):
     """A checked config, and which run it is."""

@@ -83,7 +83,7 @@ class Dataset(NamedTuple):
     """A pool to label and a test set, with what every run on them shares."""
 
     train: Images
-    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them
+    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 where nobody has told yet
     test: Images
     test_labels: Tensor  # [M] int64
     class_names: tuple[str, ...]
@@ -93,6 +93,7 @@ class Dataset(NamedTuple):
     cutout: int  # side in pixels of the strong augmentation's gray square; 0: none
     padding: int  # black pixels around an image before its random crop
     true_labels: Tensor | None = None  # [N], for analysis alone, where an oracle errs; None: the train labels
+    paths: tuple[str, ...] = ()  # [N] of the pool's image files, as their labeler knows them; empty: no files
 
 
 class QueryContext(Protocol):
