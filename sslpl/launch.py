@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     """A checked config, and which run it is."""
 
     config: identity.Config
+    choices: identity.Choices  # the option that it has in each group
     label: str
     folder: Path
 
@@ -53,7 +54,7 @@ def planned(
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = checked({key: value for key, value in container.items() if key != "hydra"})
     label = identity.label(config, choices, composed)
-    return Plan(config, label, identity.folder(config, choices["dataset"], label))
+    return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))
 
 
 def launch(plan: Plan, wait: bool = False) -> Outcome:
@@ -89,7 +90,8 @@ def finished_before(plan: Plan) -> Outcome | None:
 
 def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
-    facts = {"precision": "bfloat16" if setup.bfloat16 else "float32", "compiled": setup.captures or runtime.compile}
+    facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
+    facts["compiled"] = setup.captures or runtime.compile
     origin, changes = resumed_provenance(plan.folder, provenance(setup.device) | facts)
     run = RunInfo(identity.run_id(plan.config), plan.folder.name, plan.label, plan.folder, plan.config, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])

@@ -34,6 +34,7 @@ def write_run(
     commit: str = "a" * 40,
     dirty: bool = False,
     correlation: float | None = None,
+    choices: dict[str, str] | None = None,
     **values: dict[str, Any],
 ) -> Path:
     """A run with an accuracy per cycle; `values` are merged into groups of its config."""
@@ -45,7 +46,7 @@ def write_run(
     status = {"state": state, "cycle": len(accuracy) - 1} | ({"error": error} if error else {})
     (folder / "status.json").write_text(json.dumps(status))
     origin = {"git": {"commit": commit, "dirty": dirty}, "versions": {"torch": "2.9"}, "device_name": "cpu"}
-    (folder / "provenance.json").write_text(json.dumps(origin))
+    (folder / "provenance.json").write_text(json.dumps(origin | {"choices": choices or {}}))
     budget = config["budget"]
     initial = POOL if budget["initial"] == 1.0 else budget["initial"]
     labeled = [initial + k * budget["per_cycle"] for k in range(len(accuracy))]

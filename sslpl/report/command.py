@@ -12,6 +12,7 @@ from sslpl.files import write_whole
 from sslpl.report import tables
 from sslpl.report.boards import Board, boards
 from sslpl.report.caveats import caveats, copies
+from sslpl.report.factors import factorial
 from sslpl.report.figures import draw_board, png
 from sslpl.report.looks import looks
 from sslpl.report.page import page
@@ -80,6 +81,8 @@ def write(found: Sequence[Board], damaged: Sequence[str], folder: Path) -> None:
     write_whole(folder / "tests.csv", tables.tests_csv(found))
     write_whole(folder / "savings.csv", tables.savings_csv(found))
     write_whole(folder / "runs.csv", tables.runs_csv(found))
+    if any(factorial(board) for board in found):
+        write_whole(folder / "effects.csv", tables.effects_csv(found))
     for board in found:
         if board.lines:
             write_whole(folder / f"curves-{board.dataset}.png", png(draw_board(board, look)))

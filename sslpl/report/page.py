@@ -10,6 +10,7 @@ from sslpl.report import sections
 from sslpl.report.boards import Board
 from sslpl.report.caveats import caveats
 from sslpl.report.charts import board_data
+from sslpl.report.factor_tables import crossed_tables
 from sslpl.report.looks import Look
 from sslpl.report.markup import section
 
@@ -61,6 +62,7 @@ def board_content(board: Board, k: int, looks: dict[str, Look]) -> str:
             section("Results", sections.main_table(board, looks)),
             section("Label savings", sections.savings_table(board, looks)),
             section("Paired tests", sections.tests_table(board)),
+            section("Crossed options", crossed_tables(board)),
             section("Penalty matrix", sections.penalty_table(board)),
             section("Classes of the queries", sections.classes_table(board, classes(board))),
             section("Overlap of the queries", sections.overlap_table(board)),

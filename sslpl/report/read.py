@@ -47,6 +47,7 @@ class Run(NamedTuple):
     rows: list[Row]
     queries: Queries
     origin: dict[str, str]  # of provenance.json: what should be alike in runs that are compared
+    choices: dict[str, str]  # the option chosen in each group; empty for a run that has not begun
 
     @property
     def finished(self) -> bool:
@@ -103,6 +104,7 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         queries=read_queries(folder / "queries.csv"),
         origin=read_origin(folder / "provenance.json"),
+        choices=read_json(folder / "provenance.json").get("choices") or {},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sslpl.progress import duration
 from sslpl.report.boards import Board, Line, area, curve, final, mean_of_cycles, seconds
 from sslpl.report.compare import savings, tests
+from sslpl.report.factors import METRICS, effects, factorial
 from sslpl.report.statistics import Estimate
 from sslpl.views import aubc
 
@@ -150,6 +151,22 @@ def savings_csv(boards: Sequence[Board]) -> str:
             for board in boards
             for line in board.lines
             for s in savings(board, line)
+        ),
+    )
+
+
+def effects_csv(boards: Sequence[Board]) -> str:
+    """A row per effect of crossed options."""
+    found = [(board.dataset, crossed) for board in boards if (crossed := factorial(board)) is not None]
+    return as_csv(
+        ["dataset", "metric", "effect", "reference", "n", "difference", "low", "high", "p", "p_holm"],
+        (
+            [dataset, effect.metric]
+            + [" x ".join(f"{one[0]}={one[side]}" for one in effect.options) for side in (1, 2)]
+            + [*effect.result[:5], effect.adjusted]
+            for dataset, crossed in found
+            for metric in range(len(METRICS))
+            for effect in effects(crossed, metric)
         ),
     )
 
