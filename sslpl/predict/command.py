@@ -64,7 +64,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-size", type=count, metavar="N", default=256, help="images at once (default: 256)")
     threads = min(os.cpu_count() or 1, 16)
-    parser.add_argument("--threads", type=count, metavar="N", default=threads, help="that read images")
+    parser.add_argument(
+        "--threads", type=count, metavar="N", default=threads, help=f"that read images (default: {threads})"
+    )
     return parser.parse_args()
 
 
