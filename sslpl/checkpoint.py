@@ -1,16 +1,36 @@
-"""Checkpoints: what resuming needs, in one file with its checksum, and the one before it."""
+"""Checkpoints: what resuming needs, in one file with its checksum, the one before it; a finished run's weights."""
 
 import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
 
 from sslpl.files import write_whole
+from sslpl.types import UserError
 
 NAME, PREVIOUS, WEIGHTS = "state.ckpt", "previous.ckpt", "weights.pt"
+
+
+class Signature(NamedTuple):
+    """What a trained network takes and tells: all that its weights need to be of use without the dataset."""
+
+    class_names: tuple[str, ...]  # in the order of the logits
+    shape: tuple[int, int, int]  # channels, height, width of an image
+    resize: int  # to which the shorter side of an image is scaled before its center is cut out
+    mean: tuple[float, ...]  # per channel, of pixels in 0..1
+    std: tuple[float, ...]
+
+
+class Weights(NamedTuple):
+    """The final weights of a run, and what they were learned for."""
+
+    backbone: dict[str, torch.Tensor]
+    module: dict[str, torch.Tensor] | None
+    signature: Signature
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -38,11 +58,32 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     return None, warning
 
 
-def keep_weights(folder: Path, state: Mapping[str, Any]) -> None:
+def keep_weights(folder: Path, state: Mapping[str, Any], signature: Signature) -> None:
     """Writes the final weights into `folder`: all that a finished run needs."""
     buffer = io.BytesIO()
-    torch.save({"backbone": state["backbone"], "module": state["module"]}, buffer)
+    weights = {"backbone": state["backbone"], "module": state["module"]}
+    torch.save(weights | {"signature": signature._asdict()}, buffer)
     write_whole(folder / WEIGHTS, buffer.getvalue())
+
+
+def load_weights(folder: Path) -> Weights:
+    """The final weights in `folder`; UserError if they are missing, damaged, or of before they had a signature."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path}: not there, though the run is finished; remove the run's folder and run it again")
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes checksums, and does not look at them
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        backbone, module, signature = saved["backbone"], saved["module"], saved.get("signature")
+        signature = None if signature is None else Signature(**signature)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); copy it again, or run it again") from error
+    if damaged is not None:
+        raise UserError(f"{path}: damaged (its checksum does not match); copy it again, or run it again")
+    if signature is None:
+        raise UserError(f"{path}: without class names and image size, as older versions left it; run it again")
+    return Weights(backbone, module, signature)
 
 
 def discard(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A checked config becomes a run: skipped if it is finished, waited for or taken over, resumed or begun."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from sslpl.recording import Interrupted, Recorder, read_status, write_status
 from sslpl.runtime import Runtime, provenance
 from sslpl.setup import Setup
 from sslpl.state import State
-from sslpl.types import RunInfo, Tracker, UserError
+from sslpl.types import Dataset, RunInfo, Tracker, UserError
 from sslpl.validate import checked
 from sslpl.views import aubc
 
@@ -108,7 +108,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                 if state.history:  # a kill may have come between the checkpoint and the tables
                     recorder.file(state)
                 run_active_learning(setup, state, recorder)
-            area = close(run, state)
+            area = close(run, setup, state)
         except (Interrupted, KeyboardInterrupt):
             leave(run.folder, tracker, "interrupted", state)
             raise
@@ -139,14 +139,22 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
 
 
-def close(run: RunInfo, state: State) -> float:
+def close(run: RunInfo, setup: Setup, state: State) -> float:
     """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
-    checkpoint.keep_weights(folder, state.to_dict())
+    checkpoint.keep_weights(folder, state.to_dict(), signature(run.config, setup.dataset))
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
     checkpoint.discard(folder)
     lock.forget(run.folder)
     return area
+
+
+def signature(config: Mapping[str, Any], dataset: Dataset) -> checkpoint.Signature:
+    """What the networks of a dataset take and tell; images that were not made from files are taken whole."""
+    shape = dataset.train.shape
+    resize = int(config["dataset"].get("resize") or min(shape[1:]))
+    mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
+    return checkpoint.Signature(tuple(map(str, dataset.class_names)), shape, resize, mean, std)
 
 
 def leave(folder: Path, tracker: Tracker, status: str, state: State | None, **details: str) -> None:

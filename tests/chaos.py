@@ -143,7 +143,7 @@ def result(folder: Path) -> dict[str, object]:
         "queries.csv": (run / "queries.csv").read_bytes(),
         "status.json": (run / "status.json").read_text(),
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
-        "weights": [tensor.tolist() for network in networks.values() for tensor in network.values()],
+        "weights": [tensor.tolist() for name in ("backbone", "module") for tensor in networks[name].values()],
     }
 
 

@@ -1,5 +1,7 @@
 """What the current networks say of images, and how good that is."""
 
+from collections.abc import Callable
+
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
@@ -9,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
-from sslpl.types import Images, Predictions
+from sslpl.types import Features, Images, Predictions
 
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
@@ -18,14 +20,23 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
     logits, embeddings, losses = [], [], []
     with torch.inference_mode():
         for batch in images.batches(torch.split(index, forward_batch(setup.device))):
-            features = frozen(setup.augmentation.plain(batch))
-            logits.append(features.logits)
-            embeddings.append(features.embedding)
-            if isinstance(module, LossPredictionModule):
-                losses.append(module(features.maps))
+            scores, embedding, loss = outputs(frozen, module, setup.augmentation.plain(batch))
+            logits.append(scores)
+            embeddings.append(embedding)
+            if loss is not None:
+                losses.append(loss)
     if not logits:
         return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
     return Predictions(index, torch.cat(logits), torch.cat(embeddings), torch.cat(losses) if losses else None)
+
+
+def outputs(
+    network: Callable[[Tensor], Features], module: nn.Module | None, images: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits [B, classes], embeddings [B, D] and, with a module, predicted losses [B] of normalized images."""
+    features = network(images)
+    loss = module(features.maps) if isinstance(module, LossPredictionModule) else None
+    return features.logits, features.embedding, loss
 
 
 def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""Image files on their way to the networks: found, read by threads a little ahead, in batches of bounded memory."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslpl.checkpoint import Signature
+from sslpl.data.read import read_image
+
+AHEAD = 2  # batches that are read while one is predicted
+
+
+class Group(NamedTuple):
+    """Consecutive files: the images that could be read, and a line for each of the others."""
+
+    paths: list[Path]
+    images: Tensor  # [B, C, H, W] uint8
+    unreadable: list[str]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files below a folder, in order, whose name ends as those of a format that Pillow reads; no hidden ones."""
+    Image.init()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def groups(paths: Sequence[Path], signature: Signature, size: int, threads: int) -> Iterator[Group]:
+    """The files in order, `size` at a time; no more than a few groups are in memory at once."""
+
+    def begun(part: Sequence[Path]) -> list[tuple[Path, Future[Tensor]]]:
+        return [(path, pool.submit(read_image, path, signature.shape, signature.resize)) for path in part]
+
+    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(begun(part) for part in parts[:AHEAD])
+        for number in range(len(parts)):
+            waiting.extend(begun(part) for part in parts[number + AHEAD : number + AHEAD + 1])
+            yield gathered(waiting.popleft(), signature)
+
+
+def gathered(reads: Sequence[tuple[Path, Future[Tensor]]], signature: Signature) -> Group:
+    """What became of reading some files."""
+    paths, images, unreadable = [], [torch.empty(0, *signature.shape, dtype=torch.uint8)], []
+    for path, future in reads:
+        try:
+            images.append(future.result()[None])
+            paths.append(path)
+        except Exception as error:  # Pillow raises anything for a damaged file
+            reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
+            unreadable.append(f"{path}: cannot be read and is left out ({reason[:150]})")
+    return Group(paths, torch.cat(images), unreadable)

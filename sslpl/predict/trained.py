@@ -1,0 +1,51 @@
+"""The networks of a finished run, ready to predict; its dataset is not needed."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from sslpl.checkpoint import Signature, Weights, load_weights
+from sslpl.recording import read_status
+from sslpl.types import UserError
+
+
+class Trained(NamedTuple):
+    """Networks with the final weights of a run, on the CPU, and what they take and tell."""
+
+    backbone: nn.Module
+    module: nn.Module | None
+    signature: Signature
+
+
+def read_run(folder: Path) -> Trained:
+    """The networks of the run in `folder`; UserError if it holds none, an unfinished one, or a damaged one."""
+    written, state = folder / "config.yaml", read_status(folder).get("state")
+    if not written.is_file() or state is None:
+        raise UserError(f"{folder}: no run's folder, such as outputs/digits/sslpm/seed0-1a2b3c4d")
+    if state != "finished":
+        raise UserError(f"{folder}: not finished ({state}); its own command goes on with it")
+    weights = load_weights(folder / "checkpoint")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
+        return built(config, weights)
+    except Exception as error:  # a class of the user's own may raise anything
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{folder}: its weights do not fit the networks of its config.yaml ({reason})") from error
+
+
+def built(config: dict[str, Any], weights: Weights) -> Trained:
+    """The networks that a config describes, with weights."""
+    signature = weights.signature
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
+        backbone = instantiate(config["backbone"])(
+            num_classes=len(signature.class_names), in_channels=signature.shape[0]
+        )
+        module = instantiate(config["module"])(channels=backbone.channels)
+    backbone.load_state_dict(weights.backbone)
+    if module is not None:
+        module.load_state_dict(weights.module)
+    return Trained(backbone, module, signature)
