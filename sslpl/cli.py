@@ -29,7 +29,7 @@ from sslpl.validate import checked, nearest
 T = TypeVar("T")
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if path.exists())
 BAD_INPUT, FAILED = 2, 1
-PLUGINS = {"hydra/sweeper=optuna": "optuna", "hydra/sweeper/sampler=tpe": "optuna"}  # options, and the extra of each
+PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options of Hydra's that a package brings
 
 
 class Mistake(NamedTuple):
@@ -169,8 +169,8 @@ def composition_mistake(error: Exception) -> str:
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        if (extra := PLUGINS.get(f"{group}={option}")) is not None:
-            return f"{group}={option}: is not installed; pip install 'sslpl[{extra}]'"
+        if (package := PLUGINS.get(f"{group}={option}")) is not None:
+            return f"{group}={option}: is not installed; pip install {package}"
         return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {message.splitlines()[0]}"

@@ -129,7 +129,7 @@ class WandbTracker:
             x_transaction_log_flush_interval=1,  # what a kill takes from an offline run,
             x_file_stream_transmit_interval=2,  # and from an online one, in seconds
         )
-        names = {"dataset_name": info.dataset, "setting": info.setting}  # beside the group, for dashboards
+        board = {"dataset_name": info.dataset, "setting": info.setting}  # beside the group, for dashboards
         run = wandb.init(  # under a sweep's agent wandb takes entity, project and id from there instead
             entity=self.entity,
             project=self.project,
@@ -137,7 +137,7 @@ class WandbTracker:
             name=info.name,
             group=info.group,
             dir=str(info.folder),
-            config={**info.config, **names, "provenance": dict(info.provenance)},
+            config={**info.config, **board, "provenance": dict(info.provenance)},
             mode=mode,
             resume="allow" if mode == "online" else None,
             reinit="create_new",
