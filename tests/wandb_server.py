@@ -63,6 +63,8 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, FakeRun] = {}
         self.requests: list[str] = []
+        self.sweep = ""  # the YAML of the sweep that agents ask for,
+        self.commands: list[dict[str, Any]] = []  # and what they are told to do, one at each heartbeat
         self.projects: list[str] = ["sslpl"]
         self.views: list[dict[str, Any]] = []  # what was saved for the app: reports and workspace views
 
@@ -86,6 +88,13 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "Viewer":
             names = {"id": "dQ==", "entity": ENTITY, "username": ENTITY}
             return {"viewer": names | {"teams": {"edges": []}, "flags": "{}"}}
+        if operation == "SweepWithRuns":
+            return {"project": {"sweep": {"id": "cw==", "name": "s", "config": self.sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "YQ=="}}}
+        if operation == "Heartbeat":
+            commands = [self.commands.pop(0)] if self.commands else []
+            return {"agentHeartbeat": {"agent": {"id": "YQ=="}, "commands": json.dumps(commands)}}
         if operation in ("UpsertView2", "upsertView"):
             self.views.append(variables | {"spec": json.loads(variables["spec"])})
             project = {"id": "cA==", "name": variables["projectName"], "entityName": variables["entityName"]}
