@@ -40,7 +40,7 @@ def tried(name: str) -> dict[str, str]:
     if "n_trials" in file:  # a search
         return {}
     values = {key: str(some).split(",") for key, some in file["params"].items()}
-    longest = max(values, key=lambda key: (len(values[key]), key != "seed"))
+    longest = max(values, key=lambda key: (key not in tiny(name), len(values[key]), key != "seed"))
     two = [value for value in values[longest] if value != "full"]  # the ceiling has a budget of its own
     values = {key: some[:1] for key, some in values.items()} | {longest: [two[0], two[-1]][: len(two)]}
     return {key: ",".join(some) for key, some in values.items()} | {k: v for k, v in tiny(name).items() if k in values}
