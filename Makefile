@@ -1,7 +1,7 @@
 # make run    an environment in .venv and the main job: SSLPM on scikit-learn's digits
 # make test   the same environment and the tests
 # make lint   style and types
-# make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, kills, sweeps
+# make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, every sweep, kills
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
 
@@ -37,4 +37,5 @@ lint: $(STAMP)
 check: $(STAMP)
 	$(BIN)/python tests/check_report.py
 	$(BIN)/python tests/check_wheel.py
+	$(BIN)/python tests/check_sweeps.py
 	$(BIN)/python tests/chaos.py --kills 20

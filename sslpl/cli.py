@@ -22,12 +22,14 @@ from rich.text import Text
 from sslpl.launch import Outcome, Plan, RunFailed, failure, launch, planned
 from sslpl.progress import Terminal
 from sslpl.recording import Interrupted, read_status
+from sslpl.search import searching, swept
 from sslpl.types import UserError
 from sslpl.validate import checked, nearest
 
 T = TypeVar("T")
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if path.exists())
 BAD_INPUT, FAILED = 2, 1
+PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options of Hydra's that a package brings
 
 
 class Mistake(NamedTuple):
@@ -54,6 +56,8 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def run(cfg: DictConfig) -> float | None:
         job, plan = run_job(cfg, presets)
+        if plan is not None and searching():
+            job, plan = Job(job.name, guarded(partial(await_other, plan))), None
         if plan is not None:
             later[len(jobs)] = plan
         jobs.append(job)
@@ -62,7 +66,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
         os.environ["SSLPL_SCRATCH"] = scratch
         try:
-            before = guarded(run)
+            before = guarded(partial(swept, run))
             for place, plan in later.items():
                 jobs[place] = Job(str(plan.folder), guarded(partial(await_other, plan)))
         except Stopped as stop:
@@ -165,6 +169,8 @@ def composition_mistake(error: Exception) -> str:
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if (package := PLUGINS.get(f"{group}={option}")) is not None:
+            return f"{group}={option}: is not installed; pip install {package}"
         return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {message.splitlines()[0]}"

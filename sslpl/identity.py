@@ -27,8 +27,17 @@ def scientific(config: Config) -> Config:
 
 def run_id(config: Config) -> str:
     """8 hexadecimal digits of a hash over the scientific config."""
-    text = json.dumps(scientific(config), sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digest(scientific(config))
+
+
+def setting(config: Config) -> str:
+    """The same without the seed: what runs share that may be averaged."""
+    return digest({key: value for key, value in scientific(config).items() if key != "seed"})
+
+
+def digest(values: Config) -> str:
+    """8 hexadecimal digits of a hash over nested values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()[:8]
 
 
 def label(config: Config, choices: Choices, composed: Callable[[list[str]], tuple[Config, Choices]]) -> str:

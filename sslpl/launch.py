@@ -1,5 +1,7 @@
 """A checked config becomes a run: skipped if it is finished, waited for or taken over, resumed or begun."""
 
+import csv
+import json
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,8 +18,9 @@ from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import Interrupted, Recorder, read_status, write_status
+from sslpl.recording import Interrupted, Recorder, read_status, wandb_names, write_status
 from sslpl.runtime import Runtime, provenance
+from sslpl.search import in_sweep
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import Dataset, RunInfo, Tracker, UserError
@@ -85,6 +88,8 @@ def finished_before(plan: Plan) -> Outcome | None:
     checkpoint.discard(plan.folder / "checkpoint")  # a kill may have come just before
     lock.forget(plan.folder)
     print(f"finished already: {plan.folder}", flush=True)
+    if in_sweep():
+        retell(plan, float(status["aubc"]))
     return Outcome("skipped", float(status["aubc"]))
 
 
@@ -93,7 +98,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
     facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
     facts["compiled"] = setup.captures or runtime.compile
     origin, changes = resumed_provenance(plan.folder, provenance(setup.device) | facts)
-    run = RunInfo(identity.run_id(plan.config), plan.folder.name, plan.label, plan.folder, plan.config, origin)
+    run = described(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
     with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
@@ -122,6 +127,25 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
     final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
     tracker.finish(0, final, [run.folder / "queries.csv"])
     return Outcome("resumed" if resumed else "finished", area)
+
+
+def described(plan: Plan, origin: Mapping[str, Any]) -> RunInfo:
+    """What a tracker is told of a plan's run."""
+    config, folder = plan.config, plan.folder
+    names = {"dataset": folder.parts[-3], "setting": identity.setting(config)}
+    return RunInfo(identity.run_id(config), folder.name, plan.label, folder, config, origin, **names)
+
+
+def retell(plan: Plan, area: float) -> None:
+    """Sends what a finished run gave to the W&B run that an agent opened for its config, which else ends empty."""
+    tracker: Tracker = instantiate(plan.config["tracker"])
+    tracker.start(described(plan, json.loads((plan.folder / "provenance.json").read_text())))
+    accuracy = 0.0
+    with (plan.folder / "metrics.csv").open(newline="") as file:
+        for step, row in enumerate(csv.DictReader(file)):
+            tracker.log(step, wandb_names({key: float(value) for key, value in row.items() if value}))
+            accuracy = float(row["test_accuracy"])
+    tracker.finish(0, {"aubc": area, "final_accuracy": accuracy}, [plan.folder / "queries.csv"])
 
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:

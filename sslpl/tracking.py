@@ -48,7 +48,7 @@ class WandbTracker:
         self._thread: Thread | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Opens the W&B run of `run.id`, or continues it."""
+        """Opens the W&B run of `run.id`, or that of the sweep whose agent started this process, or continues it."""
         self._queue, self._failed = SimpleQueue(), Event()
         self._thread = Thread(target=self._work, args=(run,), name="wandb-tracker", daemon=True)
         self._thread.start()
@@ -129,14 +129,15 @@ class WandbTracker:
             x_transaction_log_flush_interval=1,  # what a kill takes from an offline run,
             x_file_stream_transmit_interval=2,  # and from an online one, in seconds
         )
-        run = wandb.init(
+        board = {"dataset_name": info.dataset, "setting": info.setting}  # beside the group, for dashboards
+        run = wandb.init(  # under a sweep's agent wandb takes entity, project and id from there instead
             entity=self.entity,
             project=self.project,
             id=info.id,
             name=info.name,
             group=info.group,
             dir=str(info.folder),
-            config={**info.config, "provenance": dict(info.provenance)},
+            config={**info.config, **board, "provenance": dict(info.provenance)},
             mode=mode,
             resume="allow" if mode == "online" else None,
             reinit="create_new",
@@ -150,7 +151,7 @@ class WandbTracker:
 
     def _send(self, run: Any, info: RunInfo) -> None:
         # Where the last life stopped: the server knows of what it has, a file of what only lies here.
-        marker = info.folder / "wandb" / "last-offline-step"
+        marker = info.folder / "wandb" / ("last-offline-step" + ("" if run.id == info.id else f"-{run.id}"))
         last_step = max(int(marker.read_text()) if marker.exists() else -1, run.step - 1)
         while not isinstance(item := self._queue.get(), _End):
             step, metrics = item[0], _present(item[1])

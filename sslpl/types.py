@@ -166,6 +166,8 @@ class RunInfo(NamedTuple):
     folder: Path
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    dataset: str = ""  # the option of the group
+    setting: str = ""  # 8 hexadecimal digits over all of the config but the seed
 
 
 class Tracker(Protocol):

@@ -43,7 +43,8 @@ def test_the_commands_of_the_readme_are_valid(sslpl: Command, tmp_path: Path, li
     )
     if "-cn" in line:
         extra = [argument for argument in extra if argument != "tracker=none"]
-        extra.append("hydra.sweeper.params={seed: '0', method: 'scal,full'}")
+        few = "hydra.sweeper.params={seed: '0', method: 'scal,full'}"
+        extra.append("hydra.sweeper.n_trials=2" if "optuna" in line else few)
     done = sslpl(*arguments, *extra)
     assert done.code == 0, done.err
 

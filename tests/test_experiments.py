@@ -9,8 +9,10 @@ import yaml
 from conftest import Result, run_folder
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from layouts import write_cifar10, write_cifar100, write_fashion_mnist
 from omegaconf import OmegaConf, open_dict
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from sslpl.cli import CONF
 from sslpl.validate import checked
@@ -60,21 +62,60 @@ def test_every_strategy_belongs_to_a_method_or_runs_beside_one(sslpl: Command) -
         assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
-    text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
+def check_values(folder: str, name: str, values: dict[str, list[str]], *overrides: str) -> None:
+    """Each value of each key gives a valid config, beside the first of all others."""
+    first = {key: some[0] for key, some in values.items()}
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "multirun_sweeps"), version_base="1.3"):
-        search = f"hydra.searchpath=[file://{CONF}]"
-        values = {key: str(some).split(",") for key, some in text["hydra"]["sweeper"]["params"].items()}
-        first = {key: some[0] for key, some in values.items()}
+    with initialize_config_dir(folder, version_base="1.3"):
         for key, some in values.items():
             for value in some:
                 chosen = [f"{name}={option}" for name, option in (first | {key: value}).items()]
-                cfg = compose(sweep, overrides=[search, *chosen], return_hydra_config=True)
+                cfg = compose(name, overrides=[*overrides, *chosen], return_hydra_config=True)
                 with open_dict(cfg):
                     del cfg["hydra"]
                 checked(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def values_of(key: str, sweep: str) -> list[str]:
+    """What a sweep tries, the ends where that is an interval."""
+    (override,) = OverridesParser.create().parse_overrides([f"{key}={sweep}"])
+    if override.is_interval_sweep():
+        return [str(override.value().start), str(override.value().end)]
+    return [str(value) for value in override.sweep_string_iterator()] if override.is_sweep_override() else [sweep]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
+    text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
+    values = {key: values_of(key, str(some)) for key, some in text["hydra"]["sweeper"]["params"].items()}
+    assert any(len(some) > 1 for some in values.values())
+    check_values(str(ROOT / "multirun_sweeps"), sweep, values, f"hydra.searchpath=[file://{CONF}]")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "multirun_sweeps").glob("wandb/*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_of_wandb_is_valid(sslpl: Command, file: Path) -> None:
+    sweep = yaml.safe_load(file.read_text())
+    assert sweep["metric"] == {"name": "aubc", "goal": "maximize"}
+    options = {
+        key: [one["value"]] if "value" in one else one.get("values", [one.get("min"), one.get("max")])
+        for key, one in sweep["parameters"].items()
+    }
+    check_values(str(CONF), "config", {key: [str(value) for value in some] for key, some in options.items()})
+    given = create_sweep_command_args({"args": {key: {"value": some[-1]} for key, some in options.items()}})
+    assert create_sweep_command(sweep["command"]) == ["${env}", "python", "run.py", "${args_no_hyphens}"]
+    done = sslpl(*given["args_no_hyphens"], *QUICK)
+    assert done.code == 0, done.err
+    config = yaml.safe_load((run_folder() / "config.yaml").read_text())
+    assert config["seed"] == options["seed"][-1]
+    assert config["training"]["finetune_rate"] == options["training.finetune_rate"][-1]
+
+
+def test_the_sweeps_cover_what_the_method_is_made_of() -> None:
+    found = {key for sweep in SWEEPS for key in yaml.safe_load(
+        (ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]}  # fmt: skip
+    asked = "method ssl ranking module ssl.threshold training.finetune_epochs training.unlabeled_batch_limit"
+    asked += " budget.candidates query/selector budget training.warm_start training.trim backbone dataset.imbalance"
+    assert found >= set(asked.split())
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,13 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
+import yaml
 from conftest import TINY, Result, run_folder
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
-from sslpl import lock
+from sslpl import cli, lock
+from sslpl.launch import Outcome, Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
 
@@ -105,3 +109,82 @@ def test_a_lock_is_had_by_one_at_a_time(tmp_path: Path) -> None:
         assert third
     lock.forget(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+SEARCH = (
+    *("-m", *TINY, "hydra/sweeper=optuna", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=0"),
+    *("hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"),
+    *("hydra.sweep.dir=outputs", "hydra.sweeper.max_failure_rate=1.0", "budget.cycles=1"),
+)
+
+
+def areas() -> list[float]:
+    return [json.loads(path.read_text())["aubc"] for path in Path("outputs").glob("**/summary.json")]
+
+
+def test_a_search_gets_the_areas_of_finished_runs_again(sslpl: Command) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = (*SEARCH, "training.finetune_rate=interval(0.001,0.1)")
+    first = sslpl(*search)
+    assert (first.code, first.out.splitlines()[-1]) == (0, "3 finished")
+    best = Path("outputs/optimization_results.yaml")
+    told = best.read_text()
+    assert yaml.safe_load(told)["best_value"] == max(areas())
+    best.unlink()
+    again = sslpl(*search)
+    assert (again.code, again.out.splitlines()[-1]) == (0, "3 skipped")  # the same trials, drawn from the same areas
+    assert best.read_text() == told
+    assert [path.name for path in Path().iterdir()] == ["outputs"]
+
+
+def test_a_search_goes_on_after_a_mistake_and_says_it(sslpl: Command) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = sslpl(*SEARCH, "ssl.threshold=choice(1.5,0.7)")
+    assert done.code == 2
+    assert [line for line in done.err.splitlines() if "ssl.threshold=1.5: must be less" in line]
+    assert "Traceback" not in done.err
+    counts = done.out.splitlines()[-1]
+    assert "1 finished" in counts
+    assert "failed" in counts
+    assert yaml.safe_load(Path("outputs/optimization_results.yaml").read_text())["best_value"] == areas()[0]
+
+
+def test_a_search_without_any_area_says_why_and_no_more(sslpl: Command) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = sslpl(*SEARCH, "ssl.threshold=1.5", "training.rate=interval(0.01,0.1)")
+    assert done.code == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("sslpl: ")]
+    assert lines == ["sslpl: ssl.threshold=1.5: must be less than or equal to 1"] * 3
+    reckoned = sslpl(*SEARCH, "training.rate=interval(0.01,0.1)", "runtime.dry_run=true")
+    assert (reckoned.code, reckoned.out.splitlines()[-1]) == (0, "3 reckoned")
+
+
+def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = (*SEARCH, "hydra.sweeper.n_trials=2", "training.finetune_rate=choice(0.01)")
+    assert sslpl(*search).code == 0
+    (run_folder() / "status.json").write_text('{"state": "running", "process": 7, "host": "elsewhere"}')
+    owner = (run_folder() / lock.NAME).open("w")
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    waiting = cli.await_other
+
+    def ending(plan: Plan) -> Outcome:
+        owner.close()
+        return waiting(plan)
+
+    monkeypatch.setattr(cli, "await_other", ending)
+    done = sslpl(*search)
+    assert done.code == 0, done.err
+    assert "waiting for process 7 on elsewhere" in done.out
+    assert done.out.index("waiting") < done.out.index("finished already")  # at once: the next trial depends on it
+    assert yaml.safe_load(Path("outputs/optimization_results.yaml").read_text())["best_value"] == areas()[0]
+
+
+def test_a_search_without_its_package_says_what_to_install(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Plugins.instance()  # brings in what there is
+    repo = ConfigStore.instance().repo
+    there = {name: node for name, node in repo["hydra"]["sweeper"].items() if name != "optuna.yaml"}
+    monkeypatch.setattr(ConfigStore.instance(), "repo", {**repo, "hydra": {**repo["hydra"], "sweeper": there}})
+    done = sslpl("-cd", str(Path(__file__).parents[1] / "multirun_sweeps"), "-cn", "optuna")
+    assert done.code == 2
+    assert done.err == "sslpl: hydra/sweeper=optuna: is not installed; pip install hydra-optuna-sweeper\n"

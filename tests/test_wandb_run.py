@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
 from conftest import TINY, Result, run_folder
 from test_tracking import KEY, server, stranger  # noqa: F401 - fixtures
-from wandb_server import WandbServer
+from wandb_server import ENTITY, WandbServer
 
 from sslpl import recording
+from sslpl.report.read import read_run
 
 Command = Callable[..., Result]
 RUN = [*(option for option in TINY if option != "tracker=none"), "budget.cycles=2"]
@@ -97,3 +99,44 @@ def test_without_a_server_the_files_are_complete(
     assert done.err.startswith("W&B: ")
     assert done.err.count("\n") == 1
     assert len((run_folder(Path("outputs")) / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_a_run_that_an_agent_started_is_that_of_its_sweep(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"SWEEP_ID": "sw33p", "ENTITY": ENTITY, "PROJECT": "of_the_sweep", "SWEEP_PARAM_PATH": "params.yaml"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("WANDB_RUN_ID", "firstrun")
+    Path("params.yaml").write_text("wandb_version: 1\nseed:\n  value: 0\nssl:\n  value: pseudo_label_soft\n")
+    first = sslpl(*RUN, "ssl=pseudo_label_soft")
+    assert (first.code, first.err) == (0, "")
+    summary = json.loads((run_folder() / "summary.json").read_text())
+    wandb.teardown()  # another process
+    monkeypatch.setenv("WANDB_RUN_ID", "secondrun")
+    second = sslpl(*RUN, "ssl=pseudo_label_soft")
+    assert (second.code, second.err) == (0, "")
+    assert "finished already" in second.out
+    assert set(server.runs) == {"firstrun", "secondrun"}
+    for run_id, run in server.runs.items():  # the same config again: nothing is run, but the sweep is told
+        assert (run.upsert["sweep"], run.upsert["entity"], run.upsert["project"]) == ("sw33p", ENTITY, "of_the_sweep")
+        assert run.summary["aubc"] == pytest.approx(summary["aubc"])
+        assert run.summary["final_accuracy"] == summary["final_accuracy"]
+        assert [line["test/accuracy"] for line in cycles(server, run_id)] == summary["test_accuracy"]
+        assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]
+        assert run.exit_code == 0
+        assert run.config["dataset_name"] == "digits"
+
+
+def test_without_a_sweep_a_run_has_its_own_id(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "somebodys")
+    assert sslpl(*RUN, "method=random").code == 0
+    (run_id,) = server.runs
+    assert run_folder().name == f"seed0-{run_id}"
+    assert server.runs[run_id].config["setting"] == read_run(run_folder()).setting

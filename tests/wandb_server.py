@@ -63,6 +63,10 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, FakeRun] = {}
         self.requests: list[str] = []
+        self.sweep = ""  # the YAML of the sweep that agents ask for,
+        self.commands: list[dict[str, Any]] = []  # and what they are told to do, one at each heartbeat
+        self.projects: list[str] = ["sslpl"]
+        self.views: list[dict[str, Any]] = []  # what was saved for the app: reports and workspace views
 
     @property
     def url(self) -> str:
@@ -84,6 +88,26 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "Viewer":
             names = {"id": "dQ==", "entity": ENTITY, "username": ENTITY}
             return {"viewer": names | {"teams": {"edges": []}, "flags": "{}"}}
+        if operation == "SweepWithRuns":
+            return {"project": {"sweep": {"id": "cw==", "name": "s", "config": self.sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "YQ=="}}}
+        if operation == "Heartbeat":
+            commands = [self.commands.pop(0)] if self.commands else []
+            return {"agentHeartbeat": {"agent": {"id": "YQ=="}, "commands": json.dumps(commands)}}
+        if operation in ("UpsertView2", "upsertView"):
+            self.views.append(variables | {"spec": json.loads(variables["spec"])})
+            project = {"id": "cA==", "name": variables["projectName"], "entityName": variables["entityName"]}
+            kept = {key: variables[key] for key in ("name", "displayName", "description", "spec", "type")}
+            return {"upsertView": {"view": kept | {"id": "dg==", "project": project}, "inserted": True}}
+        if operation == "ProjectInternalId":
+            known = variables["projectName"] in self.projects
+            return {"project": {"id": "cA==", "internalId": "UHJvamVjdA=="} if known else None}
+        if operation == "GetProjects":
+            fields = {"__typename": "Project", "id": "cA==", "createdAt": "", "isBenchmark": False}
+            nodes = [fields | {"user": None, "name": name, "entityName": variables["entity"]} for name in self.projects]
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": page, "edges": [{"node": node} for node in nodes]}}
         if operation == "ArtifactType":  # no artifact of that name exists
             return {"project": None}
         if operation == "CreateRunFiles":

@@ -1,8 +1,10 @@
-"""The command: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex]."""
+"""The command: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex] [--wandb ENTITY/PROJECT]."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +26,8 @@ def main() -> None:
     options = parsed()
     if missing := [str(folder) for folder in options.folder if not folder.is_dir()]:
         fail(f"no such folder: {', '.join(missing)}")
+    if options.wandb:
+        check_wandb(options.wandb)
     runs, damaged = read_runs(options.folder)
     if not runs:
         fail(f"no run below {', '.join(map(str, options.folder))}" + "".join(f"\n{line}" for line in damaged))
@@ -37,6 +41,8 @@ def main() -> None:
         except OSError as error:
             fail(f"--output {options.output}: cannot be written ({error.strerror or error})")
         print(f"written: {options.output / 'index.html'}", file=sys.stderr)
+    if options.wandb:
+        send(found, damaged, options.wandb)
 
 
 def parsed() -> argparse.Namespace:
@@ -44,16 +50,37 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sslpl.report", description="Compares runs, finished or not.")
     parser.add_argument("folder", nargs="+", type=Path, help="folders of runs, searched with all below them")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, CSV, LaTeX and PNG files")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="make a W&B report and a workspace view there")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     form.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
     return parser.parse_args()
 
 
-def fail(line: str) -> None:
-    """Ends with exit code 2."""
+def fail(line: str, code: int = 2) -> None:
+    """Ends with an exit code: 2 for bad input."""
     print(f"sslpl: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
+
+
+def check_wandb(place: str) -> None:
+    """Ends with exit code 2 unless a place is an entity and a project, and W&B's package for reports is here."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        fail(f"--wandb {place}: must be ENTITY/PROJECT, for example my-team/sslpl")
+    if find_spec("wandb_workspaces") is None:
+        fail("--wandb: needs the package wandb-workspaces: pip install 'wandb-workspaces>=0.4.13'")
+
+
+def send(found: Sequence[Board], damaged: Sequence[str], place: str) -> None:
+    """Makes the report and the view in W&B and prints their links; exit code 1 if W&B does not take them."""
+    try:
+        from sslpl.report import dashboard
+
+        for link in dashboard.saved(found, damaged, *place.split("/")):
+            print(link, flush=True)
+    except (Exception, SystemExit) as error:  # whatever happens inside wandb
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        fail(f"--wandb {place}: {line}", 1)
 
 
 def show(found: Sequence[Board], markdown: bool, latex: bool) -> None:

@@ -1,7 +1,6 @@
 """Run folders become runs, whatever state they are in."""
 
 import csv
-import hashlib
 import json
 import os
 import socket
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from sslpl.identity import METHOD_GROUPS, METHOD_KEYS, Config, scientific
+from sslpl.identity import METHOD_GROUPS, METHOD_KEYS, Config, scientific, setting
 from sslpl.report.statistics import Integers
 from sslpl.views import COLUMNS
 
@@ -97,7 +96,7 @@ def read_run(folder: Path) -> Run:
         dataset=folder.parts[-3],
         label=folder.parts[-2],
         seed=int(config["seed"]),
-        setting=hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:8],
+        setting=setting(config),
         values=dict(flat(science)),
         state=state,
         note=note(status, len(rows), config["budget"]["cycles"]),
