@@ -17,7 +17,6 @@ from sslpl.types import Count, PositiveOrZero, PseudoLabel, Share, ShareBelowOne
 
 View = Literal["strong", "weak", "same"]
 Alignment = Literal["none", "uniform", "labeled"]
-MOMENTUM = 0.999  # of averaged distributions (FreeMatch; SoftMatch; the published codes)
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class TaskSSL:
     divergence: Divergence = "cross_entropy"
     align: Alignment = "none"  # the distribution that pseudo-labels are aligned to
     fairness: PositiveOrZero = 0.0  # weight of FreeMatch's fairness loss
+    momentum: ShareBelowOne = 0.999  # of the averaged distributions that the last two compare with
 
     def weight_at(self, step: int, steps: int) -> float:
         """The weight of the unlabeled term in a step (from 0) of so many."""
@@ -92,7 +92,7 @@ class TaskCriterion(nn.Module):
         """Logits of probabilities whose average, over the batches so far, would be the wanted one (ReMixMatch:
         Berthelot et al. 2020, with the exponential average of SoftMatch's code)."""
         probabilities = weak_logits.softmax(dim=1)
-        keep = MOMENTUM * self.marginal.any()  # the first batch is the average
+        keep = self.method.momentum * self.marginal.any()  # the first batch is the average
         self.marginal.copy_(keep * self.marginal + (1 - keep) * probabilities.mean(dim=0))
         ratio = probabilities * (self.wanted + 1e-6) / (self.marginal + 1e-6)
         return ratio.log().log_softmax(dim=1)
@@ -103,8 +103,8 @@ class TaskCriterion(nn.Module):
         Both are divided by the frequency of their most likely classes. 0 if no image counts.
         """
         weak, kept = weak_logits.softmax(dim=1), (weight > 0).float()
-        self.expected.lerp_(weak.mean(dim=0), 1 - MOMENTUM)
-        self.histogram.lerp_(guesses(weak, torch.ones_like(kept)), 1 - MOMENTUM)
+        self.expected.lerp_(weak.mean(dim=0), 1 - self.method.momentum)
+        self.histogram.lerp_(guesses(weak, torch.ones_like(kept)), 1 - self.method.momentum)
         strong = logits.softmax(dim=1)
         mean = (strong * kept[:, None]).sum(dim=0) / kept.sum().clamp(min=1)
         ours = over(mean, guesses(strong.detach(), kept))
