@@ -35,6 +35,11 @@ class TaskSSL:
     fairness: PositiveOrZero = 0.0  # weight of FreeMatch's fairness loss
     momentum: ShareBelowOne = 0.999  # of the averaged distributions that the last two compare with
 
+    @property
+    def views_passed(self) -> int:
+        """How many views of an unlabeled image pass the backbone that learns."""
+        return 1 if self.teacher or self.view == "same" else 2
+
     def weight_at(self, step: int, steps: int) -> float:
         """The weight of the unlabeled term in a step (from 0) of so many."""
         return self.weight * min(1.0, step / (self.ramp_up * steps)) if self.ramp_up else self.weight

@@ -37,14 +37,13 @@ class Task(NamedTuple):
 
     def views(self, batch: UnlabeledBatch) -> list[Tensor]:
         """What passes the backbone behind the labeled views, in one forward pass with them (published code)."""
-        alone = self.method.teacher or self.method.view == "same"
-        return [batch.learned] if alone else [batch.weak, batch.learned]
+        return [batch.weak, batch.learned][-self.method.views_passed :]
 
     def loss(self, batch: UnlabeledBatch, logits: Tensor) -> TaskLoss:
         """The unlabeled term, from the logits of all that passed the backbone."""
         size = len(batch.places)
         if not self.method.teacher:
-            said = logits[-len(self.views(batch)) * size :][:size]
+            said = logits[-self.method.views_passed * size :][:size]
         else:
             with torch.no_grad():
                 said = self.average(batch.weak).logits
