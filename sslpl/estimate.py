@@ -66,7 +66,7 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
 
 
 def task_views(setup: Setup, unlabeled: int) -> int:
-    """How many views of unlabeled images pass the backbone in a joint step; a teacher's, which learns nothing, aside."""
+    """How many views of unlabeled images pass the backbone in a joint step; those that a teacher sees aside."""
     method = setup.task_ssl
     return 0 if method is None else method.views_passed * batch_size(setup, unlabeled)
 

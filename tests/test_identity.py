@@ -40,13 +40,14 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override: str) -> No
 SCIENCE = [
     "seed=1", "dataset=fashion_mnist", "dataset.flip=true", "dataset.cutout=3", "backbone=resnet18",
     "backbone.dropout=0.1", "module=pooled", "module.width=64", "ranking=margin", "ssl=none", "ssl=pseudo_label_hard",
-    "ssl.threshold=0.8", "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3", "query=random", "query.subset=100", "query/scorer=entropy", "query/selector=top",
+    "ssl.threshold=0.8", "query=random", "query.subset=100", "query/scorer=entropy", "query/selector=top",
     "budget=one_percent", "budget.initial=10", "budget.initial=1", "budget.initial=1.0", "budget.per_cycle=10",
     "budget.cycles=2", "budget.candidates=300", "training=short", "method=scal", "method=random", "method=entropy",
     "method=learning_loss", "method=full", "training.trim=false", "training.warm_start=false", "training.rate=0.2",
     "training.precision=float32", "training.decay_at=[0.5]", "training.detach_after=0.5", "training.batch_size=64",
     "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
+    "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip
