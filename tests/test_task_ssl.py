@@ -167,7 +167,7 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     views, labels = setup.augmentation.plain(images), state.labels()[state.learned[:16]]
     network = setup.build(0)[0].train()
     logits = network(torch.cat([views, *own[option]])).logits
-    weak = setup.build(0)[0].eval()(batch.weak).logits if option == "mean_teacher" else logits[16:48]
+    weak = setup.build(0)[0].train()(batch.weak).logits if option == "mean_teacher" else logits[16:48]
     target = weak.detach().softmax(dim=1)
     if option == "mean_teacher":
         term = ((logits[-32:].softmax(dim=1) - target) ** 2).mean()
@@ -176,10 +176,11 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
         term = -(kept * logits[-32:].log_softmax(dim=1).gather(1, target.argmax(dim=1, keepdim=True))[:, 0]).mean()
     loss = torch.nn.functional.cross_entropy(logits[:16], labels) + 3.0 * term
     loss.backward()
-    optimizer = joint_optimizer(setup, state)
+    before, optimizer = weights_of(task.average), joint_optimizer(setup, state)
     joint.set_rates(optimizer, (0.1,))
     sums = joint_step(setup, state, optimizer, views, labels, False, task, batch)
     torch.testing.assert_close(sums[4] / 32, term.detach())
+    assert all(torch.equal(value, before[name]) for name, value in task.average.state_dict().items() if "run" in name)
     for ours, theirs in zip(state.backbone.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.batches import epoch_batches, weak_views
@@ -13,7 +13,15 @@ from sslpl.data.images import to_device
 from sslpl.learn.average import adopt_average, averaged, follow
 from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.learn.evaluation import accuracy, predict
-from sslpl.learn.unlabeled import Task, UnlabeledBatch, task_of, unlabeled_batches, unlabeled_metrics, unlabeled_sums
+from sslpl.learn.unlabeled import (
+    Task,
+    UnlabeledBatch,
+    frozen_statistics,
+    task_of,
+    unlabeled_batches,
+    unlabeled_metrics,
+    unlabeled_sums,
+)
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
@@ -167,21 +175,6 @@ def joint_step(
     if task is not None:
         sums += unlabeled_sums(batch, unlabeled, ranking)
     return torch.stack([value.float() for value in sums])
-
-
-class frozen_statistics:
-    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
-
-    def __init__(self, network: nn.Module, active: bool) -> None:
-        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)] if active else []
-
-    def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for norm in self.norms:
-            norm.train()
 
 
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:

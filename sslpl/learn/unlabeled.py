@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
     method: TaskSSL
     criterion: TaskCriterion
-    average: nn.Module  # the backbone with averaged weights, in eval mode
+    average: nn.Module  # the backbone with averaged weights
     order: Callable[[int], Tensor]  # of the unlabeled images in each pass over them
 
     def views(self, batch: UnlabeledBatch) -> list[Tensor]:
@@ -45,7 +45,7 @@ class Task(NamedTuple):
         if not self.method.teacher:
             said = logits[-self.method.views_passed * size :][:size]
         else:
-            with torch.no_grad():
+            with torch.no_grad(), frozen_statistics(self.average, size == 1):
                 said = self.average(batch.weak).logits
         loss: TaskLoss = self.criterion(said, logits[-size:], batch.places)
         return loss
@@ -66,6 +66,8 @@ def task_of(setup: Setup, state: State) -> Task | None:
     if state.average is not None and state.task is not None:
         average.load_state_dict(state.average)
         criterion.load_state_dict(state.task)
+    if method.teacher:
+        normalize_by_batch(average)
     state.average, state.task = average.state_dict(), criterion.state_dict()
 
     @lru_cache(maxsize=1)
@@ -73,6 +75,32 @@ def task_of(setup: Setup, state: State) -> Task | None:
         return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, turn))
 
     return Task(method, criterion, average, order)
+
+
+def normalize_by_batch(network: nn.Module) -> None:
+    """Has batch norms use the statistics of what they see and leave the running ones alone; dropout stays off.
+
+    So does a teacher (Tarvainen and Valpola 2017; the published codes).
+    """
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train()
+            norm.momentum = 0.0
+
+
+class frozen_statistics:
+    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
+
+    def __init__(self, network: nn.Module, active: bool) -> None:
+        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training] if active else []
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for norm in self.norms:
+            norm.train()
 
 
 def batch_size(setup: Setup, unlabeled: int) -> int:
