@@ -50,6 +50,7 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
         device,
         training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
         needs=needs(query),
+        task_ssl=instantiate(config["task_ssl"]),
         captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
     )
 

@@ -89,8 +89,17 @@ def proceed(setup: Setup, state: State) -> None:
         state.enter(FINISHED if last else "train")
         state.earlier = weights_of(state.backbone) if setup.needs.previous else None
         state.snapshots = []
-        if not (last or setup.training.warm_start):
-            state.backbone, state.module = setup.build(state.cycle)
+        if not last:
+            begin_training(setup, state)
+
+
+def begin_training(setup: Setup, state: State) -> None:
+    """Fresh networks, or those of the cycle before as its joint training left them."""
+    if not setup.training.warm_start:
+        state.backbone, state.module = setup.build(state.cycle)
+    elif state.raw is not None:
+        state.backbone.load_state_dict(state.raw)
+    state.raw = None
 
 
 def close_cycle(state: State) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from sslpl.cycle import initial_state
 from sslpl.data.batches import split, unlabeled_batch_size
 from sslpl.learn.joint import joint_optimizer, joint_step
+from sslpl.learn.unlabeled import batch_size
 from sslpl.pool import removal_size
 from sslpl.progress import duration
 from sslpl.query.linkage import complete_linkage_bytes
@@ -23,16 +24,17 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     total = 0.0
     for cycle in range(setup.budget.cycles):
         labeled, trained, steps, tuned, views = cycle_counts(setup, cycle)
-        seconds = setup.training.epochs * trained * seconds_per_image + views * forward
+        images = setup.training.epochs * trained + steps * task_views(setup, len(setup.dataset.train) - labeled)
+        seconds = images * seconds_per_image + views * forward
         total += seconds
         table.add_row(str(cycle + 1), f"{labeled:,}", f"{trained:,}", f"{steps:,}", f"{tuned:,}", duration(seconds))
     console.print(table)
-    images = setup.dataset.train
-    data = sum(len(part) * images.shape[0] * images.shape[1] * images.shape[2] for part in (images, setup.dataset.test))
+    train = setup.dataset.train
+    data = sum(len(part) * train.shape[0] * train.shape[1] * train.shape[2] for part in (train, setup.dataset.test))
     embedding = getattr(initial_state(setup).backbone, "channels", (512,))[-1]
     clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
     console.print(
-        f"pool {len(images):,} images, test {len(setup.dataset.test):,}; "
+        f"pool {len(train):,} images, test {len(setup.dataset.test):,}; "
         f"dataset {data / 2**20:,.0f} MiB on {setup.device}; "
         f"clustering {int(setup.budget.candidates):,} candidates would take {clustering / 2**20:,.0f} MiB\n"
         f"reckoned time {duration(total)} from a few timed steps, queries aside; nothing was run or written\n"
@@ -61,6 +63,12 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
             learned + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
         )
     return labeled, trained, steps, tuned, views
+
+
+def task_views(setup: Setup, unlabeled: int) -> int:
+    """How many views of unlabeled images pass the backbone in a joint step; those that a teacher sees aside."""
+    method = setup.task_ssl
+    return 0 if method is None else method.views_passed * batch_size(setup, unlabeled)
 
 
 def initial_module(setup: Setup) -> bool:

@@ -12,6 +12,7 @@ Choices = dict[str, str]  # the option chosen in each group
 METHOD_GROUPS = (
     "query",
     "ssl",
+    "task_ssl",
     "module",
     "ranking",
 )  # with trimming and warm start, what a method is made of
@@ -21,6 +22,8 @@ METHOD_KEYS = ("trim", "warm_start")
 def scientific(config: Config) -> Config:
     """The part of a resolved config that can change a result: without runtime, tracker and where files lie."""
     science = {key: value for key, value in config.items() if key not in ("runtime", "tracker", "hydra")}
+    if science.get("task_ssl", {}).get("_target_") == "sslpl.learn.task.none":
+        del science["task_ssl"]  # runs without keep the id that they had before there was a choice
     science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in ("root", "download")}
     return science
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
+from sslpl.learn.task import TaskSSL
 from sslpl.pool import Budget
 from sslpl.query.context import Needs
 from sslpl.types import (
@@ -82,7 +83,8 @@ class Setup(NamedTuple):
     device: torch.device
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
-    captures: bool = False  # training steps are captured as CUDA graphs
+    task_ssl: TaskSSL | None = None  # how the backbone learns from unlabeled images
+    captures: bool = False  # training steps are captured as CUDA graphs, without a task method
 
     @property
     def true_labels(self) -> Tensor:

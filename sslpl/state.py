@@ -32,6 +32,7 @@ class Best(NamedTuple):
     accuracy: float
     backbone: Weights
     module: Weights | None
+    average: Weights | None = None  # of the backbone, with a task method
 
 
 @dataclass
@@ -53,6 +54,9 @@ class State:
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
     best: Best | None = None  # during a joint training that ends with its best networks
     ssl: Weights | None = None  # of an SSL method with a state, during a fine-tune
+    task: Weights | None = None  # of the unlabeled term of a joint training under way
+    average: Weights | None = None  # of the backbone over that training
+    raw: Weights | None = None  # of the backbone, to train on from, while it has averaged ones
     teacher: Weights | None = None  # averaged backbone, from the training to the fine-tune, for a method that asks
     picked: Picked | None = None  # queried, not labeled yet
     earlier: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
@@ -66,7 +70,7 @@ class State:
     def enter(self, phase: str) -> None:
         """Moves on to another phase, which starts with nothing done."""
         self.phase, self.epoch, self.step = phase, 0, 0
-        self.tally = self.optimizer = self.optimizer_state = self.ssl = None
+        self.tally = self.optimizer = self.optimizer_state = self.ssl = self.task = None
 
     @property
     def learned(self) -> Tensor:
@@ -95,6 +99,9 @@ class State:
             "best": tuple(self.best) if self.best is not None else None,
             "ssl": self.ssl,
             "teacher": self.teacher,
+            "task": self.task,
+            "average": self.average,
+            "raw": self.raw,
             "picked": tuple(self.picked) if self.picked is not None else None,
             "earlier": self.earlier,
             "snapshots": self.snapshots,
@@ -116,6 +123,7 @@ class State:
         self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
         self.best = Best(*saved["best"]) if saved["best"] is not None else None
         self.ssl, self.teacher = saved["ssl"], saved["teacher"]
+        self.task, self.average, self.raw = saved.get("task"), saved.get("average"), saved.get("raw")
         self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
         self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]

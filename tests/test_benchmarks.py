@@ -39,3 +39,17 @@ def test_growth_is_the_slope_of_logarithms(monkeypatch: pytest.MonkeyPatch) -> N
     points = [{"unlabeled": n, "seconds": n**1.5, "peak_mib": 1e-6 * n} for n in (100, 200, 400)]
     assert growth(points) == {"seconds_exponent": pytest.approx(1.5), "peak_mib_exponent": None}
     assert growth(points[-1:])["seconds_exponent"] is None
+
+
+def test_a_step_with_a_task_method_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import task_ssl
+
+    file = tmp_path / "row.json"
+    monkeypatch.setattr(
+        "sys.argv", ["task_ssl.py", "--batch", "1", "--pool", "30", "--repeats", "1", "--json", str(file)]
+    )
+    assert task_ssl.main() == 0
+    row = json.loads(file.read_text())
+    assert row["images_per_step"] == 15
+    assert row["share"] == row["baseline_seconds"] / row["ours_seconds"] > 0

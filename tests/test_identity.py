@@ -47,6 +47,7 @@ SCIENCE = [
     "training.precision=float32", "training.decay_at=[0.5]", "training.detach_after=0.5", "training.batch_size=64",
     "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
+    "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip

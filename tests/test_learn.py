@@ -8,9 +8,9 @@ from sslpl.data.batches import epoch_batches, grouped, split, unlabeled_batch_si
 from sslpl.learn import ranking
 from sslpl.learn.evaluation import calibration_error
 from sslpl.learn.finetune import pseudo_label_quality
-from sslpl.learn.joint import frozen_statistics
 from sslpl.learn.measured import used_rows
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
+from sslpl.learn.unlabeled import frozen_statistics
 from sslpl.models.backbones import ConvNorm, Frozen, resnet18, small_cnn
 from sslpl.models.convolution import Conv2d
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means

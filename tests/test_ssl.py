@@ -19,8 +19,9 @@ from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.learn import measured, ranking
 from sslpl.learn.adaptive import FlexMatch, FreeMatch, SoftMatch
+from sslpl.learn.average import averaged
 from sslpl.learn.finetune import finetune
-from sslpl.learn.joint import averaged, train
+from sslpl.learn.joint import train
 from sslpl.learn.ssl import Consistency, LabelGuessing, MeanTeacher, diverged, pseudo_label_soft, uda
 from sslpl.models.backbones import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule

@@ -5,18 +5,27 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sslpl.data.batches import epoch_batches, weak_views
 from sslpl.data.images import to_device
+from sslpl.learn.average import adopt_average, averaged, follow
 from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.learn.evaluation import accuracy, predict
+from sslpl.learn.unlabeled import (
+    Task,
+    UnlabeledBatch,
+    frozen_statistics,
+    task_of,
+    unlabeled_batches,
+    unlabeled_metrics,
+    unlabeled_sums,
+)
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
-from sslpl.state import Best, State, Weights, weights_of
+from sslpl.state import Best, State, weights_of
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
@@ -25,8 +34,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     index = trained_index(state)
     labels = state.labels().to(device)
     optimizer = joint_optimizer(setup, state)
+    task = task_of(setup, state)
     step: JointStep = partial(joint_step, setup, state, optimizer)
-    if setup.captures:
+    if setup.captures and task is None:
         step = CapturedSteps(step)
     snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
     for epoch in range(state.epoch, training.epochs):
@@ -35,23 +45,30 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
-        tally = torch.zeros(4, device=device) if state.tally is None else state.tally.to(device)
+        tally = torch.zeros(4 if task is None else 8, device=device) if state.tally is None else state.tally.to(device)
         truths = torch.split(labels[to_device(torch.cat(batches), device)], [len(batch) for batch in batches])
         views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
-        for view, truth in zip(views, truths[state.step :], strict=True):
-            tally += step(view, truth, training.detached(epoch))
+        beside = unlabeled_batches(setup, state, task, epoch, len(batches))
+        for view, truth, batch in zip(views, truths[state.step :], beside, strict=True):
+            if task is None:
+                tally += step(view, truth, training.detached(epoch))
+            else:
+                tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch), task, batch)
             state.tally, state.step = tally, state.step + 1
+            steps, images = epoch * len(batches) + state.step, len(truth) + (len(batch.places) if batch else 0)
             if setup.teacher_decay is not None:
-                steps = epoch * len(batches) + state.step
                 state.teacher = averaged(state.teacher, state.backbone, setup.teacher_decay, steps)
+            if task is not None:
+                follow(task.average, state.backbone, task.method.average, steps)
             if state.step < len(batches):
-                yield Step(len(truth))
+                yield Step(images)
         if epoch in snapshots:
             state.snapshots.append(weights_of(state.backbone))
-        metrics = epoch_metrics(tally, epoch) | validated(setup, state)
+        metrics = epoch_metrics(tally, epoch) | validated(setup, state, task)
         state.tally, state.epoch, state.step = None, epoch + 1, 0
-        yield Step(len(batches[-1]), metrics)
+        yield Step(images, metrics)
     restore_best(state)
+    adopt_average(state)
 
 
 def trained_index(state: State) -> Tensor:
@@ -59,15 +76,19 @@ def trained_index(state: State) -> Tensor:
     return without(state.learned, state.excluded)
 
 
-def validated(setup: Setup, state: State) -> dict[str, float]:
-    """Accuracy on the held-out labels; copies the best networks so far, of equal ones the later, if asked to."""
+def validated(setup: Setup, state: State, task: Task | None = None) -> dict[str, float]:
+    """Accuracy on the held-out labels, of averaged weights if there are any.
+
+    Copies the best networks so far, of equal ones the later, if asked to.
+    """
     if len(state.held_out) == 0:
         return {}
-    said = predict(setup, state.backbone, None, setup.dataset.train, state.held_out)
+    said = predict(setup, state.backbone if task is None else task.average, None, setup.dataset.train, state.held_out)
     now = accuracy(said.logits.cpu(), state.labels()[state.held_out])
     if setup.training.checkpoint == "best" and (state.best is None or now >= state.best.accuracy):
         module = None if state.module is None else weights_of(state.module)
-        state.best = Best(now, weights_of(state.backbone), module)
+        average = None if task is None else weights_of(task.average)
+        state.best = Best(now, weights_of(state.backbone), module, average)
     state.row["validation_accuracy"] = now if state.best is None else state.best.accuracy
     return {"train/validation_accuracy": now}
 
@@ -78,6 +99,7 @@ def restore_best(state: State) -> None:
         state.backbone.load_state_dict(state.best.backbone)
         if state.module is not None and state.best.module is not None:
             state.module.load_state_dict(state.best.module)
+        state.average = state.best.average
         state.best = None
 
 
@@ -120,62 +142,45 @@ def joint_step(
     views: Tensor,
     labels: Tensor,
     detached: bool,
+    task: Task | None = None,
+    batch: UnlabeledBatch | None = None,
 ) -> Tensor:
-    """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device."""
+    """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device.
+
+    With a task those of its unlabeled batch follow, see `unlabeled_sums`.
+    """
     state.backbone.train()
+    size, unlabeled = len(views), None
     # Compiled networks are compiled for whole batches: another size is not worth another compilation.
-    network = state.backbone if len(views) == setup.training.batch_size else state.backbone.forward
+    network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     optimizer.zero_grad(set_to_none=True)
-    with setup.autocast(), frozen_statistics(state.backbone, len(views) == 1):
-        logits, maps, _ = network(views)
+    inputs = views if task is None or batch is None else torch.cat([views, *task.views(batch)])
+    with setup.autocast(), frozen_statistics(state.backbone, len(inputs) == 1):
+        logits, maps, _ = network(inputs)
+        if task is not None and batch is not None:
+            unlabeled = task.loss(batch, logits)
+            logits, maps = logits[:size], tuple(stage[:size] for stage in maps)
         losses = cross_entropy(logits.float(), labels, reduction="none")
         ranking = losses.new_zeros(())
         if state.module is not None:
             predicted = state.module([stage.detach() for stage in maps] if detached else maps)
             ranking = setup.ranking(predicted, losses)
     loss = losses.mean() + setup.training.ranking_weight * ranking
+    if task is not None and batch is not None and unlabeled is not None:
+        loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
-    size = len(views)
-    sums = (losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, size))
+    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, size)]
+    if task is not None:
+        sums += unlabeled_sums(batch, unlabeled, ranking)
     return torch.stack([value.float() for value in sums])
-
-
-def averaged(teacher: Weights | None, network: nn.Module, decay: float, steps: int) -> Weights:
-    """The averaged weights after `steps` steps: the true mean, then the exponential one (Tarvainen and Valpola 2017).
-
-    Statistics of batch norms are averaged alike (ours: the published teacher gathers its own).
-    """
-    if teacher is None or steps == 1:
-        return weights_of(network)
-    now = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
-    teacher |= {name: teacher[name].to(value.device) for name, value in now.items()}
-    keep = min(decay, 1 - 1 / steps)
-    average = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]
-    average([teacher[name] for name in now], list(now.values()), None)
-    return teacher
-
-
-class frozen_statistics:
-    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
-
-    def __init__(self, network: nn.Module, active: bool) -> None:
-        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)] if active else []
-
-    def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for norm in self.norms:
-            norm.train()
 
 
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
     """Means over an epoch, from the sums of its batches; FloatingPointError if a loss is not finite."""
-    loss, ranking, correct, images = tally.tolist()
-    if not math.isfinite(loss + ranking):
+    loss, ranking, correct, images, *unlabeled = tally.tolist()
+    if not math.isfinite(loss + ranking + sum(unlabeled)):
         raise FloatingPointError(
             f"the training loss is not finite in epoch {epoch}: lower training.rate or training.module_rate"
         )
@@ -184,4 +189,5 @@ def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
         "train/ranking_loss": ranking / images,
         "train/accuracy": correct / images,
         "train/epoch": float(epoch),
+        **(unlabeled_metrics(*unlabeled) if unlabeled else {}),
     }

@@ -14,6 +14,7 @@ from sslpl.data.augment import StrongDraws, WeakDraws, rows
 from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
 from sslpl.data.images import to_device
 from sslpl.learn.ssl import confident
+from sslpl.learn.task import begun
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.seeds import rng
@@ -74,10 +75,9 @@ class Labeler(NamedTuple):
 
 def labeler(setup: Setup, state: State, frozen: Frozen) -> Labeler:
     """The SSL method of a cycle's fine-tune: one with a state starts anew, or goes on where a checkpoint stands."""
-    method = setup.ssl
-    if isinstance(method, partial) and isinstance(method.func, type):
-        method = method(num_classes=len(setup.dataset.class_names), num_images=len(state.pool.unlabeled))
-        assert isinstance(method, nn.Module)
+    method: Any = setup.ssl
+    method = begun(method, len(setup.dataset.class_names), len(state.pool.unlabeled))
+    if isinstance(method, nn.Module):
         method.to(setup.device).load_state_dict(state.ssl or method.state_dict())
     if state.teacher is not None:
         network = copy.deepcopy(state.backbone)

@@ -1,0 +1,86 @@
+"""A joint step with FixMatch against its forward and backward pass alone: python benchmarks/task_ssl.py [--batch N].
+
+A step draws, fetches and augments its images, pseudo-labels, passes labeled, weak and strong views through ResNet-18
+forward and backward, updates the weights and averages them. The share says how much of the speed is left that the two
+passes alone, on the same number of images, would have; both are timed in one process, in turn.
+"""
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the checkout that it lies in
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.measure import Case, Row, measured
+from benchmarks.parts import setup_of, synthetic
+from sslpl.cycle import initial_state
+from sslpl.learn.joint import train
+from sslpl.learn.ssl import pseudo_label_hard
+from sslpl.learn.task import TaskSSL
+from sslpl.pool import Budget
+from sslpl.runtime import Runtime
+from sslpl.setup import Setup, Training
+
+STEPS = 4  # of an epoch: what is drawn for an epoch at once is measured with it
+
+
+def world(device: torch.device, batch: int, pool: int) -> Setup:
+    """ResNet-18 without a module, FixMatch as published, synthetic images."""
+    method = TaskSSL(partial(pseudo_label_hard, threshold=0.95))
+    training = Training(epochs=10**6, batch_size=batch, rate=0.03, trim=False)
+    dataset = synthetic(STEPS * batch + pool, 8, 10)
+    setup = setup_of(dataset, device, training, Budget(STEPS * batch, 1, 1, 1.0))
+    return setup._replace(task_ssl=method, build=lambda cycle: (setup.build(cycle)[0], None))
+
+
+def task_step(device: torch.device, batch: int, pool: int, repeats: int) -> Row:
+    """Seconds of a step, of its two passes alone, and the share of their speed."""
+    setup = world(device, batch, pool)
+    steps, network = train(setup, initial_state(setup)), setup.build(0)[0].train()
+    count = batch * (1 + 2 * 7)
+    images = next(iter(setup.dataset.train.batches([torch.arange(count)])))
+    views, labels = setup.augmentation.plain(images), setup.dataset.train_labels[:count].to(device)
+
+    def passes() -> None:
+        network.zero_grad(set_to_none=True)
+        with setup.autocast():
+            logits = network(views).logits
+        cross_entropy(logits.float(), labels).backward()
+
+    row = measured("task_step", Case(lambda: next(steps), passes, (STEPS, STEPS), repeats), device)
+    return row | {"share": row["ratio"], "images_per_step": count}
+
+
+def main() -> int:
+    """Prints the share; with --json writes the row too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="labeled images of a step (default: %(default)s)")
+    parser.add_argument("--pool", type=int, default=10_000, help="unlabeled images (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed repetitions (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="writes the row")
+    arguments = parser.parse_args()
+    device = Runtime(device=arguments.device).prepare()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    row = task_step(device, arguments.batch, arguments.pool, arguments.repeats)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(row, indent=1) + "\n")
+    print(
+        f"{row['images_per_step']} images a step: {row['ours_seconds']:.3g} s, forward and backward alone "
+        f"{row['baseline_seconds']:.3g} s: {row['share']:.0%} of their speed"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The unlabeled term of the joint training: which images a step sees beside the labeled ones, averaged weights."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sslpl.data.augment import rows
+from sslpl.data.batches import fetched, grouped
+from sslpl.data.images import to_device
+from sslpl.learn.task import TaskCriterion, TaskLoss, TaskSSL
+from sslpl.seeds import rng, shuffled
+from sslpl.setup import Setup
+from sslpl.state import State
+
+
+class UnlabeledBatch(NamedTuple):
+    """What a step sees of its unlabeled images, and how much they count."""
+
+    weight: float  # of the term
+    weak: Tensor  # [B, C, H, W], pseudo-labeled
+    learned: Tensor  # [B, C, H, W], learned from; the same views where they are not others
+    places: Tensor  # [B], among the unlabeled images
+    truth: Tensor  # [B], for analysis alone
+
+
+class Task(NamedTuple):
+    """What a method keeps from step to step of a training."""
+
+    method: TaskSSL
+    criterion: TaskCriterion
+    average: nn.Module  # the backbone with averaged weights
+    order: Callable[[int], Tensor]  # of the unlabeled images in each pass over them
+
+    def views(self, batch: UnlabeledBatch) -> list[Tensor]:
+        """What passes the backbone behind the labeled views, in one forward pass with them (published code)."""
+        return [batch.weak, batch.learned][-self.method.views_passed :]
+
+    def loss(self, batch: UnlabeledBatch, logits: Tensor) -> TaskLoss:
+        """The unlabeled term, from the logits of all that passed the backbone."""
+        size = len(batch.places)
+        if not self.method.teacher:
+            said = logits[-self.method.views_passed * size :][:size]
+        else:
+            with torch.no_grad(), frozen_statistics(self.average, size == 1):
+                said = self.average(batch.weak).logits
+        loss: TaskLoss = self.criterion(said, logits[-size:], batch.places)
+        return loss
+
+
+def task_of(setup: Setup, state: State) -> Task | None:
+    """What the method asks for in this cycle, new or as a checkpoint holds it; None without a method.
+
+    The state holds the same tensors from here on: what a step changes in them is saved with it.
+    """
+    method = setup.task_ssl
+    if method is None:
+        return None
+    classes, learned = len(setup.dataset.class_names), state.labels()[state.learned]
+    frequency = learned.bincount(minlength=classes) / len(learned)
+    criterion = TaskCriterion(method, frequency, len(state.pool.unlabeled)).to(setup.device)
+    average = copy.deepcopy(state.backbone).eval().requires_grad_(False)
+    if state.average is not None and state.task is not None:
+        average.load_state_dict(state.average)
+        criterion.load_state_dict(state.task)
+    if method.teacher:
+        normalize_by_batch(average)
+    state.average, state.task = average.state_dict(), criterion.state_dict()
+
+    @lru_cache(maxsize=1)
+    def order(turn: int) -> Tensor:
+        return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, turn))
+
+    return Task(method, criterion, average, order)
+
+
+def normalize_by_batch(network: nn.Module) -> None:
+    """Has batch norms use the statistics of what they see and leave the running ones alone; dropout stays off.
+
+    So does a teacher (Tarvainen and Valpola 2017; the published codes).
+    """
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train()
+            norm.momentum = 0.0
+
+
+class frozen_statistics:
+    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
+
+    def __init__(self, network: nn.Module, active: bool) -> None:
+        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training] if active else []
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for norm in self.norms:
+            norm.train()
+
+
+def batch_size(setup: Setup, unlabeled: int) -> int:
+    """How many unlabeled images a step sees: as many as there are if these are too few."""
+    return 0 if setup.task_ssl is None else min(setup.task_ssl.ratio * setup.training.batch_size, unlabeled)
+
+
+def unlabeled_order(setup: Setup, task: Task, unlabeled: int, epoch: int, steps: int) -> list[Tensor]:
+    """The unlabeled images of each step of an epoch of so many steps.
+
+    Passes over all of them follow one another across the epochs; what fills no batch waits for the next pass.
+    """
+    size = batch_size(setup, unlabeled)
+    if size == 0:
+        return []
+    moments = (divmod(step, unlabeled // size) for step in range(epoch * steps, (epoch + 1) * steps))
+    return [task.order(turn)[k * size : (k + 1) * size] for turn, k in moments]
+
+
+def unlabeled_batches(
+    setup: Setup, state: State, task: Task | None, epoch: int, steps: int
+) -> Iterator[UnlabeledBatch | None]:
+    """What the steps of an epoch see of unlabeled images, from the state's step on; None without any left."""
+    images, augmentation, unlabeled = setup.dataset.train, setup.augmentation, state.pool.unlabeled
+    order = unlabeled_order(setup, task, len(unlabeled), epoch, steps) if task is not None else []
+    if task is None or not order:
+        yield from [None] * (steps - state.step)
+        return
+    first, size, total = state.step, len(order[0]), setup.training.epochs * steps
+
+    def stream(purpose: str) -> torch.Generator:
+        return rng(setup.seed, purpose, state.cycle, epoch)
+
+    asked = augmentation.draw_weak(steps * size, stream("task_weak"))
+    other = augmentation.draw_weak(steps * size, stream("task_weak_1"))
+    strong = augmentation.draw_strong(steps * size, stream("task_strong"))
+    groups = grouped(order[first:], setup.device, images.shape)
+    start, step = first * size, epoch * steps + first
+    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+        span, index = slice(start, start + len(fetch)), torch.cat(group)
+        weak = augmentation.weak(fetch, rows(asked, span))
+        learned = weak
+        if task.method.view == "weak":
+            learned = augmentation.weak(fetch, rows(other, span))
+        elif task.method.view == "strong":
+            learned = augmentation.strong(fetch, rows(strong, span))
+        places = to_device(torch.searchsorted(unlabeled, index), setup.device)
+        truth = to_device(setup.true_labels[index], setup.device)
+        for parts in zip(*(torch.split(whole, size) for whole in (weak, learned, places, truth)), strict=True):
+            yield UnlabeledBatch(task.method.weight_at(step, total), *parts)
+            step += 1
+        start += len(fetch)
+
+
+def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:
+    """Of a batch: the sum of its losses, of the pseudo-labels' weights, of the right ones' weights, its size."""
+    if batch is None or loss is None:
+        return [torch.zeros_like(like)] * 4
+    size, right = len(batch.truth), loss.target.argmax(dim=1) == batch.truth
+    kept = (loss.weight.sum(), (loss.weight * right).sum())
+    return [loss.pseudo.detach() * size, *kept, torch.full_like(like, size)]
+
+
+def unlabeled_metrics(loss: float, kept: float, right: float, images: float) -> dict[str, float]:
+    """Means over an epoch, from the sums of its batches; what was not seen is left out."""
+    if images == 0:
+        return {}
+    rate = {"train/unlabeled_loss": loss / images, "train/pseudo_label_rate": kept / images}
+    return rate | ({"train/pseudo_label_accuracy": right / kept} if kept else {})
