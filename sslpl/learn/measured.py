@@ -189,6 +189,9 @@ def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
 
 
 def label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
-    """Of each pseudo-label: its weight, its weight if it is right, 1, [B, 3]; the truth is for analysis alone."""
-    right = target.argmax(dim=1) == truth
+    """Of each pseudo-label: its weight, its weight if it is right, 1, [B, 3]; the truth is for analysis alone.
+
+    Where it is not known (-1) the second is NaN, and so is every sum that it enters.
+    """
+    right = (target.argmax(dim=1) == truth).to(weight.dtype).masked_fill(truth < 0, torch.nan)
     return torch.stack([weight, weight * right, torch.ones_like(weight)], dim=1)

@@ -97,6 +97,14 @@ def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.
     return Staged(nn.Identity(), stages, channels, num_classes, dropout)
 
 
+def grown(backbone: nn.Module, fresh: nn.Module) -> nn.Module:
+    """`fresh`, a network of the same kind for more classes, with all the weights that `backbone` has (ours)."""
+    old = backbone.state_dict()
+    for name, value in fresh.state_dict().items():
+        value[tuple(slice(size) for size in old[name].shape)] = old[name]
+    return fresh
+
+
 class Frozen:
     """A snapshot of a backbone for forward passes alone: eval mode, batch norms folded into their convolutions.
 
