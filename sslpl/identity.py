@@ -19,7 +19,7 @@ METHOD_KEYS = ("trim", "warm_start")
 
 
 def scientific(config: Config) -> Config:
-    """The part of a resolved config that can change a result: without runtime, tracker, where files lie, how answers are read."""
+    """The part of a resolved config that can change a result: without runtime, tracker, where files lie, strictness."""
     science = {key: value for key, value in config.items() if key not in ("runtime", "tracker", "hydra")}
     science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in ("root", "download")}
     # How strictly a file of labels is read does not change what it says.

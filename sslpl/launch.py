@@ -20,7 +20,7 @@ from sslpl.recording import Interrupted, Recorder, read_status, write_status
 from sslpl.runtime import Runtime, provenance
 from sslpl.setup import Setup
 from sslpl.state import State
-from sslpl.types import RunInfo, Tracker, UserError
+from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
 from sslpl.validate import checked
 from sslpl.views import aubc
 
@@ -34,10 +34,12 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a plan: finished, resumed (and finished), skipped, reckoned, or elsewhere (another process's)."""
+    """What became of a plan: finished, resumed (and finished), skipped, reckoned, waiting (for labels), or elsewhere
+    (another process's)."""
 
     state: str
     aubc: float | None = None
+    note: str = ""  # what a person is to do
 
 
 class RunFailed(Exception):
@@ -61,7 +63,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     if (outcome := finished_before(plan)) is not None:
         return outcome
     runtime: Runtime = instantiate(plan.config["runtime"])
-    setup = build_setup(plan.config, runtime)
+    setup = build_setup(plan.config, runtime, plan.folder)
     runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
@@ -70,7 +72,10 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
-        return finished_before(plan) or execute(plan, setup, runtime)
+        outcome = finished_before(plan) or execute(plan, setup, runtime)
+    if outcome.note:
+        print(outcome.note, flush=True)
+    return outcome
 
 
 def finished_before(plan: Plan) -> Outcome | None:
@@ -107,6 +112,8 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                     recorder.file(state)
                 run_active_learning(setup, state, recorder)
             area = close(run, state)
+        except (Waiting, LabelsRefused) as pause:
+            return paused(pause, recorder, tracker, state)
         except (Interrupted, KeyboardInterrupt):
             leave(run.folder, tracker, "interrupted", state)
             raise
@@ -124,17 +131,28 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it."""
-    state = initial_state(setup)
     saved, warning = checkpoint.load(folder / "checkpoint")
     lines = [warning] if warning is not None else []
     if saved is None:
-        return state, False, lines
+        return initial_state(setup), False, lines
     try:
+        state = initial_state(setup.knowing(tuple(saved["class_names"])))
         state.load(saved)
         cycle, phase, epoch, step = saved["position"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to begin anew") from error
     return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
+
+
+def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> Outcome:
+    """Leaves a run that waits for labels, those that were refused included, as it is saved."""
+    assert state is not None
+    assert state.picked is not None
+    recorder.pause(state)
+    leave(recorder.run.folder, tracker, "waiting", state, code=0, images=len(state.picked.index))
+    if isinstance(pause, LabelsRefused):
+        raise pause
+    return Outcome("waiting", note=str(pause))
 
 
 def close(run: RunInfo, state: State) -> float:
@@ -147,12 +165,14 @@ def close(run: RunInfo, state: State) -> float:
     return area
 
 
-def leave(folder: Path, tracker: Tracker, status: str, state: State | None, **details: str) -> None:
+def leave(
+    folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
+) -> None:
     """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
     with suppress(OSError):
         where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
         write_status(folder, status, **where, **details)
-    tracker.finish(1, {}, [])
+    tracker.finish(code, {}, [])
 
 
 def failure(error: Exception) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
-from sslpl.pool import Budget
 from sslpl.oracle.oracles import Simulated
+from sslpl.pool import Budget
 from sslpl.query.context import Needs
 from sslpl.types import (
     Count,
@@ -74,7 +74,7 @@ class Setup(NamedTuple):
     """One run's fixed parts."""
 
     dataset: Dataset
-    build: Callable[[int], tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
+    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
     augmentation: Augmentation
     ranking: RankingLoss
     ssl: SSLMethod | None

@@ -77,11 +77,11 @@ def dies_while_writing(file: str, call: int) -> None:
 
 def doom(name: str) -> None:
     """Arms one of the chosen moments in this process."""
-    from sslpl import checkpoint, cycle, launch, recording
+    from sslpl import checkpoint, labeling, launch, recording
     from sslpl.learn import finetune
 
     chosen: dict[str, Callable[[], None]] = {
-        "between query and label": lambda: dies_before(cycle, "reveal", 3),
+        "between query and label": lambda: dies_before(labeling, "reveal", 2),
         "while writing a checkpoint": lambda: dies_while_writing(checkpoint.NAME, 4),
         "while writing metrics.csv": lambda: dies_while_writing("metrics.csv", 2),
         "while writing status.json": lambda: dies_while_writing("status.json", 7),

@@ -19,7 +19,7 @@ Said = tuple[str, str, str]  # who, when, which class (empty: none)
 
 
 def tasks(paths: Sequence[str], files: Sequence[str], guesses: Sequence[tuple[str, float] | None]) -> str:
-    """Tasks to import: images below the document root of the local storage, with the model's guess and its probability."""
+    """Tasks to import: files below the document root of the local storage, the model's guesses with probabilities."""
     found = []
     for number, (path, file, guess) in enumerate(zip(paths, files, guesses, strict=True), start=1):
         data = {IMAGE: f"/data/local-files/?d={quote(file)}", "path": path}
@@ -93,7 +93,7 @@ def task_path(task: Mapping[str, Any]) -> str:
     if isinstance(path := data.get("path"), str):
         return path.strip()
     address = urlsplit(data[IMAGE])
-    return parse_qs(address.query).get("d", [address.path])[0]
+    return str(parse_qs(address.query).get("d", [address.path])[0])
 
 
 def annotations(task: Mapping[str, Any]) -> Iterator[Said]:

@@ -46,7 +46,7 @@ class LabelFiles:
         return dataset._replace(train_labels=torch.full_like(dataset.train_labels, -1), true_labels=None)
 
     def __call__(self, request: Request) -> Answer:
-        """The labels in the batch's folder: Waiting where there are none yet, LabelsRefused where they have mistakes."""
+        """The labels in the batch's folder: Waiting if there are none yet, LabelsRefused if they have mistakes."""
         folder = batch_folder(request)
         found = [path for path in (folder / LABELS, folder / EXPORT) if path.exists()]
         if not found:

@@ -1,4 +1,4 @@
-"""What people are given to label: a table, a contact sheet, tasks for Label Studio, pictures where there are no files."""
+"""What people are given to label: a table, a contact sheet, tasks for Label Studio, pictures if there are no files."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from sslpl.files import write_whole
@@ -57,7 +58,7 @@ def write_request(request: Request) -> Path:
 
 
 def move_aside(folder: Path, names: Sequence[str]) -> None:
-    """Renames the folder of another batch, as a run that began anew on other hardware finds it, with all that is in it."""
+    """Renames the folder of another batch, with all that is in it: a run that began anew may pick other images."""
     try:
         there = [task["data"]["path"] for task in json.loads((folder / TASKS).read_text("utf-8"))]
     except (OSError, ValueError, LookupError, TypeError):
@@ -97,7 +98,7 @@ def table(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> s
     return text if text.isascii() else "\ufeff" + text  # Excel reads other letters wrong without the mark
 
 
-def sheet(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> pictures.Image.Image:
+def sheet(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> Image:
     """The contact sheet: each image with its row in the table and what the model says."""
     said = ["" if guess is None else f" {guess[0]} {guess[1]:.0%}" for guess in guesses]
     captions = [f"{row}{guess or ' ' + names[row - 2]}" for row, guess in enumerate(said, start=2)]
