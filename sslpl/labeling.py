@@ -40,6 +40,7 @@ def reveal(setup: Setup, state: State, cycle: int) -> None:
     """Asks the oracle for the classes of the picked images and files what it tells; Waiting if that is nothing yet."""
     assert state.picked is not None
     index, score = state.picked
+    state.pool.label(index)  # before anybody is asked in vain: ValueError for a strategy's mistake
     answer = setup.oracle(request(setup, state, cycle))
     told = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):

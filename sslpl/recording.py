@@ -127,6 +127,7 @@ class Recorder:
         if state.received:
             names = image_names(self.setup.dataset, state.ledger.index)
             write_whole(folder / "labeling" / "ledger.csv", views.labels_csv(state, names))
+            write_whole(folder / "labeling" / "classes.csv", views.classes_csv(state.class_names))
         if not state.history:
             return
         write_whole(folder / "metrics.csv", views.metrics_csv(state.history))

@@ -53,6 +53,11 @@ def labels_csv(state: "State", paths: Sequence[str]) -> str:
     return _csv(("cycle", "path", "class", "label", "time", "source"), rows)
 
 
+def classes_csv(class_names: Sequence[str]) -> str:
+    """A row per class in the order of the head's outputs: new ones are the last."""
+    return _csv(("label", "class"), enumerate(class_names))
+
+
 def summary(history: "Sequence[Row]") -> dict[str, Any]:
     """Accuracy by cycle, area under the budget curve, seconds by phase."""
     validation = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
