@@ -138,7 +138,7 @@ def guarded(action: Callable[[], T]) -> T | Mistake:
     try:
         return action()
     except LabelsRefused as error:
-        first, *_ = [complain(line, BAD_INPUT) for line in error.problems]
+        first, *_ = [complain(line, BAD_INPUT) for line in error.args]
         return first
     except UserError as error:
         return complain(str(error), BAD_INPUT)

@@ -11,7 +11,7 @@ from sslpl.oracle.requests import strategy_name
 from sslpl.pool import removal_size, trimmed
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup, Step
-from sslpl.state import Ledger, Received, State
+from sslpl.state import Ledger, Received, State, weights_of
 from sslpl.types import Picked, Request
 
 
@@ -19,6 +19,8 @@ def start(setup: Setup, state: State) -> Iterator[Step]:
     """Has the first images labeled, where nobody has labeled any."""
     reveal(setup, state, cycle=0)
     exclude_some(setup, state)
+    if setup.needs.previous:  # the networks may have grown
+        state.earlier = weights_of(state.backbone)
     yield Step(len(state.pool.labeled))
 
 

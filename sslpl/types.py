@@ -29,17 +29,12 @@ class UserError(ValueError):
 class Waiting(Exception):
     """Labels are asked for that nobody has told yet; its one line says what to do."""
 
-    def __init__(self, line: str, images: int) -> None:
-        super().__init__(line)
-        self.images = images
-
 
 class LabelsRefused(UserError):
-    """Labels that cannot be taken as they are: one line for each thing to mend."""
+    """Labels that cannot be taken as they are: its arguments are lines, one for each thing to mend."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Features(NamedTuple):

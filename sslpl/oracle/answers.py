@@ -30,13 +30,13 @@ def table_rows(path: Path) -> list[Row]:
     try:
         text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        raise LabelsRefused([f"{path}: cannot be read ({error}): save it as CSV"]) from error
+        raise LabelsRefused(f"{path}: cannot be read ({error}): save it as CSV") from error
     tables = [lines(text, delimiter) for delimiter in ",;\t"]
     table = next((table for table in tables if table and {"path", "label"} <= set(header(table))), None)
     if table is None or any(header(table).count(name) > 1 for name in ("path", "label")):
         widest = max((header(table) for table in tables if table), key=len, default=[])
         said = ", ".join(widest)[:120] if "".join(widest).isprintable() and widest else "none"
-        raise LabelsRefused([f"{path}, row 1: must name the columns path and label, once each; has {said}"])
+        raise LabelsRefused(f"{path}, row 1: must name the columns path and label, once each; has {said}")
     at_path, at_label = header(table).index("path"), header(table).index("label")
     rows = []
     for number, cells in table[1:]:
@@ -98,7 +98,7 @@ def checked_labels(
     problems += misses(first, file, asked, partial)
     if problems:
         more = len(problems) - SHOWN
-        raise LabelsRefused(problems[:SHOWN] + ([f"{file}: {more:,} more like these"] if more > 0 else []))
+        raise LabelsRefused(*problems[:SHOWN], *([f"{file}: {more:,} more like these"] if more > 0 else []))
     label_of = {"": -1} | {name: label for label, name in enumerate(names)}
     return [label_of[first[path].label if path in first else ""] for path in asked], tuple(names)
 

@@ -59,9 +59,9 @@ def export_rows(path: Path) -> list[Row]:
     try:
         found = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise LabelsRefused([f"{path}: cannot be read as JSON ({error}): export it again"]) from error
+        raise LabelsRefused(f"{path}: cannot be read as JSON ({error}): export it again") from error
     if not isinstance(found, list) or not all(isinstance(task, dict) for task in found):
-        raise LabelsRefused([f"{path}: must be an export of Label Studio, JSON or JSON-MIN: a list of tasks"])
+        raise LabelsRefused(f"{path}: must be an export of Label Studio, JSON or JSON-MIN: a list of tasks")
     by_path: dict[str, tuple[str, list[Said]]] = {}
     problems = []
     for number, task in enumerate(found, start=1):
@@ -80,7 +80,7 @@ def export_rows(path: Path) -> list[Row]:
             problems.append(f"{path}, {place}: {name!r} has {len(labels)} labels by different people: {labels}")
         rows.append(Row(place, name, labels[0] if labels else ""))
     if problems:
-        raise LabelsRefused(problems[:SHOWN])
+        raise LabelsRefused(*problems[:SHOWN])
     return rows
 
 

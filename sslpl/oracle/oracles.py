@@ -55,11 +55,10 @@ class LabelFiles:
             raise Waiting(
                 f"waiting for the labels of {images:,} image{'s' * (images > 1)}: fill in the column label of "
                 f"{folder / TABLE}, save it as {LABELS} beside it (or a JSON export of Label Studio as {EXPORT}), "
-                "and run the same command again",
-                images,
+                "and run the same command again"
             )
         if len(found) > 1:
-            raise LabelsRefused([f"{folder}: must hold {LABELS} or {EXPORT}, has both: remove one of them"])
+            raise LabelsRefused(f"{folder}: must hold {LABELS} or {EXPORT}, has both: remove one of them")
         rows: list[Row] = table_rows(found[0]) if found[0].name == LABELS else export_rows(found[0])
         asked = image_names(request.dataset, request.picked.index)
         labels, names = checked_labels(rows, found[0], asked, request.class_names, self.partial, self.new_classes)
