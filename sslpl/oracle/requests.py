@@ -100,8 +100,8 @@ def table(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> s
 
 def sheet(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> Image:
     """The contact sheet: each image with its row in the table and what the model says."""
-    said = ["" if guess is None else f" {guess[0]} {guess[1]:.0%}" for guess in guesses]
-    captions = [f"{row}{guess or ' ' + names[row - 2]}" for row, guess in enumerate(said, start=2)]
+    said = [name if guess is None else f"{guess[0]} {guess[1]:.0%}" for name, guess in zip(names, guesses, strict=True)]
+    captions = [f"{row}: {caption}" for row, caption in enumerate(said, start=2)]
     return pictures.contact_sheet(images_at(request), captions)
 
 
