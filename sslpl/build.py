@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
@@ -16,17 +17,19 @@ from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded
 from sslpl.setup import Setup
-from sslpl.types import Dataset
+from sslpl.types import Dataset, Oracle
 
 Networks = tuple[nn.Module, nn.Module | None]
 
 
-def build_setup(config: Config, runtime: Runtime) -> Setup:
-    """The dataset on its device, the losses, the strategy, the budget in images."""
+def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setup:
+    """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
     device = runtime.prepare()
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
-    dataset = read_dataset(config["dataset"], config["seed"])
-    budget: Budget = instantiate(config["budget"]).of(len(dataset.train), len(dataset.class_names))
+    oracle: Oracle = instantiate(config["oracle"])
+    dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
+    known = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # if some images are labeled and some not
+    budget: Budget = instantiate(config["budget"]).of(len(dataset.train), len(dataset.class_names), known)
     dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
     augmentation = Augmentation(
         dataset.train.shape,
@@ -52,6 +55,8 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
         needs=needs(query),
         task_ssl=instantiate(config["task_ssl"]),
         captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
+        oracle=oracle,
+        folder=folder,
     )
 
 
@@ -65,11 +70,14 @@ def read_dataset(node: Config, seed: int) -> Dataset:
 def network_builder(
     config: Config, dataset: Dataset, device: torch.device, compiled: bool
 ) -> Callable[[int], Networks]:
-    """What builds fresh networks for a cycle: their initial weights depend on seed and cycle alone."""
-    backbone_of, module_of, seed = instantiate(config["backbone"]), instantiate(config["module"]), config["seed"]
-    classes, channels = len(dataset.class_names), dataset.train.shape[0]
+    """What builds fresh networks for a cycle, of the dataset's classes if no number is given.
 
-    def build(cycle: int) -> Networks:
+    Their initial weights depend on seed, cycle and classes alone.
+    """
+    backbone_of, module_of, seed = instantiate(config["backbone"]), instantiate(config["module"]), config["seed"]
+    known, channels = len(dataset.class_names), dataset.train.shape[0]
+
+    def build(cycle: int, classes: int = known) -> Networks:
         backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)

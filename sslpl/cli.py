@@ -23,7 +23,7 @@ from sslpl.launch import Outcome, Plan, RunFailed, failure, launch, planned
 from sslpl.progress import Terminal
 from sslpl.recording import Interrupted, read_status
 from sslpl.search import searching, swept
-from sslpl.types import UserError
+from sslpl.types import LabelsRefused, UserError
 from sslpl.validate import checked, nearest
 
 T = TypeVar("T")
@@ -47,7 +47,8 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    """`python run.py` and `sslpl`: exit code 0 when all runs are finished, 2 for bad input, 1 for a failed run."""
+    """`python run.py` and `sslpl`: exit code 0 when all runs are finished or wait for labels, 2 for bad input, 1 for a
+    failed run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach the one place below
     jobs: list[Job] = []
     later: dict[int, Plan] = {}  # runs of other processes, by their place among the jobs
@@ -104,7 +105,7 @@ def print_jobs(jobs: list[Job]) -> None:
     table = Table("run", "state", "aubc, or why not", box=None, pad_edge=False)
     for job, state in zip(jobs, states, strict=True):
         area = None if isinstance(job.end, Mistake) else job.end.aubc
-        said = job.end.line if isinstance(job.end, Mistake) else "" if area is None else f"{area:.2%}"
+        said = job.end.line if isinstance(job.end, Mistake) else job.end.note if area is None else f"{area:.2%}"
         table.add_row(Text(job.name, overflow="fold"), state, Text(said, overflow="fold"))
     console = Terminal()
     if not console.is_terminal:
@@ -140,6 +141,9 @@ def guarded(action: Callable[[], T]) -> T | Mistake:
     """What `action` returns, or what went wrong, told in one line on standard error; Stopped after a signal."""
     try:
         return action()
+    except LabelsRefused as error:
+        first, *_ = [complain(line, BAD_INPUT) for line in error.args]
+        return first
     except UserError as error:
         return complain(str(error), BAD_INPUT)
     except InstantiationException as error:  # Hydra's wrapping of what a constructor raised

@@ -9,14 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sslpl.learn.evaluation import loss_rank_correlation, predict, test_metrics, true_losses
+from sslpl.labeling import enroll, exclude_some, label, start
+from sslpl.learn.evaluation import loss_rank_correlation, predict, test_metrics
 from sslpl.learn.finetune import finetune
 from sslpl.learn.joint import train
-from sslpl.pool import LabelPool, initial_pool, removal_size, trimmed
+from sslpl.pool import LabelPool, initial_pool
 from sslpl.query.context import Context, Weights
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup, Step
-from sslpl.state import FINISHED, Ledger, State, weights_of
+from sslpl.state import FINISHED, Ledger, Row, State, weights_of
 from sslpl.types import Picked, Predictions
 
 
@@ -39,6 +40,7 @@ class Observer(Protocol):
 def run_active_learning(setup: Setup, state: State, observer: Observer) -> State:
     """Trains, fine-tunes, evaluates, queries and labels, cycle after cycle, from wherever `state` stands."""
     while state.phase != FINISHED:
+        setup = setup.knowing(state.class_names)
         observer.phase(setup, state)
         phase, since = state.phase, time.perf_counter()
         for step in PHASES[phase](setup, state):
@@ -48,34 +50,50 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
             observer.step(state, step)
             since = time.perf_counter()
         state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - since
-        proceed(setup, state)
+        proceed(setup.knowing(state.class_names), state)
         observer.border(state)
     return state
 
 
 def initial_state(setup: Setup) -> State:
-    """Fresh networks and the first labeled images; with trimming, some of these sit out the first training."""
-    size, initial = len(setup.dataset.train), int(setup.budget.initial)
-    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
-    classes = (setup.dataset.train_labels, frequency) if frequency is not None else None
-    pool = initial_pool(size, initial, rng(setup.seed, "initial"), classes)
-    nothing = torch.empty(0, dtype=torch.int64)
+    """Fresh networks and the first labeled images, or, where nobody has labeled any, those to ask for.
+
+    With trimming, some of the labeled ones sit out the first training.
+    """
+    size, nothing = len(setup.dataset.train), torch.empty(0, dtype=torch.int64)
     backbone, module = setup.build(0)
     ledger = Ledger(nothing, nothing, nothing, nothing.double())
-    state = State(LabelPool(size, nothing), ledger, nothing, backbone, module)
-    reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
-    if setup.training.trim:
-        removed = removal_size(len(state.learned))
-        state.excluded = shuffled(state.learned, size, rng(setup.seed, "removed"))[:removed]
+    state = State(LabelPool(size, nothing), ledger, nothing, backbone, module, class_names=setup.dataset.class_names)
     if setup.needs.previous:
         state.earlier = weights_of(backbone)
+    first = first_images(setup)
+    picked = Picked(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
+    labels = setup.dataset.train_labels[first]
+    if bool((labels < 0).any()):
+        state.picked, state.phase = picked, "start"
+    else:
+        enroll(setup, state, picked, labels, cycle=0)
+        exclude_some(setup, state)
     return state
+
+
+def first_images(setup: Setup) -> Tensor:
+    """Positions of the images to begin with: those that are labeled already if only some are, or random ones."""
+    size, labels = len(setup.dataset.train), setup.dataset.train_labels
+    known = (labels >= 0).nonzero().flatten()
+    if 0 < len(known) < size:
+        return shuffled(known, size, rng(setup.seed, "initial"))
+    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+    classes = (labels, frequency) if frequency is not None else None
+    return initial_pool(size, int(setup.budget.initial), rng(setup.seed, "initial"), classes).labeled
 
 
 def proceed(setup: Setup, state: State) -> None:
     """Moves `state` from a finished phase to the next one, at the end of a cycle to the next cycle."""
     last = state.cycle == setup.budget.cycles - 1
-    if state.phase == "train":
+    if state.phase == "start":
+        state.enter("train")
+    elif state.phase == "train":
         skip = state.module is None or setup.training.finetune_epochs == 0
         state.enter("evaluate" if skip or (last and not setup.training.finetune_last) else "finetune")
     elif state.phase == "finetune":
@@ -104,18 +122,22 @@ def begin_training(setup: Setup, state: State) -> None:
 
 def close_cycle(state: State) -> None:
     """Files the numbers of the finished cycle and starts the next one's with none."""
-    seconds = state.seconds
-    state.row.update(
-        train_seconds=seconds.get("train"),
-        finetune_seconds=seconds.get("finetune"),
-        evaluate_seconds=seconds.get("evaluate"),
-        query_seconds=seconds["query"] + seconds["label"] if "query" in seconds else None,
-        train_images_per_second=state.images / seconds["train"],
-        peak_memory_mib=peak_memory_mib(next(state.backbone.parameters()).device),
-    )
-    state.history.append(state.row)
+    state.history.append(cycle_row(state))
     state.row, state.seconds, state.images = {}, {}, 0
     state.cycle += 1
+
+
+def cycle_row(state: State) -> Row:
+    """The numbers of the cycle under way, as far as it is."""
+    seconds = state.seconds
+    return state.row | {
+        "train_seconds": seconds.get("train"),
+        "finetune_seconds": seconds.get("finetune"),
+        "evaluate_seconds": seconds.get("evaluate"),
+        "query_seconds": seconds["query"] + seconds.get("label", 0.0) if "query" in seconds else None,
+        "train_images_per_second": state.images / seconds["train"],
+        "peak_memory_mib": peak_memory_mib(next(state.backbone.parameters()).device),
+    }
 
 
 def evaluate(setup: Setup, state: State) -> Iterator[Step]:
@@ -171,38 +193,8 @@ def query_context(setup: Setup, state: State) -> Context:
     )
 
 
-def label(setup: Setup, state: State) -> Iterator[Step]:
-    """Has the picked images labeled and decides which images the next joint training leaves out."""
-    assert state.picked is not None
-    before, picked = state.learned, state.picked
-    reveal(setup, state, picked, cycle=state.cycle + 1)
-    next_is_last = state.cycle + 1 == setup.budget.cycles - 1
-    initial = int(setup.budget.initial) - setup.budget.held_out(int(setup.budget.initial))
-    state.excluded = torch.empty(0, dtype=torch.int64)
-    if setup.training.trim and not next_is_last and removal_size(initial) > 0:
-        both = predict(setup, state.backbone, state.module, setup.dataset.train, state.learned)
-        loss = true_losses(both, state.labels()[both.index])
-        old = len(before)
-        state.excluded = trimmed(before, loss[:old], both.index[old:], loss[old:], initial)
-    state.picked = None
-    yield Step(len(picked.index))
-
-
-def reveal(setup: Setup, state: State, picked: Picked, cycle: int) -> None:
-    """The simulated oracle: moves images into the labeled pool and writes them into the ledger; some are held out."""
-    state.pool = state.pool.label(picked.index)
-    validation = shuffled(picked.index, state.pool.size, rng(setup.seed, "validation", cycle))
-    state.held_out = torch.cat([state.held_out, validation[: setup.budget.held_out(len(picked.index))]])
-    new = (
-        torch.full_like(picked.index, cycle),
-        picked.index,
-        setup.dataset.train_labels[picked.index],
-        picked.score,
-    )
-    state.ledger = Ledger(*(torch.cat(column) for column in zip(state.ledger, new, strict=True)))
-
-
 PHASES: dict[str, Callable[[Setup, State], Iterator[Step]]] = {
+    "start": start,
     "train": train,
     "finetune": finetune,
     "evaluate": evaluate,

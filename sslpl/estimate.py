@@ -37,11 +37,21 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
         f"pool {len(train):,} images, test {len(setup.dataset.test):,}; "
         f"dataset {data / 2**20:,.0f} MiB on {setup.device}; "
         f"clustering {int(setup.budget.candidates):,} candidates would take {clustering / 2**20:,.0f} MiB\n"
+        f"{waits(setup)}"
         f"reckoned time {duration(total)} from a few timed steps, queries aside; nothing was run or written\n"
         f"folder {folder}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def waits(setup: Setup) -> str:
+    """What people will be asked for, as a line; empty if nobody will be."""
+    if not setup.asks:
+        return ""
+    state, budget = initial_state(setup), setup.budget
+    begin = "" if len(state.pool.labeled) else f"{int(budget.initial):,} images to begin with, "
+    return f"waits for people's labels: {begin}{budget.cycles - 1} times {int(budget.per_cycle):,} more\n"
 
 
 def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:

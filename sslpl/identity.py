@@ -20,11 +20,12 @@ METHOD_KEYS = ("trim", "warm_start")
 
 
 def scientific(config: Config) -> Config:
-    """The part of a resolved config that can change a result: without runtime, tracker and where files lie."""
+    """The part of a resolved config that can change a result: without runtime, tracker, where files lie, strictness."""
     science = {key: value for key, value in config.items() if key not in ("runtime", "tracker", "hydra")}
-    if science.get("task_ssl", {}).get("_target_") == "sslpl.learn.task.none":
-        del science["task_ssl"]  # runs without keep the id that they had before there was a choice
     science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in ("root", "download")}
+    # How strictly a file of labels is read does not change what it says.
+    oracle = science.get("oracle", {})
+    science["oracle"] = {key: value for key, value in oracle.items() if key not in ("partial", "new_classes")}
     return science
 
 

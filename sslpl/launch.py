@@ -23,7 +23,7 @@ from sslpl.runtime import Runtime, provenance
 from sslpl.search import in_sweep
 from sslpl.setup import Setup
 from sslpl.state import State
-from sslpl.types import Dataset, RunInfo, Tracker, UserError
+from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
 from sslpl.validate import checked
 from sslpl.views import aubc
 
@@ -38,10 +38,12 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a plan: finished, resumed (and finished), skipped, reckoned, or elsewhere (another process's)."""
+    """What became of a plan: finished, resumed (and finished), skipped, reckoned, waiting (for labels), or elsewhere
+    (another process's)."""
 
     state: str
     aubc: float | None = None
+    note: str = ""  # what a person is to do
 
 
 class RunFailed(Exception):
@@ -65,7 +67,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     if (outcome := finished_before(plan)) is not None:
         return outcome
     runtime: Runtime = instantiate(plan.config["runtime"])
-    setup = build_setup(plan.config, runtime)
+    setup = build_setup(plan.config, runtime, plan.folder)
     runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
@@ -74,7 +76,10 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
-        return finished_before(plan) or execute(plan, setup, runtime)
+        outcome = finished_before(plan) or execute(plan, setup, runtime)
+    if outcome.note:
+        print(outcome.note, flush=True)
+    return outcome
 
 
 def finished_before(plan: Plan) -> Outcome | None:
@@ -114,6 +119,8 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                     recorder.file(state)
                 run_active_learning(setup, state, recorder)
             area = close(run, setup, state)
+        except (Waiting, LabelsRefused) as pause:
+            return paused(pause, recorder, tracker, state)
         except (Interrupted, KeyboardInterrupt):
             leave(run.folder, tracker, "interrupted", state)
             raise
@@ -150,12 +157,12 @@ def retell(plan: Plan, area: float) -> None:
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it."""
-    state = initial_state(setup)
     saved, warning = checkpoint.load(folder / "checkpoint")
     lines = [warning] if warning is not None else []
     if saved is None:
-        return state, False, lines
+        return initial_state(setup), False, lines
     try:
+        state = initial_state(setup.knowing(tuple(saved["class_names"])))
         state.load(saved)
         cycle, phase, epoch, step = saved["position"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -163,30 +170,43 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
 
 
+def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> Outcome:
+    """Leaves a run that waits for labels, those that were refused included, as it is saved."""
+    assert state is not None
+    assert state.picked is not None
+    recorder.pause(state)
+    leave(recorder.run.folder, tracker, "waiting", state, code=0, images=len(state.picked.index))
+    if isinstance(pause, LabelsRefused):
+        raise pause
+    return Outcome("waiting", note=str(pause))
+
+
 def close(run: RunInfo, setup: Setup, state: State) -> float:
     """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
-    checkpoint.keep_weights(folder, state.to_dict(), signature(run.config, setup.dataset))
+    checkpoint.keep_weights(folder, state.to_dict(), signature(run.config, setup, state))
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
     checkpoint.discard(folder)
     lock.forget(run.folder)
     return area
 
 
-def signature(config: Mapping[str, Any], dataset: Dataset) -> checkpoint.Signature:
-    """What the networks of a dataset take and tell; images that were not made from files are taken whole."""
-    shape = dataset.train.shape
-    resize = int(config["dataset"].get("resize") or min(shape[1:]))
-    mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
-    return checkpoint.Signature(tuple(map(str, dataset.class_names)), shape, resize, mean, std)
+def signature(config: Mapping[str, Any], setup: Setup, state: State) -> checkpoint.Signature:
+    """What the networks of a run take and tell; images that were not made from files are taken whole."""
+    data = setup.dataset
+    shape, resize = data.train.shape, int(config["dataset"].get("resize") or min(data.train.shape[1:]))
+    mean, std = (tuple(map(float, values)) for values in (data.mean, data.std))
+    return checkpoint.Signature(tuple(map(str, state.class_names)), shape, resize, mean, std)
 
 
-def leave(folder: Path, tracker: Tracker, status: str, state: State | None, **details: str) -> None:
+def leave(
+    folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
+) -> None:
     """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
     with suppress(OSError):
         where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
         write_status(folder, status, **where, **details)
-    tracker.finish(1, {}, [])
+    tracker.finish(code, {}, [])
 
 
 def failure(error: Exception) -> str:

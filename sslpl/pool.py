@@ -51,8 +51,13 @@ class Budget:
     initial_pool: Literal["random", "balanced", "imbalanced"] = "random"
     initial_ratio: Ratio | None = None  # of an imbalanced one, the first class's share over the last one's
 
-    def of(self, pool_size: int, classes: int = 1) -> "Budget":
-        """The budget in images for a pool of `pool_size`; UserError if it does not fit pool, classes or itself."""
+    def of(self, pool_size: int, classes: int = 1, known: int = 0) -> "Budget":
+        """The budget in images for a pool of `pool_size`; UserError if it does not fit pool, classes or itself.
+
+        `known` images that are labeled already, if there are any, are the initial pool.
+        """
+        if known:
+            return replace(self, initial=known).of(pool_size, classes)
         counts = replace(
             self,
             initial=_images(self.initial, pool_size),

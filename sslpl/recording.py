@@ -13,9 +13,11 @@ from types import FrameType
 from typing import Any
 
 from sslpl import checkpoint, views
+from sslpl.cycle import cycle_row
 from sslpl.data.batches import split
 from sslpl.files import write_whole
 from sslpl.learn.joint import trained_index
+from sslpl.oracle.requests import image_names
 from sslpl.plots import learning_curve
 from sslpl.progress import Progress
 from sslpl.setup import Setup, Step, Training
@@ -42,15 +44,15 @@ class Recorder:
         self.save_every = 60 * minutes
         self.saved_at, self.cost = time.monotonic(), 0.0
         self.signal: int | None = None
-        self.cycle: int | None = None
+        self.shown: tuple[int, int] | None = None  # cycle and labels
 
     def phase(self, setup: Setup, state: State) -> None:
         """Shows that a phase begins or goes on."""
         owner = {"process": os.getpid(), "host": socket.gethostname()}
         write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase, **owner)
-        if state.cycle != self.cycle:
-            self.cycle = state.cycle
-            self.progress.cycle(state.cycle, len(state.pool.labeled))
+        if self.shown != (state.cycle, len(state.pool.labeled)):
+            self.shown = (state.cycle, len(state.pool.labeled))
+            self.progress.cycle(*self.shown)
         steps, epochs = steps_per_epoch(setup, state), epochs_of(setup, state)
         self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
         if state.phase in STEPPED:
@@ -69,14 +71,26 @@ class Recorder:
 
     def border(self, state: State) -> None:
         """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
-        cycle_ends = state.phase in ("train", FINISHED)
-        if cycle_ends or self.signal or self._unsaved() >= min(self.save_every, SPARING * self.cost):
+        cycle_ends = state.phase in ("train", FINISHED)  # or labels to begin with have come
+        asks = state.phase == "label" and self.setup.asks  # what people are asked is never asked otherwise
+        if cycle_ends or asks or self.signal or self._unsaved() >= min(self.save_every, SPARING * self.cost):
             self._save(state)
         if cycle_ends:
             self.file(state)
-            self.progress.cycle_done(state.history[-1])
+            if state.history:
+                self.progress.cycle_done(state.history[-1])
+            if state.received and state.received[-1].cycle == state.cycle:
+                count = int((state.ledger.cycle == state.cycle).sum())
+                self.progress.message(f"labels of {count:,} images received from {state.received[-1].source}")
         if self.signal and state.phase != FINISHED:
             raise Interrupted(self.signal)
+
+    def pause(self, state: State) -> None:
+        """Saves a run that waits for labels, and files what is known of the cycle under way."""
+        self._save(state)
+        self.file(state)
+        if state.phase == "label":
+            write_whole(self.run.folder / "metrics.csv", views.metrics_csv([*state.history, cycle_row(state)]))
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -109,8 +123,14 @@ class Recorder:
     def file(self, state: State) -> None:
         """Writes the tables of the finished cycles and streams their numbers; a tracker drops what it has already."""
         folder, training = self.run.folder, self.setup.training
-        write_whole(folder / "metrics.csv", views.metrics_csv(state.history))
         write_whole(folder / "queries.csv", views.queries_csv(state.ledger))
+        if state.received:
+            names = image_names(self.setup.dataset, state.ledger.index)
+            write_whole(folder / "labeling" / "ledger.csv", views.labels_csv(state, names))
+            write_whole(folder / "labeling" / "classes.csv", views.classes_csv(state.class_names))
+        if not state.history:
+            return
+        write_whole(folder / "metrics.csv", views.metrics_csv(state.history))
         write_json(folder / "summary.json", views.summary(state.history))
         dataset = folder.parent.parent.name
         learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
 from sslpl.learn.task import TaskSSL
+from sslpl.oracle.oracles import Simulated
 from sslpl.pool import Budget
 from sslpl.query.context import Needs
 from sslpl.types import (
     Count,
     CountOrZero,
     Dataset,
+    Oracle,
     Positive,
     PositiveOrZero,
     QueryStrategy,
@@ -72,7 +75,7 @@ class Setup(NamedTuple):
     """One run's fixed parts."""
 
     dataset: Dataset
-    build: Callable[[int], tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
+    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
     augmentation: Augmentation
     ranking: RankingLoss
     ssl: SSLMethod | None
@@ -85,12 +88,26 @@ class Setup(NamedTuple):
     needs: Needs = Needs()  # of the query strategy
     task_ssl: TaskSSL | None = None  # how the backbone learns from unlabeled images
     captures: bool = False  # training steps are captured as CUDA graphs, without a task method
+    oracle: Oracle = Simulated()
+    folder: Path = Path()  # of the run, where an oracle leaves what it asks
 
     @property
     def true_labels(self) -> Tensor:
         """Classes [N] of the pool's images, those that an oracle tells wrong too: for analysis alone."""
         data = self.dataset
         return data.train_labels if data.true_labels is None else data.true_labels
+
+    @property
+    def asks(self) -> bool:
+        """Whether people are asked: there are images whose class nobody has told yet."""
+        return bool((self.dataset.train_labels < 0).any())
+
+    def knowing(self, class_names: tuple[str, ...]) -> "Setup":
+        """The same with the classes that are known by now, if these have become more."""
+        if len(class_names) <= len(self.dataset.class_names):
+            return self
+        dataset = self.dataset._replace(class_names=class_names)
+        return self._replace(dataset=dataset, build=partial(self.build, classes=len(class_names)))
 
     @property
     def weak_views(self) -> int:

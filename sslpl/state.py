@@ -13,7 +13,7 @@ from sslpl.types import Picked, Predictions
 
 Row = dict[str, float | int | None]
 Weights = dict[str, Tensor]
-PHASES = ("train", "finetune", "evaluate", "query", "label")
+PHASES = ("start", "train", "finetune", "evaluate", "query", "label")
 FINISHED = "finished"
 
 
@@ -24,6 +24,14 @@ class Ledger(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # [L] int64, its position in the pool
     label: Tensor  # [L] int64
     score: Tensor  # [L] float64, NaN without one
+
+
+class Received(NamedTuple):
+    """A batch of labels that people told."""
+
+    cycle: int  # the first that trains on them
+    time: str  # in UTC
+    source: str
 
 
 class Best(NamedTuple):
@@ -66,6 +74,8 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the cycle under way
     images: int = 0  # that the joint training of the cycle under way has seen
     history: list[Row] = field(default_factory=list)  # finished cycles
+    class_names: tuple[str, ...] = ()  # known so far
+    received: list[Received] = field(default_factory=list)  # what people told
 
     def enter(self, phase: str) -> None:
         """Moves on to another phase, which starts with nothing done."""
@@ -76,6 +86,11 @@ class State:
     def learned(self) -> Tensor:
         """Positions of the labeled images that networks may learn from, in the order of their labeling."""
         return without(self.pool.labeled, self.held_out)
+
+    @property
+    def first_learned(self) -> int:
+        """How many of the initial labels networks learn from."""
+        return len(without(self.ledger.index[self.ledger.cycle == 0], self.held_out))
 
     def labels(self) -> Tensor:
         """Revealed classes by position in the pool, [pool] int64; -1 where hidden."""
@@ -109,6 +124,8 @@ class State:
             "seconds": self.seconds,
             "images": self.images,
             "history": self.history,
+            "class_names": list(self.class_names),
+            "received": [tuple(batch) for batch in self.received],
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -127,7 +144,8 @@ class State:
         self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
         self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
-        self.images = saved["images"]
+        self.images, self.class_names = saved["images"], tuple(saved["class_names"])
+        self.received = [Received(*batch) for batch in saved["received"]]
 
 
 def weights_of(network: nn.Module) -> Weights:

@@ -1,6 +1,6 @@
 """The words that the modules share: named tuples, protocols and the ranges of numbers, without logic."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -24,6 +24,17 @@ Amount = Annotated[
 
 class UserError(ValueError):
     """A mistake that its user can mend: its one line names the key, the value and what is allowed."""
+
+
+class Waiting(Exception):
+    """Labels are asked for that nobody has told yet; its one line says what to do."""
+
+
+class LabelsRefused(UserError):
+    """Labels that cannot be taken as they are: its arguments are lines, one for each thing to mend."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Features(NamedTuple):
@@ -155,6 +166,39 @@ class QueryStrategy(Protocol):
     """Chooses n distinct unlabeled images; every draw comes from the CPU generator `rng`."""
 
     def __call__(self, context: QueryContext, n: int, rng: Generator) -> Picked: ...
+
+
+class Request(NamedTuple):
+    """What an oracle is asked: the classes of n images."""
+
+    dataset: Dataset
+    folder: Path  # of the run
+    cycle: int  # the first that trains on them
+    picked: Picked
+    reason: str  # why these
+    class_names: tuple[str, ...]  # known so far
+    probabilities: Callable[[], Tensor] | None  # -> [n, classes], of the current backbone; None: nothing is trained yet
+
+
+class Answer(NamedTuple):
+    """What an oracle told of a request."""
+
+    label: Tensor  # [n] int64; -1 for an image that goes back to the pool; at least one is not
+    class_names: tuple[str, ...]  # those of the request, then new ones
+    source: str = ""  # where the labels were read, and
+    time: str = ""  # when, in UTC
+
+
+class Oracle(Protocol):
+    """Tells the classes of images."""
+
+    def admitted(self, dataset: Dataset) -> Dataset:
+        """The dataset as a run with this oracle sees it; UserError if the two do not fit."""
+        ...
+
+    def __call__(self, request: Request) -> Answer:
+        """The labels; Waiting if they are not there yet, LabelsRefused if they cannot be taken."""
+        ...
 
 
 class RunInfo(NamedTuple):

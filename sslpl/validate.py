@@ -108,8 +108,26 @@ def check_protocol(config: Config) -> None:
             raise UserError(f"{group}.{ratio}=null: must be a number of at least 1 with {group}.{kind}={chosen}")
         if chosen not in uneven and value is not None:
             raise UserError(f"{group}.{ratio}={value}: must be null unless {group}.{kind} is {' or '.join(uneven)}")
+    if (config.get("oracle") or {}).get("_target_") == "sslpl.oracle.oracles.LabelFiles":
+        check_people(config)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0, to choose by")
+
+
+def check_people(config: Config) -> None:
+    """What needs labels that nobody has told yet."""
+    dataset, budget = config["dataset"], config["budget"]
+    usual = (
+        ("dataset", dataset, "imbalance", "none"),
+        ("dataset", dataset, "label_noise", 0.0),
+        ("budget", budget, "initial_pool", "random"),
+    )
+    for group, node, key, value in usual:
+        if node.get(key, value) != value:
+            raise UserError(f"{group}.{key}={node[key]}: must be {value} with oracle=file, for it needs all labels")
+    for path, node in targets("query", config["query"]):
+        if node.get("oracle_baseline"):
+            raise UserError(f"{path}.oracle_baseline=true: must be false with oracle=file, for it needs all labels")
 
 
 def check_without_module(config: Config) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:  # the report reads tables without the seconds that torch takes to be imported
-    from sslpl.state import Ledger, Row
+    from sslpl.state import Ledger, Row, State
 
 COLUMNS = (
     "cycle",
@@ -40,6 +40,22 @@ def queries_csv(ledger: "Ledger") -> str:
     """A row per labeled image: the first cycle that trains on it, its position, its class, its score."""
     columns = (column.tolist() for column in ledger)
     return _csv(ledger._fields, zip(*columns, strict=True))
+
+
+def labels_csv(state: "State", paths: Sequence[str]) -> str:
+    """A row per labeled image of a run that asks people: which image, what was told, when (UTC), in which file."""
+    batches = {batch.cycle: (batch.time, batch.source) for batch in state.received}
+    cycles, labels = state.ledger.cycle.tolist(), state.ledger.label.tolist()
+    rows = (
+        (cycle, path, state.class_names[label], label, *batches.get(cycle, ("", "dataset")))
+        for cycle, path, label in zip(cycles, paths, labels, strict=True)
+    )
+    return _csv(("cycle", "path", "class", "label", "time", "source"), rows)
+
+
+def classes_csv(class_names: Sequence[str]) -> str:
+    """A row per class in the order of the head's outputs: new ones are the last."""
+    return _csv(("label", "class"), enumerate(class_names))
 
 
 def summary(history: "Sequence[Row]") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Kills real runs and sweeps and compares what they leave with undisturbed ones: python tests/chaos.py --kills 20.
 
 Each run is killed with signal 9 (at a random moment, or at a chosen one by its own hand), started again with the same
-command, and must end with the same metrics, ledger, status, files and weights. Then a sweep is killed three times and
-started again, and two processes share one.
+command, and must end with the same metrics, ledger, status, files and weights; so must a run that waits for labels. A
+sweep is killed three times and started again, and two processes share one.
 """
 
 import argparse
@@ -77,11 +77,11 @@ def dies_while_writing(file: str, call: int) -> None:
 
 def doom(name: str) -> None:
     """Arms one of the chosen moments in this process."""
-    from sslpl import checkpoint, cycle, launch, recording
+    from sslpl import checkpoint, labeling, launch, recording
     from sslpl.learn import finetune
 
     chosen: dict[str, Callable[[], None]] = {
-        "between query and label": lambda: dies_before(cycle, "reveal", 3),
+        "between query and label": lambda: dies_before(labeling, "reveal", 2),
         "while writing a checkpoint": lambda: dies_while_writing(checkpoint.NAME, 4),
         "while writing metrics.csv": lambda: dies_while_writing("metrics.csv", 2),
         "while writing status.json": lambda: dies_while_writing("status.json", 7),
@@ -242,6 +242,42 @@ def shared_sweep(scratch: Path) -> bool:
     return good
 
 
+def answer(batch: Path) -> None:
+    """Labels a batch of digits as they are."""
+    from sslpl.data.datasets import digits
+
+    with (batch / "to_label.csv").open() as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    truth = digits().train_labels
+    rows = [f"{path},{int(truth[int(path.removesuffix('.png'))])}" for path in paths]
+    (batch / "labels.csv").write_text("\n".join(["path,label", *rows]))
+
+
+def killed_campaign(scratch: Path, seed: int) -> bool:
+    """Whether a run that waits for labels four times, killed in each of its lives, ends like one that was told them."""
+    folder, generator, since = scratch / "campaign", random.Random(seed), time.monotonic()
+    told = live(scratch / "told", RUN)
+    took, hidden = (time.monotonic() - since) / 4, ("loss_rank_correlation", "pseudo_label_accuracy")
+    if told.code != 0:
+        sys.exit(f"chaos: the undisturbed run ended with {told.code}\n{told.log}")
+    for cycle in range(5):
+        live(folder, [*RUN, "oracle=file"], kill_after=generator.uniform(0.3, 1.0) * took)
+        life = live(folder, [*RUN, "oracle=file"])
+        if life.code != 0:
+            print(f"DIFFERENT  campaign: ended with {life.code}: {life.log[-2000:]}")
+            return False
+        for batch in folder.glob(f"outputs/**/labeling/cycle{cycle}"):
+            answer(batch)
+    ends = [result(part) for part in (scratch / "told", folder)]
+    for end in ends:
+        end["metrics.csv"] = [{k: v for k, v in row.items() if k not in hidden} for row in end["metrics.csv"]]  # type: ignore[attr-defined]
+    differing = [what for what in ("metrics.csv", "queries.csv", "weights") if ends[0][what] != ends[1][what]]
+    print(
+        f"{'identical' if not differing else 'DIFFERENT'}  campaign killed 5 times {', '.join(differing)}", flush=True
+    )
+    return not differing
+
+
 def main() -> None:
     """Exit code 0 if nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,6 +296,7 @@ def main() -> None:
     since = time.monotonic()
     with TemporaryDirectory(prefix="sslpl-chaos-") as name:
         checks = [lambda: kills(Path(name), arguments.kills, arguments.seed)]
+        checks += [lambda: killed_campaign(Path(name), arguments.seed)]
         checks += [] if arguments.no_sweeps else [lambda: killed_sweep(Path(name)), lambda: shared_sweep(Path(name))]
         good = [check() for check in checks]
     print(f"chaos: {'nothing was lost' if all(good) else 'SOMETHING WAS LOST'} ({time.monotonic() - since:.0f} s)")

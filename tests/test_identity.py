@@ -30,11 +30,16 @@ def composed(*overrides: str) -> tuple[dict, dict]:
     [
         "runtime.device=cpu", "runtime.compile=false", "runtime.num_threads=3", "runtime.deterministic=true",
         "runtime.checkpoint_minutes=1", "runtime.output_dir=elsewhere", "runtime.progress=none", "runtime.dry_run=true",
-        "tracker=none", "tracker.project=other", "tracker.mode=offline", "dataset.root=elsewhere",
+        "tracker=none", "tracker.project=other", "tracker.mode=offline", "dataset.root=elsewhere", "oracle=simulated",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_result_does_not_change_the_id(override: str) -> None:
     assert composed(override)[1] == composed()[1]
+
+
+def test_how_strictly_labels_are_read_does_not_change_the_id() -> None:
+    loose = ("oracle=file", "oracle.partial=true", "oracle.new_classes=true")
+    assert composed(*loose)[1] == composed("oracle=file")[1]
 
 
 SCIENCE = [
@@ -47,7 +52,7 @@ SCIENCE = [
     "training.precision=float32", "training.decay_at=[0.5]", "training.detach_after=0.5", "training.batch_size=64",
     "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
-    "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3",
+    "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3", "oracle=file",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sslpl import checkpoint
 from sslpl.cli import CONF
-from sslpl.cycle import begin_training, evaluate, initial_state, proceed, reveal
-from sslpl.identity import run_id
+from sslpl.cycle import begin_training, evaluate, initial_state, proceed
+from sslpl.labeling import enroll
 from sslpl.learn import joint
 from sslpl.learn.average import adopt_average, follow
 from sslpl.learn.evaluation import predict
@@ -191,7 +191,8 @@ def test_without_unlabeled_images_the_term_is_zero_and_training_is_the_usual_one
     plain = states[0]
     for setup, state in zip(setups, states, strict=True):
         rest = state.pool.unlabeled
-        reveal(setup, state, Picked(rest, torch.zeros(len(rest), dtype=torch.float64)), cycle=0)
+        picked = Picked(rest, torch.zeros(len(rest), dtype=torch.float64))
+        enroll(setup, state, picked, setup.dataset.train_labels[rest], cycle=0)
         state.excluded = rest
         metrics = trained(setup, state)
         assert not any("unlabeled" in key for values in metrics for key in values)
@@ -307,12 +308,6 @@ def test_it_combines_with_every_part_of_the_loop(sslpl: Command, label: str, ext
     assert done.code == 0, done.err
     assert set(run_folder().parent.name.split("+")) == set(label.split("+"))
     assert all(math.isfinite(float(row["test_accuracy"])) for row in timeless(run_folder()))
-
-
-def test_a_run_without_has_the_id_that_it_had_before_there_was_a_choice() -> None:
-    config = {"dataset": {"name": "digits"}, "seed": 0}
-    assert run_id(config | {"task_ssl": {"_target_": "sslpl.learn.task.none"}}) == run_id(config)
-    assert run_id(config | {"task_ssl": {"_target_": "sslpl.learn.task.TaskSSL"}}) != run_id(config)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,11 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:
-    """Spearman correlation of predicted and true loss; None where it is not defined. For analysis alone."""
-    if predictions.predicted_loss is None or len(predictions.index) < 2:
+    """Spearman correlation of predicted and true loss; None where it is not defined or a class (-1) is not known.
+
+    For analysis alone.
+    """
+    if predictions.predicted_loss is None or len(predictions.index) < 2 or bool((labels < 0).any()):
         return None
     correlation = float(
         spearmanr(predictions.predicted_loss.cpu().numpy(), true_losses(predictions, labels).numpy())[0]

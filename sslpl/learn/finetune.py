@@ -90,9 +90,9 @@ def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
 
 def pseudo_label_quality(tally: Tensor) -> dict[str, float | None]:
     """Mean weight of the unlabeled images' pseudo-labels (with a threshold the share that got one), and the share of
-    that weight which is right (None: none seen)."""
+    that weight which is right (None: none seen, or the truth of one is not known)."""
     kept, right, seen = tally[3:].tolist()
     return {
         "pseudo_label_rate": kept / seen if seen else None,
-        "pseudo_label_accuracy": right / kept if kept else None,
+        "pseudo_label_accuracy": right / kept if kept and not math.isnan(right) else None,
     }

@@ -180,7 +180,7 @@ def joint_step(
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
     """Means over an epoch, from the sums of its batches; FloatingPointError if a loss is not finite."""
     loss, ranking, correct, images, *unlabeled = tally.tolist()
-    if not math.isfinite(loss + ranking + sum(unlabeled)):
+    if not math.isfinite(loss + ranking + sum(unlabeled[:1])):
         raise FloatingPointError(
             f"the training loss is not finite in epoch {epoch}: lower training.rate or training.module_rate"
         )

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
 from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
 from sslpl.data.images import to_device
-from sslpl.learn.ssl import confident
+from sslpl.learn.ssl import confident, label_counts
 from sslpl.learn.task import begun
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -186,9 +186,3 @@ def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
     """
     starts = [0, *accumulate(sizes[:-1])]
     return [confident(part) + start for part, start in zip(torch.split(weight, sizes), starts, strict=True)]
-
-
-def label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
-    """Of each pseudo-label: its weight, its weight if it is right, 1, [B, 3]; the truth is for analysis alone."""
-    right = target.argmax(dim=1) == truth
-    return torch.stack([weight, weight * right, torch.ones_like(weight)], dim=1)

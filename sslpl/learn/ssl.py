@@ -6,6 +6,7 @@ Those here have no state; `adaptive.py` holds those whose thresholds or weights 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, mse_loss, one_hot
 
@@ -108,3 +109,12 @@ def confident(weight: Tensor) -> Tensor:
     """Rows that count, in order, the last dropped when their number is odd (SSLPM's code)."""
     rows = weight.nonzero().flatten()
     return rows[: len(rows) // 2 * 2]
+
+
+def label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
+    """Of each pseudo-label: its weight, its weight if it is right, 1, [B, 3]; the truth is for analysis alone.
+
+    Where it is not known (-1) the second is NaN, and so is every sum that it enters.
+    """
+    right = (target.argmax(dim=1) == truth).to(weight.dtype).masked_fill(truth < 0, torch.nan)
+    return torch.stack([weight, weight * right, torch.ones_like(weight)], dim=1)

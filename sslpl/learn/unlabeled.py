@@ -1,6 +1,7 @@
 """The unlabeled term of the joint training: which images a step sees beside the labeled ones, averaged weights."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sslpl.data.augment import rows
 from sslpl.data.batches import fetched, grouped
 from sslpl.data.images import to_device
+from sslpl.learn.ssl import label_counts
 from sslpl.learn.task import TaskCriterion, TaskLoss, TaskSSL
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup
@@ -156,17 +158,16 @@ def unlabeled_batches(
 
 
 def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:
-    """Of a batch: the sum of its losses, of the pseudo-labels' weights, of the right ones' weights, its size."""
+    """Of a batch: the sum of its losses, and those of `label_counts`."""
     if batch is None or loss is None:
         return [torch.zeros_like(like)] * 4
-    size, right = len(batch.truth), loss.target.argmax(dim=1) == batch.truth
-    kept = (loss.weight.sum(), (loss.weight * right).sum())
-    return [loss.pseudo.detach() * size, *kept, torch.full_like(like, size)]
+    counts = label_counts(loss.target, loss.weight, batch.truth).sum(dim=0)
+    return [loss.pseudo.detach() * len(batch.truth), *counts.unbind()]
 
 
 def unlabeled_metrics(loss: float, kept: float, right: float, images: float) -> dict[str, float]:
-    """Means over an epoch, from the sums of its batches; what was not seen is left out."""
+    """Means over an epoch, from the sums of its batches; what was not seen, or is not known, is left out."""
     if images == 0:
         return {}
     rate = {"train/unlabeled_loss": loss / images, "train/pseudo_label_rate": kept / images}
-    return rate | ({"train/pseudo_label_accuracy": right / kept} if kept else {})
+    return rate | ({"train/pseudo_label_accuracy": right / kept} if kept and not math.isnan(right) else {})

@@ -1,7 +1,7 @@
 """Backbones: networks that return logits, the output of every stage, and the embedding."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,13 @@ def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.
         for cin, cout, stride in zip(cins, channels, strides, strict=True)
     ]
     return Staged(nn.Identity(), stages, channels, num_classes, dropout)
+
+
+def grown(old: Mapping[str, Tensor], fresh: nn.Module) -> nn.Module:
+    """`fresh`, a network for more classes, with all the weights that one of the same kind for fewer had (ours)."""
+    for name, value in fresh.state_dict().items():
+        value[tuple(slice(size) for size in old[name].shape)] = old[name]
+    return fresh
 
 
 class Frozen:

@@ -172,6 +172,8 @@ def note(status: Mapping[str, Any], cycles: int, planned: int) -> str:
     if status.get("state") == FINISHED:
         return ""
     where = f"{cycles} of {planned} cycles"
+    if status.get("images"):
+        return f"{where}: waits for the labels of {status['images']} images"
     return f"{where}: {status['error']}" if status.get("error") else where
 
 

@@ -1,0 +1,119 @@
+"""What people are given to label: a table, a contact sheet, tasks for Label Studio, pictures if there are no files."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from sslpl.files import write_whole
+from sslpl.oracle import label_studio, pictures
+from sslpl.types import Dataset, Request
+
+TABLE, LABELS, SHEET, TASKS = "to_label.csv", "labels.csv", "contact_sheet.png", "label_studio.json"
+INTERFACE, PICTURES = "label_studio.xml", "images"
+COLUMNS = ("path", "label", "predicted", "probability", "score", "reason")
+Guess = tuple[str, float] | None  # a class and its probability; None: nothing is trained yet
+
+
+def batch_folder(request: Request) -> Path:
+    """Where a batch is asked for and answered."""
+    return request.folder / "labeling" / f"cycle{request.cycle}"
+
+
+def image_names(dataset: Dataset, index: Tensor) -> list[str]:
+    """How people know the images at some positions: by their files, or by names after their positions."""
+    return [dataset.paths[i] if dataset.paths else f"{i:06d}.png" for i in index.tolist()]
+
+
+def write_request(request: Request) -> Path:
+    """Writes what is not there yet of a batch; its folder. What people may have filled in is never written again."""
+    folder, names = batch_folder(request), image_names(request.dataset, request.picked.index)
+    move_aside(folder, names)
+    guessed: list[Guess] = []
+
+    def guesses() -> list[Guess]:
+        if not guessed:
+            guessed.extend(best_guesses(request))
+        return guessed
+
+    files = names if request.dataset.paths else [f"{PICTURES}/{name}" for name in names]
+    content: dict[str, Callable[[], str | bytes]] = {
+        SHEET: lambda: pictures.png(sheet(request, names, guesses())),
+        INTERFACE: lambda: label_studio.interface(request.class_names),
+        TASKS: lambda: label_studio.tasks(names, files, guesses()),
+        TABLE: lambda: table(request, names, guesses()),
+    }
+    if not request.dataset.paths:
+        write_pictures(request, folder / PICTURES, names)
+    for name, written in content.items():
+        if not (folder / name).exists():
+            write_whole(folder / name, written())
+    return folder
+
+
+def move_aside(folder: Path, names: Sequence[str]) -> None:
+    """Renames the folder of another batch, with all that is in it: a run that began anew may pick other images."""
+    try:
+        there = [task["data"]["path"] for task in json.loads((folder / TASKS).read_text("utf-8"))]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if there != list(names):
+        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}-before-{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}-before-{number}"))
+
+
+def best_guesses(request: Request) -> list[Guess]:
+    """The most likely class of each image and its probability."""
+    if request.probabilities is None:
+        return [None] * len(request.picked.index)
+    highest, label = request.probabilities().max(dim=1)
+    return [(request.class_names[c], p) for c, p in zip(label.tolist(), highest.tolist(), strict=True)]
+
+
+def strategy_name(strategy: Any) -> str:
+    """What a query strategy is called, with its scorer and selector where it is made of these."""
+    arguments = getattr(strategy, "keywords", {})
+    parts = [strategy_name(arguments[key]) for key in ("selector", "scorer") if callable(arguments.get(key))]
+    function = getattr(strategy, "func", strategy)
+    return " of ".join(parts) if parts else str(getattr(function, "__name__", type(function).__name__))
+
+
+def table(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> str:
+    """The table to fill in: its column label is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, guess, score in zip(names, guesses, request.picked.score.tolist(), strict=True):
+        known, rounded = score == score, f"{score:.6g}"
+        guessed = ("", "") if guess is None else (guess[0], f"{guess[1]:.4f}")
+        reason = f"{request.reason}: score {rounded}" if known else request.reason
+        writer.writerow([name, "", *guessed, rounded if known else "", reason])
+    text = buffer.getvalue()
+    return text if text.isascii() else "\ufeff" + text  # Excel reads other letters wrong without the mark
+
+
+def sheet(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> Image:
+    """The contact sheet: each image with its row in the table and what the model says."""
+    said = [name if guess is None else f"{guess[0]} {guess[1]:.0%}" for name, guess in zip(names, guesses, strict=True)]
+    captions = [f"{row}: {caption}" for row, caption in enumerate(said, start=2)]
+    return pictures.contact_sheet(images_at(request), captions)
+
+
+def write_pictures(request: Request, folder: Path, names: Sequence[str]) -> None:
+    """The images as files, where the dataset has none."""
+    missing = [row for row, name in enumerate(names) if not (folder / name).exists()]
+    if missing:
+        for row, pixels in zip(missing, images_at(request, torch.tensor(missing)), strict=True):
+            write_whole(folder / names[row], pictures.png(pictures.legible(pictures.picture(pixels))))
+
+
+def images_at(request: Request, rows: Tensor | None = None) -> list[Tensor]:
+    """The picked images, or those at some rows, [C, H, W] uint8 each."""
+    index = request.picked.index if rows is None else request.picked.index[rows]
+    return [image for batch in request.dataset.train.batches(torch.split(index, 256)) for image in batch.cpu()]
