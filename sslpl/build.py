@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from inspect import signature
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from torch import nn
 
 from sslpl.data.augment import Augmentation
@@ -16,7 +17,7 @@ from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded
 from sslpl.setup import Setup
-from sslpl.types import Dataset
+from sslpl.types import Dataset, UserError
 
 Networks = tuple[nn.Module, nn.Module | None]
 
@@ -26,8 +27,10 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
     device = runtime.prepare()
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     dataset = read_dataset(config["dataset"], config["seed"])
+    check_labels(dataset)
     budget: Budget = instantiate(config["budget"]).of(len(dataset.train), len(dataset.class_names))
-    dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
+    limit = None if runtime.held_gib is None else int(runtime.held_gib * 2**30)
+    dataset = dataset._replace(train=placed(dataset.train, device, limit), test=placed(dataset.test, device, limit))
     augmentation = Augmentation(
         dataset.train.shape,
         dataset.mean,
@@ -59,6 +62,29 @@ def read_dataset(node: Config, seed: int) -> Dataset:
     keys = {field.name for field in fields(Variant)}
     dataset: Dataset = instantiate({key: value for key, value in node.items() if key not in keys})
     return varied(dataset, Variant(**{key: value for key, value in node.items() if key in keys}), seed)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """UserError for images that nobody has labeled: the simulated oracle cannot tell their classes."""
+    if unknown := int((dataset.train_labels < 0).sum()):
+        raise UserError(
+            f"dataset: {unknown:,} of {len(dataset.train_labels):,} images of the pool have no label (in unlabeled/ or "
+            "dataset.csv), so the simulated oracle cannot tell it: use oracle=file to label them yourself"
+        )
+
+
+def with_fingerprint(node: Config) -> Config:
+    """The config of a dataset with the fingerprint of its files, where its function has one: it counts in the run's id.
+
+    UserError if the config holds another one.
+    """
+    found = getattr(get_object(node["_target_"]), "fingerprint", None)
+    if found is None:
+        return node
+    here = found(**{key: node[key] for key in signature(found).parameters})
+    if node["fingerprint"] not in (None, here):
+        raise UserError(f"dataset.fingerprint={node['fingerprint']}: the files that are there have {here}")
+    return node | {"fingerprint": here}
 
 
 def network_builder(

@@ -31,6 +31,7 @@ class Runtime:
     output_dir: str = "outputs"
     progress: Literal["auto", "live", "plain", "none"] = "auto"
     dry_run: bool = False
+    held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
 
     def prepare(self) -> torch.device:
         """Sets determinism for this process and returns the device; UserError if it is not there."""
