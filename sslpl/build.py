@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_object, instantiate
@@ -12,6 +14,7 @@ from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
+from sslpl.models.pretrained import Start, started
 from sslpl.pool import Budget
 from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
@@ -19,6 +22,7 @@ from sslpl.seeds import seeded
 from sslpl.setup import Setup
 from sslpl.types import Dataset, UserError
 
+T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
 
@@ -40,9 +44,11 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
         cutout=dataset.cutout,
         device=device,
     )
+    build = network_builder(config, dataset, device, compiled=runtime.compile is True)
+    build(0)  # what is wrong with a backbone or its weights is said before anything is written
     return Setup(
         dataset,
-        network_builder(config, dataset, device, compiled=runtime.compile is True),
+        build,
         augmentation,
         ranking,
         ssl,
@@ -59,9 +65,16 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
 
 def read_dataset(node: Config, seed: int) -> Dataset:
     """What the function of a dataset returns, as the variant that the other keys ask for."""
-    keys = {field.name for field in fields(Variant)}
-    dataset: Dataset = instantiate({key: value for key, value in node.items() if key not in keys})
-    return varied(dataset, Variant(**{key: value for key, value in node.items() if key in keys}), seed)
+    reader, variant = beside(node, Variant)
+    dataset: Dataset = instantiate(reader)
+    return varied(dataset, variant, seed)
+
+
+def beside(node: Config, kind: type[T]) -> tuple[Config, T]:
+    """The config of an object without the keys that stand beside its own, and these as what they are."""
+    keys = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    own = {key: value for key, value in node.items() if key not in keys}
+    return own, kind(**{key: value for key, value in node.items() if key in keys})
 
 
 def check_labels(dataset: Dataset) -> None:
@@ -91,11 +104,14 @@ def network_builder(
     config: Config, dataset: Dataset, device: torch.device, compiled: bool
 ) -> Callable[[int], Networks]:
     """What builds fresh networks for a cycle: their initial weights depend on seed and cycle alone."""
-    backbone_of, module_of, seed = instantiate(config["backbone"]), instantiate(config["module"]), config["seed"]
-    classes, channels = len(dataset.class_names), dataset.train.shape[0]
+    module_of, seed = instantiate(config["module"]), config["seed"]
+    (node, start), shape = beside(config["backbone"], Start), dataset.train.shape
+    backbone_of = partial(instantiate(node), num_classes=len(dataset.class_names), in_channels=shape[0])
+    if "image_size" in signature(backbone_of).parameters:
+        backbone_of = partial(backbone_of, image_size=shape[1])
 
     def build(cycle: int) -> Networks:
-        backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        backbone: Any = seeded(lambda: started(backbone_of(), start), seed, f"backbone {cycle}")
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:
