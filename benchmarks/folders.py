@@ -1,8 +1,8 @@
 """Measures a cycle on images that stream from disk: python benchmarks/folders.py [--images 20000] [--size 224].
 
 Writes JPEG files of 256x256 pixels into a temporary folder, ten classes of blurred colors under noise, and runs
-dataset=image_folder with none of them held in memory. Of each phase it prints how many images were delivered, how many a
-second, and how much of its time the network waited for them; and the highest memory of the process.
+dataset=image_folder with none of them held in memory. Of each phase it prints how many images were delivered, how many
+a second, and how much of its time the network waited for them; and the highest memory of the process.
 """
 
 import argparse
@@ -61,6 +61,7 @@ def watch_phases() -> None:
             phase[0], since = name, time.perf_counter()
             yield from run(setup, state)
             seconds[name] += time.perf_counter() - since
+            print(f"so far {line(name)}, {peak_gib():.2f} GiB", flush=True)
 
         return phase_of
 
@@ -116,11 +117,20 @@ def main() -> int:
 def show(total: float) -> None:
     """Prints what was measured."""
     print(f"\n{'phase':10}{'seconds':>10}{'images':>10}{'images/s':>10}{'waited':>10}")
-    for name in seconds:
-        rate, share = delivered[name] / seconds[name], waited[name] / seconds[name]
-        print(f"{name:10}{seconds[name]:10.1f}{delivered[name]:10,}{rate:10.0f}{share:10.1%}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"in all {total:.0f} s on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; peak memory {peak:.2f} GiB")
+    print("\n".join(line(name) for name in seconds))
+    load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"in all {total:.0f} s on {load}; peak memory {peak_gib():.2f} GiB")
+
+
+def line(name: str) -> str:
+    """What was measured of a phase."""
+    rate, share = delivered[name] / seconds[name], waited[name] / seconds[name]
+    return f"{name:10}{seconds[name]:10.1f}{delivered[name]:10,}{rate:10.0f}{share:10.1%}"
+
+
+def peak_gib() -> float:
+    """Highest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -153,3 +153,12 @@ def write_caltech101(root: Path, n_train: int, n_test: int, rng: np.random.Gener
         (image.convert("L") if number % 7 == 0 else image).save(name)
     (folder / "BACKGROUND_Google").mkdir()
     Image.new("RGB", (30, 30)).save(folder / "BACKGROUND_Google" / "image_0001.jpg")
+
+
+def write_image_folder(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> None:
+    """Small PNG images of three classes."""
+    for part, count in (("train", n_train), ("test", n_test)):
+        for number in range(count):
+            name = root / part / f"class_{number % 3}" / f"{number}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(name)
