@@ -85,7 +85,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-_PACKAGES = ("torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+_PACKAGES = ("torchvision", "timm", "pillow", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
 
 def _version(package: str) -> str | None:
