@@ -14,8 +14,8 @@ from sslpl.data.datasets import CIFAR100_STATISTICS, cifar100, fashion_mnist
 from sslpl.data.images import TensorImages
 from sslpl.learn.ranking import bce
 from sslpl.learn.ssl import pseudo_label_soft
-from sslpl.models.backbones import resnet18
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.models.resnets import resnet18
 from sslpl.pool import Budget
 from sslpl.query.scorers import predicted_loss
 from sslpl.query.selectors import selective_clustering

@@ -1,24 +1,29 @@
 """From a checked config to the parts of a run."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from torch import nn
 
 from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
+from sslpl.models.pretrained import Start, started
 from sslpl.pool import Budget
 from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded
 from sslpl.setup import Setup
-from sslpl.types import Dataset, Oracle
+from sslpl.types import Dataset, Oracle, UserError
 
+T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
 
@@ -30,7 +35,8 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
     dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
     known = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # if some images are labeled and some not
     budget: Budget = instantiate(config["budget"]).of(len(dataset.train), len(dataset.class_names), known)
-    dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
+    limit = None if runtime.held_gib is None else int(runtime.held_gib * 2**30)
+    dataset = dataset._replace(train=placed(dataset.train, device, limit), test=placed(dataset.test, device, limit))
     augmentation = Augmentation(
         dataset.train.shape,
         dataset.mean,
@@ -40,9 +46,11 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
         cutout=dataset.cutout,
         device=device,
     )
+    build = network_builder(config, dataset, device, compiled=runtime.compile is True)
+    build(0)  # what is wrong with a backbone or its weights is said before anything is written
     return Setup(
         dataset,
-        network_builder(config, dataset, device, compiled=runtime.compile is True),
+        build,
         augmentation,
         ranking,
         ssl,
@@ -62,9 +70,43 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
 
 def read_dataset(node: Config, seed: int) -> Dataset:
     """What the function of a dataset returns, as the variant that the other keys ask for."""
-    keys = {field.name for field in fields(Variant)}
-    dataset: Dataset = instantiate({key: value for key, value in node.items() if key not in keys})
-    return varied(dataset, Variant(**{key: value for key, value in node.items() if key in keys}), seed)
+    reader, variant = beside(node, Variant)
+    dataset: Dataset = instantiate(reader)
+    return varied(dataset, variant, seed)
+
+
+def beside(node: Config, kind: type[T]) -> tuple[Config, T]:
+    """The config of an object without the keys that stand beside its own, and these as what they are."""
+    keys = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    own = {key: value for key, value in node.items() if key not in keys}
+    return own, kind(**{key: value for key, value in node.items() if key in keys})
+
+
+def with_fingerprint(node: Config) -> Config:
+    """The config of a dataset with the fingerprint of its files, where its function has one: it counts in the run's id.
+
+    UserError if the config holds another one.
+    """
+    found = getattr(get_object(node["_target_"]), "fingerprint", None)
+    if found is None:
+        return node
+    here = found(**{key: node[key] for key in signature(found).parameters})
+    if node["fingerprint"] not in (None, here):
+        raise UserError(f"dataset.fingerprint={node['fingerprint']}: the files that are there have {here}")
+    return node | {"fingerprint": here}
+
+
+def backbone_builder(node: Config, shape: tuple[int, int, int], weights: bool = True) -> Callable[[int], nn.Module]:
+    """What builds the backbone of a config for some number of classes and for images of a shape.
+
+    Without `weights` it does not begin with those that the config names, because others follow.
+    """
+    own, start = beside(node, Start)
+    backbone_of = partial(instantiate(own), in_channels=shape[0])
+    if "image_size" in signature(backbone_of).parameters:
+        backbone_of = partial(backbone_of, image_size=shape[1])
+    start = start if weights else replace(start, weights=None)
+    return lambda classes: started(backbone_of(num_classes=classes), start)
 
 
 def network_builder(
@@ -74,11 +116,11 @@ def network_builder(
 
     Their initial weights depend on seed, cycle and classes alone.
     """
-    backbone_of, module_of, seed = instantiate(config["backbone"]), instantiate(config["module"]), config["seed"]
-    known, channels = len(dataset.class_names), dataset.train.shape[0]
+    module_of, seed, known = instantiate(config["module"]), config["seed"], len(dataset.class_names)
+    backbone_of = backbone_builder(config["backbone"], dataset.train.shape)
 
     def build(cycle: int, classes: int = known) -> Networks:
-        backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        backbone: Any = seeded(lambda: backbone_of(classes), seed, f"backbone {cycle}")
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:

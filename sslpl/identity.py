@@ -17,12 +17,13 @@ METHOD_GROUPS = (
     "ranking",
 )  # with trimming and warm start, what a method is made of
 METHOD_KEYS = ("trim", "warm_start")
+PLACES = ("root", "csv", "download")  # of a dataset: where its files lie
 
 
 def scientific(config: Config) -> Config:
     """The part of a resolved config that can change a result: without runtime, tracker, where files lie, strictness."""
     science = {key: value for key, value in config.items() if key not in ("runtime", "tracker", "hydra")}
-    science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in ("root", "download")}
+    science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in PLACES}
     # How strictly a file of labels is read does not change what it says.
     oracle = science.get("oracle", {})
     science["oracle"] = {key: value for key, value in oracle.items() if key not in ("partial", "new_classes")}

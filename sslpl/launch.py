@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sslpl import checkpoint, identity, lock
-from sslpl.build import build_setup
+from sslpl.build import build_setup, with_fingerprint
 from sslpl.cycle import initial_state, run_active_learning
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
@@ -58,6 +58,7 @@ def planned(
     """Checks a config and finds out which run it is; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = checked({key: value for key, value in container.items() if key != "hydra"})
+    config["dataset"] = with_fingerprint(config["dataset"])
     label = identity.label(config, choices, composed)
     return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))
 

@@ -31,6 +31,7 @@ class Runtime:
     output_dir: str = "outputs"
     progress: Literal["auto", "live", "plain", "none"] = "auto"
     dry_run: bool = False
+    held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
 
     def prepare(self) -> torch.device:
         """Sets determinism for this process and returns the device; UserError if it is not there."""
@@ -84,7 +85,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-_PACKAGES = ("torchvision", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+_PACKAGES = ("torchvision", "timm", "pillow", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
 
 def _version(package: str) -> str | None:

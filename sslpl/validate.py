@@ -12,9 +12,10 @@ from pydantic.fields import FieldInfo
 
 from sslpl.data.variants import Variant
 from sslpl.identity import Config
+from sslpl.models.pretrained import Start
 from sslpl.types import CountOrZero, UserError
 
-BESIDE = {"dataset": Variant}  # whose keys stand among those of another object
+BESIDE: dict[str, type] = {"dataset": Variant, "backbone": Start}  # whose keys stand among those of another object
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from PIL import Image
+from scipy.io import savemat
 
 FASHION_FILES = tuple(f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1"))
 
@@ -128,3 +130,35 @@ def write_fashion_mnist(
         else:
             (folder / name).write_bytes(idx(array))
     return written
+
+
+def write_svhn(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> Written:
+    """Two MATLAB files: images [32, 32, 3, N], labels [N, 1] of 1 to 10, where 10 is the digit 0."""
+    written = random_images(rng, n_train, n_test, (3, 32, 32), 10)
+    root.mkdir(parents=True, exist_ok=True)
+    for name, images, labels in (("train", *written[:2]), ("test", *written[2:])):
+        content = {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)}
+        savemat(root / f"{name}_32x32.mat", content, do_compression=True)
+    return written
+
+
+def write_caltech101(root: Path, n_train: int, n_test: int, rng: np.random.Generator, classes: int = 10) -> None:
+    """Small photographs of several sizes, a few of them gray, one folder for each class and for the background."""
+    folder = root / "caltech101" / "101_ObjectCategories"
+    for number in range(n_train + n_test):
+        name = folder / f"class_{number % classes:02}" / f"image_{number // classes + 1:04}.jpg"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        side = rng.integers(20, 40, 2)
+        image = Image.fromarray(rng.integers(0, 256, (*side, 3), dtype=np.uint8))
+        (image.convert("L") if number % 7 == 0 else image).save(name)
+    (folder / "BACKGROUND_Google").mkdir()
+    Image.new("RGB", (30, 30)).save(folder / "BACKGROUND_Google" / "image_0001.jpg")
+
+
+def write_image_folder(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> None:
+    """Small PNG images of three classes."""
+    for part, count in (("train", n_train), ("test", n_test)):
+        for number in range(count):
+            name = root / part / f"class_{number % 3}" / f"{number}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(name)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from pathlib import Path
 
 import layouts
@@ -17,16 +18,19 @@ import torch
 import torchvision
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from sslpl.data import datasets
-from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist
+from sslpl.data import folders, published
+from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist, svhn
+from sslpl.data.folders import caltech101, image_folder
 from sslpl.data.images import TensorImages
 from sslpl.types import Dataset, UserError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
-READERS = {"digits": digits, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "cifar100": cifar100}
+READERS = {"digits": digits, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "cifar100": cifar100, "svhn": svhn}
+OF_FILES = {"caltech101": caltech101}
 
 
 def all_images(images: TensorImages) -> np.ndarray:
@@ -163,6 +167,68 @@ def test_cifar100_pixel_by_pixel(tmp_path: Path, rng: np.random.Generator) -> No
     assert_reads(cifar100(str(tmp_path / "cifar-100-python"), download=False), written)
 
 
+def test_svhn_pixel_by_pixel(tmp_path: Path, rng: np.random.Generator) -> None:
+    written = layouts.write_svhn(tmp_path, 35, 11, rng)
+    data = svhn(str(tmp_path), download=False)
+    assert_reads(data, written)
+    assert data.class_names == tuple("0123456789")
+    assert (data.mean, data.std) == ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+    assert (data.flip, data.cutout, data.padding) == (False, 16, 4)
+
+
+def test_torchvision_reads_the_same_svhn(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
+    layouts.write_svhn(tmp_path, 35, 11, rng)
+    ours = svhn(str(tmp_path))
+    for split, images, labels in (("train", *ours[:2]), ("test", *ours[2:4])):
+        theirs = torchvision.datasets.SVHN(tmp_path, split=split)
+        np.testing.assert_array_equal(theirs.data, all_images(images))
+        assert theirs.labels.tolist() == labels.tolist()
+
+
+def test_damaged_svhn_files(tmp_path: Path, rng: np.random.Generator) -> None:
+    layouts.write_svhn(tmp_path, 35, 11, rng)
+    file = tmp_path / "test_32x32.mat"
+    good = file.read_bytes()
+    images, labels = np.zeros((32, 32, 3, 4), np.uint8), np.ones((4, 1), np.uint8)
+    wrong = (images.astype(float), images[:9], images[..., :3])
+    contents = [{"X": images}, {"X": images, "y": labels * 11}, {"X": images, "y": labels * 0}]
+    contents += [{"X": some, "y": labels} for some in wrong]
+    for content in contents:
+        savemat(file, content)
+        assert "cannot read" in error_line(partial(svhn, str(tmp_path)))
+    for damaged in (b"", good[:-50], b"<html>", b"MATLAB 7.3 MAT-file" + bytes(500)):
+        file.write_bytes(damaged)
+        assert "test_32x32.mat" in error_line(partial(svhn, str(tmp_path)))
+
+
+def test_caltech101_is_split_by_its_own_seed(tmp_path: Path, rng: np.random.Generator) -> None:
+    layouts.write_caltech101(tmp_path, 240, 40, rng)
+    keys = {"resize": 20, "size": 16, "download": False}
+    data = caltech101(str(tmp_path), **keys)
+    assert (len(data.train), len(data.test)) == (258, 22)  # 280 images, of which 695 / 8677 are the test set's
+    assert data.class_names == tuple(f"class_{k:02}" for k in range(10))
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (data.flip, data.cutout, data.padding, data.train.shape) == (True, 16, 4, (3, 16, 16))
+    assert [f"class_{label:02}" for label in data.train_labels] == [name[:8] for name in data.paths]
+    assert caltech101(str(tmp_path), **keys).paths == data.paths
+    other = caltech101(str(tmp_path), **keys, split_seed=1)
+    assert (len(other.train), other.paths != data.paths) == (258, True)
+    flat = caltech101(str(tmp_path / "caltech101"), **keys)
+    assert flat.paths == data.paths
+
+
+def test_the_whole_of_caltech101_has_the_published_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "101_ObjectCategories").mkdir()
+    monkeypatch.setattr(folders, "subfolders", lambda _: ["a", "BACKGROUND_Google"])
+    monkeypatch.setattr(folders, "images_below", lambda _, label: [f"{label}/{k}.jpg" for k in range(8677)])
+    monkeypatch.setattr(folders, "surveyed", lambda listing, _: (listing, {}, None))
+    data = caltech101(str(tmp_path))
+    assert (len(data.train), len(data.test)) == (7982, 695)
+
+
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "FashionMNIST"])
 def test_torchvision_reads_the_same(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, name: str
@@ -289,12 +355,12 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, rng: np.random.Gener
 # Missing files and the download
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "svhn", "caltech101"])
 def test_missing_files_are_named_with_where_to_get_them(tmp_path: Path, name: str) -> None:
-    line = error_line(partial(READERS[name], str(tmp_path / "none"), download=False))
+    line = error_line(partial((READERS | OF_FILES)[name], str(tmp_path / "none"), download=False))
     assert f"dataset.root={tmp_path / 'none'}: " in line
     assert "not found: expected " in line
-    assert "dataset.download=false; get them from https://" in line
+    assert "dataset.download=false; get them from http" in line
     assert ("apt install dataset-fashion-mnist" in line) == (name == "fashion_mnist")
     assert not list(tmp_path.iterdir())
 
@@ -311,6 +377,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "server"
     layouts.write_fashion_mnist(folder, 20, 11, np.random.default_rng(1), gzipped=True, flat=True)
     layouts.write_cifar100(folder, 20, 11, np.random.default_rng(1))
+    layouts.write_svhn(folder, 20, 11, np.random.default_rng(1))
     with tarfile.open(folder / "cifar-100-python.tar.gz", "w:gz") as archive:
         archive.add(folder / "cifar-100-python", "cifar-100-python")
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
@@ -338,11 +405,17 @@ def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
     monkeypatch.setattr(cifar, "tgz_md5", md5(folder / "cifar-100-python.tar.gz"))
     for attribute, name in (("train_list", "train"), ("test_list", "test")):
         monkeypatch.setattr(cifar, attribute, [[name, md5(folder / "cifar-100-python" / name)]])
+    numbers = torchvision.datasets.SVHN
+    files = {
+        name: [f"{url}{name}_32x32.mat", f"{name}_32x32.mat", md5(folder / f"{name}_32x32.mat")]
+        for name in ("train", "test")
+    }
+    monkeypatch.setattr(numbers, "split_list", files)
     meta = {**cifar.meta, "md5": md5(folder / "cifar-100-python" / "meta")}
     monkeypatch.setattr(cifar, "meta", meta)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar100"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar100", "svhn"])
 def test_a_download_leaves_the_files_and_nothing_else(
     server: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,7 +425,8 @@ def test_a_download_leaves_the_files_and_nothing_else(
     for images, same in zip(first[:4:2], again[:4:2], strict=True):
         np.testing.assert_array_equal(all_images(images), all_images(same))
     assert (len(first.train), len(first.test)) == (20, 11)
-    expected = layouts.FASHION_FILES if name == "fashion_mnist" else ("train", "test", "meta")
+    files = {"cifar100": ("train", "test", "meta"), "svhn": ("train_32x32.mat", "test_32x32.mat")}
+    expected = files.get(name, layouts.FASHION_FILES)
     assert sorted(path.name for path in root.rglob("*") if path.is_file()) == sorted(expected)
     assert capfd.readouterr() == ("", "")
     assert socket.getdefaulttimeout() is None
@@ -372,7 +446,7 @@ def test_a_failed_download_leaves_nothing(
 
 
 def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(published, "SILENCE_SECONDS", 0.2)
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
@@ -390,15 +464,14 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
 # Configuration
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", READERS | OF_FILES | {"image_folder": image_folder})
 def test_the_configured_dataset_is_the_function_with_its_defaults(name: str) -> None:
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     config = OmegaConf.create(text)
-    assert config._target_ == f"sslpl.data.datasets.{name}"
-    defaults = READERS[name].__kwdefaults__ or {}
-    positional = READERS[name].__code__.co_varnames[: READERS[name].__code__.co_argcount]
-    defaults |= dict(zip(positional, READERS[name].__defaults__ or (), strict=True))
+    reader = (READERS | OF_FILES | {"image_folder": image_folder})[name]
+    assert config._target_ == f"{reader.__module__}.{name}"
+    defaults = {key: parameter.default for key, parameter in signature(reader).parameters.items()}
     assert {key: value for key, value in config.items() if key != "_target_"} == defaults
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Result, run_folder
-from layouts import write_cifar100, write_fashion_mnist
+from layouts import write_cifar100, write_fashion_mnist, write_image_folder
 
 Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,8 @@ def test_the_commands_of_the_readme_are_valid(sslpl: Command, tmp_path: Path, li
 
     arguments = [argument for argument in COMMANDS[line] if not argument.startswith("dataset.root=")]
     arguments = [str(ROOT / argument) if argument == "multirun_sweeps" else argument for argument in arguments]
-    write = write_cifar100 if "cifar100" in line else write_fashion_mnist
+    written = {"cifar100": write_cifar100, "image_folder": write_image_folder}
+    write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
     write(tmp_path / "files", 240, 20, np.random.default_rng(0))
     small = ["budget.initial=16", "budget.per_cycle=8", "budget.cycles=2", "budget.candidates=60"]
     if any("-cn" in argument for argument in arguments):  # the sweep as it is, its budgets being the methods'

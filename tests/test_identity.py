@@ -31,6 +31,7 @@ def composed(*overrides: str) -> tuple[dict, dict]:
         "runtime.device=cpu", "runtime.compile=false", "runtime.num_threads=3", "runtime.deterministic=true",
         "runtime.checkpoint_minutes=1", "runtime.output_dir=elsewhere", "runtime.progress=none", "runtime.dry_run=true",
         "tracker=none", "tracker.project=other", "tracker.mode=offline", "dataset.root=elsewhere", "oracle=simulated",
+        "runtime.held_gib=1",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_result_does_not_change_the_id(override: str) -> None:
@@ -44,6 +45,7 @@ def test_how_strictly_labels_are_read_does_not_change_the_id() -> None:
 
 SCIENCE = [
     "seed=1", "dataset=fashion_mnist", "dataset.flip=true", "dataset.cutout=3", "backbone=resnet18",
+    "backbone.freeze=true", "backbone.weights=imagenet",
     "backbone.dropout=0.1", "module=pooled", "module.width=64", "ranking=margin", "ssl=none", "ssl=pseudo_label_hard",
     "ssl.threshold=0.8", "query=random", "query.subset=100", "query/scorer=entropy", "query/selector=top",
     "budget=one_percent", "budget.initial=10", "budget.initial=1", "budget.initial=1.0", "budget.per_cycle=10",

@@ -11,9 +11,10 @@ from sslpl.learn.finetune import pseudo_label_quality
 from sslpl.learn.measured import used_rows
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
 from sslpl.learn.unlabeled import frozen_statistics
-from sslpl.models.backbones import ConvNorm, Frozen, resnet18, small_cnn
+from sslpl.models.backbones import ConvNorm, Frozen, small_cnn
 from sslpl.models.convolution import Conv2d
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means
+from sslpl.models.resnets import resnet18
 from sslpl.seeds import rng
 from sslpl.setup import Training
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from sslpl import checkpoint, cli
 from sslpl.checkpoint import Signature
 from sslpl.data.datasets import digits
-from sslpl.data.read import read_image
-from sslpl.models.backbones import resnet18, small_cnn
+from sslpl.data.decoding import Form, read_image
+from sslpl.models.backbones import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.models.resnets import resnet18
 from sslpl.predict import command, export, stream
 from sslpl.predict.trained import Trained
 
@@ -243,68 +244,72 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
 
 
+def pixels_of(path: Path, shape: tuple[int, int, int], resize: int) -> Tensor:
+    return read_image(str(path), Form(shape[0], resize, shape[1]))
+
+
 def reference(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.copy()).permute(2, 0, 1)
 
 
 def test_an_image_of_the_right_size_is_read_as_it_is(tmp_path: Path, pixels: np.ndarray) -> None:
-    assert torch.equal(read_image(saved(tmp_path / "a.png", pixels), (3, 6, 6), 6), reference(pixels))
+    assert torch.equal(pixels_of(saved(tmp_path / "a.png", pixels), (3, 6, 6), 6), reference(pixels))
     gray = saved(tmp_path / "b.png", pixels[..., 0])
-    assert torch.equal(read_image(gray, (1, 6, 6), 6)[0], torch.from_numpy(pixels[..., 0].copy()))
-    assert torch.equal(read_image(gray, (3, 6, 6), 6), reference(pixels[..., :1]).expand(3, -1, -1))
+    assert torch.equal(pixels_of(gray, (1, 6, 6), 6)[0], torch.from_numpy(pixels[..., 0].copy()))
+    assert torch.equal(pixels_of(gray, (3, 6, 6), 6), reference(pixels[..., :1]).expand(3, -1, -1))
     turned = torch.from_numpy(np.asarray(Image.fromarray(pixels).convert("L")).copy())
-    assert torch.equal(read_image(tmp_path / "a.png", (1, 6, 6), 6)[0], turned)
+    assert torch.equal(pixels_of(tmp_path / "a.png", (1, 6, 6), 6)[0], turned)
 
 
 @pytest.mark.filterwarnings("error")
 def test_every_mode_becomes_eight_bits_a_channel(tmp_path: Path, pixels: np.ndarray) -> None:
     color, shape = reference(pixels), (3, 6, 6)
     opaque = np.dstack([pixels, np.full((6, 6), 255, dtype=np.uint8)])
-    assert torch.equal(read_image(saved(tmp_path / "rgba.png", opaque), shape, 6), color)
-    assert torch.equal(read_image(saved(tmp_path / "lossless.webp", pixels, lossless=True), shape, 6), color)
-    palette = saved(tmp_path / "palette.png", Image.fromarray(pixels).quantize(64), transparency=bytes([0, 9]))
-    assert torch.equal(read_image(palette, shape, 6), color)
+    assert torch.equal(pixels_of(saved(tmp_path / "rgba.png", opaque), shape, 6), color)
+    assert torch.equal(pixels_of(saved(tmp_path / "lossless.webp", pixels, lossless=True), shape, 6), color)
+    palette = saved(tmp_path / "palette.png", Image.fromarray(pixels).quantize(64), transparency=bytes([255, 255]))
+    assert torch.equal(pixels_of(palette, shape, 6), color)
     deep = pixels[..., 0].astype(np.uint16) * 257
     for name in ("deep.png", "deep.tif"):
-        assert torch.equal(read_image(saved(tmp_path / name, deep), (1, 6, 6), 6)[0], color[0])
-    cmyk = read_image(saved(tmp_path / "cmyk.tif", pixels, "CMYK"), shape, 6)
+        assert torch.equal(pixels_of(saved(tmp_path / name, deep), (1, 6, 6), 6)[0], color[0])
+    cmyk = pixels_of(saved(tmp_path / "cmyk.tif", pixels, "CMYK"), shape, 6)
     assert torch.equal(cmyk, color)
-    assert read_image(saved(tmp_path / "bits.png", pixels, "1"), shape, 6).unique().tolist() == [0, 255]
+    assert pixels_of(saved(tmp_path / "bits.png", pixels, "1"), shape, 6).unique().tolist() == [0, 255]
 
 
 def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path, pixels: np.ndarray) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     path = saved(tmp_path / "turned.png", pixels[:, :4], exif=exif)
-    assert torch.equal(read_image(path, (3, 4, 4), 4), reference(np.rot90(pixels[:, :4], -1)[:, 1:5]))
+    assert torch.equal(pixels_of(path, (3, 4, 4), 4), reference(np.rot90(pixels[:, :4], -1)[:, 1:5]))
 
 
 def test_the_center_of_the_scaled_image_is_cut_out(tmp_path: Path) -> None:
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 60 x 120
-    image = read_image(saved(tmp_path / "ramp.png", ramp), (1, 20, 20), 30)
+    image = pixels_of(saved(tmp_path / "ramp.png", ramp), (1, 20, 20), 30)
     assert image.shape == (1, 20, 20)
     # A pixel is the mean of two columns; the first of the 20 in the middle of 60 starts at column 40.
     assert (image[0].float() - (4.0 * torch.arange(20) + 81)).abs().max() <= 1
     strip = saved(tmp_path / "strip.png", np.zeros((1, 60_000), dtype=np.uint8))
-    assert read_image(strip, (3, 224, 224), 256).shape == (3, 224, 224)  # 224 x 15,360,000 pixels if scaled whole
+    assert pixels_of(strip, (3, 224, 224), 256).shape == (3, 224, 224)  # 224 x 15,360,000 pixels if scaled whole
     for side in range(5, 80):  # no side is rounded out of the image
-        assert read_image(saved(tmp_path / "any.png", ramp[:side, :77]), (1, 7, 7), 11).shape == (1, 7, 7)
+        assert pixels_of(saved(tmp_path / "any.png", ramp[:side, :77]), (1, 7, 7), 11).shape == (1, 7, 7)
 
 
 def test_a_large_photo_looks_the_same_when_decoded_small(tmp_path: Path) -> None:
     rows, columns = np.mgrid[0:960, 0:1280]
     smooth = np.stack([rows / 4, columns / 6, (rows + columns) / 10], axis=2).clip(0, 255).astype(np.uint8)
     photo, exact = (saved(tmp_path / name, smooth, quality=95) for name in ("a.jpg", "a.png"))
-    gap = read_image(photo, (3, 32, 32), 36).float() - read_image(exact, (3, 32, 32), 36).float()
+    gap = pixels_of(photo, (3, 32, 32), 36).float() - pixels_of(exact, (3, 32, 32), 36).float()
     assert gap.abs().max() <= 4
 
 
 def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Path] = []
 
-    def read(path: Path, shape: tuple[int, int, int], resize: int) -> Tensor:
-        begun.append(path)
-        return torch.zeros(shape, dtype=torch.uint8)
+    def read(path: str, form: Form) -> Tensor:
+        begun.append(Path(path))
+        return torch.zeros(form.shape, dtype=torch.uint8)
 
     monkeypatch.setattr(stream, "read_image", read)
     files = stream.image_files(photos)

@@ -1,18 +1,11 @@
-"""The published datasets, whole in memory as uint8, and scikit-learn's digits that need no files."""
+"""The published datasets of small images, whole in memory as uint8, and scikit-learn's digits that need no files."""
 
 import gzip
-import io
 import pickle
 import struct
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path
-from socket import getdefaulttimeout, setdefaulttimeout
-from tempfile import TemporaryDirectory
-from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslpl.data.images import TensorImages
-from sslpl.types import CountOrZero, Dataset, UserError
+from sslpl.data.published import Source, located, one_line_if_damaged
+from sslpl.types import CountOrZero, Dataset
 
-SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -31,18 +24,10 @@ DIGITS_STATISTICS = (0.3058,), (0.3761,)  # mean and standard deviation of the 1
 FASHION_STATISTICS = (0.5,), (0.5,)
 CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+SVHN_STATISTICS = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 Bytes = NDArray[np.uint8]
 Part = tuple[Bytes, Tensor]  # images [N, C, H, W] uint8, labels [N] int64
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-class Source(NamedTuple):
-    """The files of a dataset as torchvision's reader of the same name lays them out."""
-
-    name: str
-    folder: str  # below the root; the root itself may hold the files instead
-    files: tuple[str, ...]
-    origin: str  # where a user finds them
 
 
 FASHION_MNIST = Source(
@@ -55,6 +40,8 @@ FASHION_MNIST = Source(
 UNPACKED = "https://www.cs.toronto.edu/~kriz/{}, unpacked"
 CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 CIFAR10 = Source("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES, UNPACKED.format("cifar-10-python.tar.gz"))
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
+SVHN = Source("SVHN", "", SVHN_FILES, "http://ufldl.stanford.edu/housenumbers", ("train", "test"))
 CIFAR100_FILES = ("train", "test", "meta")
 CIFAR100 = Source("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKED.format("cifar-100-python.tar.gz"))
 
@@ -77,12 +64,12 @@ def fashion_mnist(
     root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
 ) -> Dataset:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
-    paths = _locate(FASHION_MNIST, root, download)
+    paths = located(FASHION_MNIST, root, download)
 
     def part(images_path: Path, labels_path: Path) -> Part:
-        with _one_line_if_damaged(FASHION_MNIST, root, images_path):
+        with one_line_if_damaged(FASHION_MNIST, root, images_path):
             images = _idx(images_path, (28, 28))
-        with _one_line_if_damaged(FASHION_MNIST, root, labels_path):
+        with one_line_if_damaged(FASHION_MNIST, root, labels_path):
             return images[:, None], _labels(_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
 
     return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
@@ -102,6 +89,24 @@ def cifar100(
     return _dataset(*parts, CIFAR100_STATISTICS, flip, cutout)
 
 
+def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
+    """SVHN (Netzer et al. 2011): 73,257 and 26,032 color images of 32x32 pixels, house numbers, one digit each."""
+
+    def part(path: Path) -> Part:
+        with one_line_if_damaged(SVHN, root, path):
+            from scipy.io import loadmat  # here: it takes a while to import
+
+            content = loadmat(path, variable_names=("X", "y"))
+            images, digits = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"][:, 0]
+            if images.dtype != np.uint8 or images.shape[1:] != (3, 32, 32):
+                raise ValueError(f"its images are {images.dtype} {images.shape[1:]}, not uint8 (3, 32, 32)")
+            # 1 to 10 in the files, where 10 is the digit 0.
+            return images, (_labels(digits.astype(np.int64) - 1, len(images), 10) + 1) % 10
+
+    train, test = map(part, located(SVHN, root, download))
+    return _dataset(train, test, "0123456789", SVHN_STATISTICS, flip, cutout)
+
+
 def _dataset(
     train: Part, test: Part, names: Sequence[str], statistics: Statistics, flip: bool, cutout: int | None
 ) -> Dataset:
@@ -114,12 +119,12 @@ def _dataset(
 
 
 def _cifar(source: Source, root: str, download: bool, key: str, names_key: str) -> tuple[Part, Part, Sequence[str]]:
-    *train_paths, test_path, meta_path = _locate(source, root, download)
-    with _one_line_if_damaged(source, root, meta_path):
+    *train_paths, test_path, meta_path = located(source, root, download)
+    with one_line_if_damaged(source, root, meta_path):
         names = [str(name) for name in _unpickled(meta_path)[names_key]]
 
     def part(path: Path) -> Part:
-        with _one_line_if_damaged(source, root, path):
+        with one_line_if_damaged(source, root, path):
             batch = _unpickled(path)
             # A row is an image: 1,024 red values, then green, then blue, each line by line.
             images = np.asarray(batch["data"]).reshape(-1, 3, 32, 32)
@@ -138,61 +143,6 @@ def _labels(values: Any, images: int, classes: int) -> Tensor:
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels {labels.min()} to {labels.max()} where 0 to {classes - 1} are allowed")
     return torch.from_numpy(labels.astype(np.int64))
-
-
-def _locate(source: Source, root: str, download: bool) -> list[Path]:
-    """The files of `source` in its order, found in the root or below it, else downloaded."""
-    folder = Path(root).expanduser()
-    reason = "download failed (files are missing)" if download else "dataset.download=false"
-    try:
-        if not (paths := _find(source, folder)) and download:
-            _download(source, folder)
-            paths = _find(source, folder)
-    except (OSError, RuntimeError, HTTPException) as error:
-        paths, reason = [], f"download failed ({shorten(str(error), 300)})"
-    if paths:
-        return paths
-    raise UserError(
-        f"dataset.root={root}: {source.name} not found: expected {', '.join(source.files)} there "
-        f"or in {source.folder}; {reason}; get them from {source.origin}"
-    )
-
-
-def _find(source: Source, root: Path) -> list[Path]:
-    for folder in (root / source.folder, root):
-        plain = [folder / name for name in source.files]
-        paths = [path if path.is_file() else path.with_name(f"{path.name}.gz") for path in plain]
-        if all(path.is_file() for path in paths):
-            return paths
-    return []
-
-
-def _download(source: Source, root: Path) -> None:
-    from torchvision import datasets  # here: it takes a second to import, and most runs have their files
-
-    reader, timeout = getattr(datasets, source.name), getdefaulttimeout()
-    parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with TemporaryDirectory(prefix=".download-", dir=parent) as folder, redirect_stderr(bars):
-        setdefaulttimeout(SILENCE_SECONDS)  # torchvision sets none
-        try:
-            reader(folder, download=True)
-        finally:
-            setdefaulttimeout(timeout)
-        (root / source.folder).mkdir(parents=True, exist_ok=True)
-        for name in source.files:
-            Path(folder, source.folder, name).replace(root / source.folder / name)
-
-
-@contextmanager
-def _one_line_if_damaged(source: Source, root: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a damaged pickle raises anything
-        reason = shorten(f"{type(error).__name__}: {error}", 300)
-        raise UserError(
-            f"dataset.root={root}: cannot read {path} ({reason}); replace it from {source.origin}"
-        ) from error
 
 
 def _idx(path: Path, shape: tuple[int, ...]) -> Bytes:

@@ -1,14 +1,23 @@
 """Sets of images: held on the device as one tensor, or streamed to it."""
 
+import os
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from sslpl.types import Images
 
 Reader = Callable[[int], Tensor]  # position -> [C, H, W] uint8
+AHEAD = 2**28  # bytes of images that are read ahead; the next batch always is
+SHARE = 0.5  # of a GPU's free memory that a set of images may take
+HELD, HOST_SHARE = 2**31, 0.25  # bytes that a set read from files may take on a CPU, and the share of what is available
+CHUNK = 8  # images that a thread reads at once
 
 
 def to_device(index: Tensor, device: torch.device) -> Tensor:
@@ -40,7 +49,11 @@ class TensorImages:
 
 
 class StreamedImages:
-    """N images that `read` brings one by one, from disk or from the host's memory; see `Images`."""
+    """N images that `read` brings one by one, from disk or from the host's memory; see `Images`.
+
+    They are read on threads, since Pillow and copies let others run meanwhile: none is started anew for an epoch as
+    processes would be, and a process that has used a GPU is not forked.
+    """
 
     def __init__(
         self,
@@ -48,7 +61,7 @@ class StreamedImages:
         count: int,
         shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
-        workers: int = 0,
+        workers: int | None = None,  # threads; None: as many as there are cores
     ) -> None:
         self.read, self.count, self.shape = read, count, shape
         self.device, self.workers = torch.device(device), workers
@@ -62,31 +75,93 @@ class StreamedImages:
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each index tensor in turn, [B, C, H, W] uint8; the next ones are read meanwhile."""
-        cuda = self.device.type == "cuda"
-        loader: DataLoader[Tensor] = DataLoader(
-            _Readable(self.read),
-            batch_sampler=[index.tolist() for index in indices],
-            num_workers=self.workers,
-            collate_fn=torch.stack,
-            pin_memory=cuda,
-            generator=torch.Generator(),  # a loader draws a seed for its workers: not from the global state
-        )
-        for images in loader:
-            yield images.to(self.device, non_blocking=cuda)
+        threads = ThreadPoolExecutor(self.workers or cores())
+        begun: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        try:
+            for index in indices:
+                begun.append(self._begin(threads, index))
+                while len(begun) > 1 and sum(images.nbytes for images, _ in begun) > AHEAD:
+                    yield self._finished(*begun.popleft())
+            while begun:
+                yield self._finished(*begun.popleft())
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _begin(self, threads: ThreadPoolExecutor, index: Tensor) -> tuple[Tensor, list[Future[None]]]:
+        images = torch.empty(len(index), *self.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        parts = zip(torch.split(index.cpu(), CHUNK), torch.split(images, CHUNK), strict=True)
+        return images, [threads.submit(self._fill, rows, part.tolist()) for part, rows in parts if len(part)]
+
+    def _fill(self, rows: Tensor, positions: list[int]) -> None:
+        for row, position in zip(rows.numpy(), positions, strict=True):
+            row[:] = self.read(position).numpy()  # by numpy: torch would start threads of its own in each thread
+
+    def _finished(self, images: Tensor, reading: list[Future[None]]) -> Tensor:
+        for part in reading:
+            part.result()
+        return images.to(self.device, non_blocking=True)
 
 
-class _Readable(Dataset[Tensor]):
-    def __init__(self, read: Reader) -> None:
-        self.read = read
-
-    def __getitem__(self, position: int) -> Tensor:
-        return self.read(position)
+def cores() -> int:
+    """How many cores this process may use, at most 32."""
+    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def placed(images: Images, device: torch.device, share: float = 0.5) -> Images:
-    """Images on the device, or streamed to it where they would take more than a share of its free memory."""
-    if isinstance(images, TensorImages) and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if images.data.nbytes > share * free:
-            return StreamedImages(images.data.__getitem__, len(images), images.shape, device)
+def placed(images: Images, device: torch.device, limit: int | None = None) -> Images:
+    """Images on the device, or streamed to it where they would take more than the limit in bytes.
+
+    Without a limit there is half of a GPU's free memory; on a CPU images that come from files may take 2 GiB and a
+    quarter of the available memory. What is too much for a GPU alone is streamed from the host's memory.
+    """
+    held = isinstance(images, TensorImages)
+    if fits(images, device, limit) or (held and device.type == "cpu"):
+        return images.to(device) if held else read_whole(images, device)
+    if device.type != "cpu" and fits(images, torch.device("cpu"), limit):
+        images = images if held else read_whole(images, torch.device("cpu"))
+    if isinstance(images, TensorImages):
+        return StreamedImages(images.data.__getitem__, len(images), images.shape, device)
+    say(images, "stream from their files", "; runtime.held_gib says what is held in memory instead")
     return images.to(device)
+
+
+def fits(images: Images, device: torch.device, limit: int | None) -> bool:
+    """Whether a set of images is to be held on a device."""
+    if limit is None and device.type == "cuda":
+        limit = int(SHARE * torch.cuda.mem_get_info(device)[0])
+    elif limit is None:
+        limit = int(min(HELD, HOST_SHARE * available_memory()))
+    return size(images) <= limit
+
+
+def size(images: Images) -> int:
+    """Bytes that the images take."""
+    return len(images) * prod(images.shape)
+
+
+def read_whole(images: Images, device: torch.device) -> TensorImages:
+    """The images as one tensor on the device."""
+    say(images, f"are read into the memory of the {'CPU' if device.type == 'cpu' else 'GPU'}")
+    data = torch.empty(len(images), *images.shape, dtype=torch.uint8, device=device)
+    batches = torch.split(torch.arange(len(images)), 256)
+    for index, batch in zip(batches, images.to(device).batches(batches), strict=True):
+        data[int(index[0]) : int(index[-1]) + 1] = batch
+    return TensorImages(data)
+
+
+def say(images: Images, what: str, more: str = "") -> None:
+    """Says on standard error what becomes of a set of images."""
+    shape = "x".join(map(str, images.shape))
+    line = f"{len(images):,} images of {shape} {what} ({size(images) / 2**30:.2g} GiB{more})"
+    print(f"sslpl: {line}", file=sys.stderr, flush=True)
+
+
+def available_memory() -> int:
+    """Bytes of the host's memory that are available to this process, as far as the system says."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError, KeyError):  # another system, or no limit
+        pass
+    return max(0, min(found))

@@ -28,6 +28,8 @@ def varied(dataset: Dataset, variant: Variant, seed: int) -> Dataset:
     Methods that share a seed share the wrong labels. The true ones stay with the dataset, for analysis alone.
     """
     classes = len(dataset.class_names)
+    if variant != Variant() and bool((dataset.train_labels < 0).any()):
+        raise UserError("dataset.imbalance and dataset.label_noise need the label of every image of the pool")
     if variant.imbalance != "none":
         sizes = class_sizes(dataset.train_labels, classes, variant.imbalance, variant.imbalance_ratio or 1.0)
         kept = first_of_each(dataset.train_labels, sizes, rng(0, "imbalance"))
@@ -35,6 +37,7 @@ def varied(dataset: Dataset, variant: Variant, seed: int) -> Dataset:
             train=selected(dataset.train, kept),
             train_labels=dataset.train_labels[kept],
             true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
+            paths=tuple(dataset.paths[place] for place in kept.tolist()) if dataset.paths else (),
         )
     if variant.label_noise > 0:
         if classes < 2:

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sslpl.models.convolution import Conv2d
+from sslpl.models.pretrained import Origin
 from sslpl.types import Features, ShareBelowOne
 
 ROUND = 512  # batches of a frozen backbone are filled up to a multiple of this on a GPU
@@ -24,22 +25,6 @@ class ConvNorm(nn.Sequential):
         )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity (He et al. 2016)."""
-
-    expansion = 1
-
-    def __init__(self, cin: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.first = ConvNorm(cin, width, 3, stride)
-        self.second = ConvNorm(width, width, 3)
-        self.shortcut = ConvNorm(cin, width, 1, stride) if stride != 1 or cin != width else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.second(self.first(x).relu())
-        return torch.relu(out + self.shortcut(x))
-
-
 class Staged(nn.Module):
     """A stem, stages whose outputs the loss prediction module reads, and a linear head."""
 
@@ -50,9 +35,10 @@ class Staged(nn.Module):
         channels: Sequence[int],
         num_classes: int,
         dropout: float,
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
-        self.channels = tuple(channels)
+        self.channels, self.origin = tuple(channels), origin
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.dropout = nn.Dropout(dropout)
@@ -67,23 +53,6 @@ class Staged(nn.Module):
             maps.append(x)
         embedding = x.float().mean(dim=(2, 3))
         return Features(self.head(self.dropout(embedding)), tuple(maps), embedding)
-
-
-def resnet(blocks: Sequence[int], *, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
-    """A ResNet of basic blocks with the CIFAR stem, 3x3 with stride 1 and no pooling (SSLPM's code)."""
-    channels, strides = (64, 128, 256, 512), (1, 2, 2, 2)
-    stages, cin = [], 64
-    for width, stride, depth in zip(channels, strides, blocks, strict=True):
-        layers = [BasicBlock(cin if i == 0 else width, width, stride if i == 0 else 1) for i in range(depth)]
-        stages.append(nn.Sequential(*layers))
-        cin = width
-    stem = nn.Sequential(ConvNorm(in_channels, 64, 3), nn.ReLU())
-    return Staged(stem, stages, channels, num_classes, dropout)
-
-
-def resnet18(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
-    """ResNet-18 for small images: the backbone of the paper (He et al. 2016; SSLPM's code)."""
-    return resnet((2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, dropout=dropout)
 
 
 def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
@@ -107,12 +76,15 @@ def grown(old: Mapping[str, Tensor], fresh: nn.Module) -> nn.Module:
 class Frozen:
     """A snapshot of a backbone for forward passes alone: eval mode, batch norms folded into their convolutions.
 
-    In bfloat16 the convolutions and the stage outputs are; embedding and logits are always in float32 (ours).
+    In bfloat16 the convolutions and the stage outputs are (by autocast in a network that has other layers than
+    `ConvNorm`); embedding and logits are always in float32 (ours).
     """
 
     def __init__(self, backbone: nn.Module, bfloat16: bool) -> None:
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.network = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self.autocast = bfloat16 and not foldable(self.network)
+        self.dtype = torch.float32 if self.autocast else self.dtype
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, ConvNorm):
@@ -122,15 +94,30 @@ class Frozen:
         """Features of normalized images [B, C, H, W]."""
         images = images.to(self.dtype)
         if not images.is_cuda:
-            return self.network(images)  # type: ignore[no-any-return]
+            return self._features(images)
         # The convolution library tries its kernels anew for every batch size that it meets: let it meet few.
         count = len(images)
-        logits, maps, embedding = self.network(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
+        logits, maps, embedding = self._features(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
         return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
+
+    def _features(self, images: Tensor) -> Features:
+        if not self.autocast:
+            return self.network(images)  # type: ignore[no-any-return]
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            logits, maps, embedding = self.network(images)
+        head = getattr(self.network, "head", None)
+        return Features(logits.float() if head is None else head(embedding), maps, embedding)
 
     def parts(self, images: Tensor) -> Iterator[Features]:
         """Features of any number of images, as many at a time as suit the device."""
         yield from map(self, torch.split(images, forward_batch(images.device)))
+
+
+def foldable(network: nn.Module) -> bool:
+    """Whether all convolutions and linear layers but the head are in a `ConvNorm`, so that they can be in bfloat16."""
+    pairs = {part for pair in network.modules() if isinstance(pair, ConvNorm) for part in pair}
+    known = pairs | {getattr(network, "head", None)}
+    return all(layer in known for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
 def forward_batch(device: torch.device) -> int:

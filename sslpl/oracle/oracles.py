@@ -22,8 +22,8 @@ class Simulated:
         missing = int((dataset.train_labels < 0).sum())
         if missing:
             raise UserError(
-                f"oracle=simulated: {missing:,} of {len(dataset.train):,} images of the pool have no label to tell; "
-                "choose oracle=file, which asks for them"
+                f"oracle=simulated: {missing:,} of {len(dataset.train):,} images of the pool have no label to tell "
+                "(those in unlabeled/, or empty in a CSV file); choose oracle=file, which asks for them"
             )
         return dataset
 

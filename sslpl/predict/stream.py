@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslpl.checkpoint import Signature
-from sslpl.data.read import read_image
+from sslpl.data.decoding import Form, read_image
 
 AHEAD = 2  # batches that are read while one is predicted
 
@@ -38,8 +38,10 @@ def image_files(folder: Path) -> list[Path]:
 def groups(paths: Sequence[Path], signature: Signature, size: int, threads: int) -> Iterator[Group]:
     """The files in order, `size` at a time; no more than a few groups are in memory at once."""
 
+    form = Form(signature.shape[0], signature.resize, signature.shape[1])
+
     def begun(part: Sequence[Path]) -> list[tuple[Path, Future[Tensor]]]:
-        return [(path, pool.submit(read_image, path, signature.shape, signature.resize)) for path in part]
+        return [(path, pool.submit(read_image, str(path), form)) for path in part]
 
     parts = [paths[start : start + size] for start in range(0, len(paths), size)]
     with ThreadPoolExecutor(threads) as pool:

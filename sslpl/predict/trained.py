@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from sslpl.build import backbone_builder
 from sslpl.checkpoint import Signature, Weights, load_weights
 from sslpl.recording import read_status
 from sslpl.types import UserError
@@ -41,9 +42,7 @@ def built(config: dict[str, Any], weights: Weights) -> Trained:
     """The networks that a config describes, with weights."""
     signature = weights.signature
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
-        backbone = instantiate(config["backbone"])(
-            num_classes=len(signature.class_names), in_channels=signature.shape[0]
-        )
+        backbone: Any = backbone_builder(config["backbone"], signature.shape, weights=False)(len(signature.class_names))
         module = instantiate(config["module"])(channels=backbone.channels)
     backbone.load_state_dict(weights.backbone)
     if module is not None:

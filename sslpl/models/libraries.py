@@ -1,0 +1,162 @@
+"""Networks of timm and torchvision, by name, as backbones."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslpl.models.pretrained import Origin, Weights, torchvision_origin
+from sslpl.types import Features, ShareBelowOne, UserError
+
+STAGES = 4  # at most, that the loss prediction module reads
+
+
+class Wrapped(nn.Module):
+    """A trunk that returns stages and embedding, with a linear head of its own."""
+
+    def __init__(
+        self, trunk: nn.Module, shape: tuple[int, int, int], num_classes: int, dropout: float, origin: Origin
+    ) -> None:
+        super().__init__()
+        with torch.inference_mode():  # what comes out is known once an image has passed
+            maps, embedding = trunk.eval()(torch.zeros(1, *shape))
+        self.channels = tuple(stage.shape[1] for stage in maps)
+        self.trunk, self.origin = trunk, origin
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(embedding.shape[1], num_classes)
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of normalized images [B, C, H, W]; the embedding is in float32."""
+        maps, embedding = self.trunk(images)
+        embedding = embedding.float()
+        return Features(self.head(self.dropout(embedding)), tuple(maps), embedding)
+
+
+class TimmTrunk(nn.Module):
+    """A network of timm: its stages (evenly spread blocks of a transformer), and what its head would be told."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        reductions = [stage["reduction"] for stage in network.feature_info]
+        count = min(STAGES, len(reductions))
+        self.stages = list(range(len(reductions)))[-count:]
+        if len(set(reductions)) == 1:
+            self.stages = [len(reductions) * k // count - 1 for k in range(1, count + 1)]
+
+    def forward(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        last, maps = self.network.forward_intermediates(images, indices=self.stages, output_fmt="NCHW")
+        return maps, self.network.forward_head(last, pre_logits=True)
+
+
+class TorchvisionTrunk(nn.Module):
+    """A convolutional network of torchvision: the last output at each of its smallest sizes, the mean of the last."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        nodes = {name: str(place) for place, name in enumerate(last_of_each_size(network, shape)[-STAGES:])}
+        self.network = create_feature_extractor(network, nodes)
+
+    def forward(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        maps = list(self.network(images).values())
+        return maps, maps[-1].float().mean(dim=(2, 3))
+
+
+def last_of_each_size(network: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+    """Of the outer two layers of modules, in the order of running, the last that returns maps of each size."""
+    sizes: dict[tuple[int, ...], str] = {}
+
+    def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and not isinstance(module, nn.AdaptiveAvgPool2d):
+            sizes.pop(tuple(output.shape[2:]), None)
+            sizes[tuple(output.shape[2:])] = name
+
+    modules = [(name, module) for name, module in network.named_modules() if name and name.count(".") < 2]
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules]
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return list(sizes.values())
+
+
+def timm(
+    *, num_classes: int, in_channels: int, image_size: int = 32, name: str = "resnet18", dropout: ShareBelowOne = 0.0
+) -> Wrapped:
+    """Any network of timm that gives its intermediate outputs (needs `pip install timm`)."""
+    try:
+        library = import_module("timm")
+    except ImportError as error:
+        raise UserError("backbone=timm: timm is not installed; pip install timm") from error
+    if not library.is_model(name):
+        raise UserError(f"backbone.name={name}: timm has no such network; see timm.list_models()")
+    keys: dict[str, Any] = {"in_chans": in_channels, "num_classes": 0}
+    known = library.get_pretrained_cfg(name)
+    if known.fixed_input_size:
+        keys["img_size"] = image_size
+
+    def fetch() -> Weights:
+        weights: Weights = library.create_model(name, pretrained=True, **keys).state_dict()
+        return weights
+
+    origin = Origin(partial(trunk_name, heads=(known.classifier or "head",)), fetch)
+    shape = (in_channels, image_size, image_size)
+    return wrapped(lambda: TimmTrunk(library.create_model(name, **keys)), name, shape, num_classes, dropout, origin)
+
+
+def torchvision(
+    *, num_classes: int, in_channels: int, image_size: int = 32, name: str = "resnet18", dropout: ShareBelowOne = 0.0
+) -> Wrapped:
+    """A convolutional network of torchvision."""
+    models = import_module("torchvision.models")  # here: it takes a second to import
+    if name not in (known := models.list_models(module=models)) or name.startswith(("vit", "swin", "maxvit")):
+        names = [other for other in known if not other.startswith(("vit", "swin", "maxvit"))]
+        raise UserError(f"backbone.name={name}: must be one of {', '.join(names)}; backbone=timm has transformers")
+    shape = (in_channels, image_size, image_size)
+
+    def build() -> nn.Module:
+        network = models.get_model(name, weights=None)
+        if in_channels != 3:
+            see(network, in_channels)
+        return TorchvisionTrunk(network, shape)
+
+    heads = ("fc", "classifier", "AuxLogits", "aux1", "aux2")
+    origin = torchvision_origin(name, partial(trunk_name, heads=heads))
+    return wrapped(build, name, shape, num_classes, dropout, origin)
+
+
+def trunk_name(name: str, heads: tuple[str, ...]) -> str | None:
+    """The name that a wrapped network has for a library's weight; None for those of the library's head."""
+    in_head = any(name.startswith(f"{head}.") for head in heads)
+    return None if in_head else f"trunk.network.{name}"
+
+
+def see(network: nn.Module, in_channels: int) -> None:
+    """Gives a network a first convolution for images of other channels than three."""
+    name, first = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    parent, _, child = name.rpartition(".")
+    keys: dict[str, Any] = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    convolution = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **keys)
+    setattr(network.get_submodule(parent), child, convolution)
+
+
+def wrapped(
+    build: Callable[[], nn.Module],
+    name: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    dropout: float,
+    origin: Origin,
+) -> Wrapped:
+    """A library's network as a backbone; UserError where it cannot be one for images of this shape."""
+    try:
+        return Wrapped(build(), shape, num_classes, dropout, origin)
+    except Exception as error:  # each network has its own way of not fitting
+        side = f"{shape[1]}x{shape[2]} pixels"
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"backbone.name={name}: cannot be used for images of {side} ({line})") from error
