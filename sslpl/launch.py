@@ -40,6 +40,16 @@ class Outcome(NamedTuple):
     aubc: float | None = None
 
 
+class Place(NamedTuple):
+    """Where one of several processes runs a plan: the GPU that it was given, and the name that its lines begin with."""
+
+    device: str | None = None
+    name: str = ""
+
+
+HERE = Place()
+
+
 class RunFailed(Exception):
     """A run ended before its time; its one line says why."""
 
@@ -56,11 +66,12 @@ def planned(
     return Plan(config, label, identity.folder(config, choices["dataset"], label))
 
 
-def launch(plan: Plan, wait: bool = False) -> Outcome:
+def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
     if (outcome := finished_before(plan)) is not None:
         return outcome
-    runtime: Runtime = instantiate(plan.config["runtime"])
+    given = {} if place.device is None else {"device": place.device}
+    runtime: Runtime = instantiate(plan.config["runtime"], **given)
     setup = build_setup(plan.config, runtime)
     runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
@@ -70,7 +81,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
-        return finished_before(plan) or execute(plan, setup, runtime)
+        return finished_before(plan) or execute(plan, setup, runtime, place.name)
 
 
 def finished_before(plan: Plan) -> Outcome | None:
@@ -87,14 +98,14 @@ def finished_before(plan: Plan) -> Outcome | None:
     return Outcome("skipped", float(status["aubc"]))
 
 
-def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
+def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
     facts = {"precision": "bfloat16" if setup.bfloat16 else "float32", "compiled": setup.captures or runtime.compile}
     origin, changes = resumed_provenance(plan.folder, provenance(setup.device) | facts)
     run = RunInfo(identity.run_id(plan.config), plan.folder.name, plan.label, plan.folder, plan.config, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
-    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
+    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name) as progress:
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         try:
             with recorder.signals():
@@ -115,7 +126,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                 write_whole(run.folder / "error.log", traceback.format_exc())
             leave(run.folder, tracker, "failed", state, error=failure(error))
             raise RunFailed(failure(error)) from error
-    if runtime.progress != "none":
+    if runtime.progress != "none" and not name:
         print_result(console, state.history, run.folder, area)
     final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
     tracker.finish(0, final, [run.folder / "queries.csv"])
