@@ -5,6 +5,8 @@ import sys
 from tempfile import TemporaryDirectory
 
 import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from sslpl.jobs import Command, composed, print_jobs
 from sslpl.mistakes import CONF, Mistake, Stopped, guarded, told
@@ -15,6 +17,7 @@ __all__ = ["CONF", "composed", "main"]
 def main() -> None:
     """`python run.py` and `sslpl`: exit code 0 when all runs are finished, 2 for bad input, 1 for a failed run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach the one place below
+    prefer_our_launchers()
     command = Command()
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(command.run)
     with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
@@ -28,3 +31,11 @@ def main() -> None:
             print_jobs(command.jobs)
     ends = [before, *(job.end for job in command.jobs)]
     sys.exit(max((end.code for end in ends if isinstance(end, Mistake)), default=0))
+
+
+def prefer_our_launchers() -> None:
+    """Forgets what plugins offer under the names of our launchers: Hydra would take it for the schema of ours."""
+    Plugins.instance()  # looks for them, once
+    offered = ConfigStore.instance().repo["hydra"]["launcher"]
+    for file in (CONF / "hydra" / "launcher").glob("*.yaml"):
+        offered.pop(file.name, None)

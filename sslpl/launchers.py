@@ -83,8 +83,11 @@ def planned_job(sweep: Sweep, command: Command, overrides: Sequence[str], number
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.job.num = number
     HydraConfig.instance().set_config(cfg)
+    task_cfg = cfg.copy()
+    with read_write(task_cfg), open_dict(task_cfg):
+        del task_cfg["hydra"]
     try:
-        return plan_of(cfg, cfg.hydra, command.presets)
+        return plan_of(task_cfg, HydraConfig.get(), command.presets)
     finally:
         HydraConfig.instance().cfg = before
 
