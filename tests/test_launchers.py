@@ -61,11 +61,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 def test_a_sweep_goes_through_a_launcher(
     sslpl: Command, launched: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = ("-m", "hydra/launcher=joblib", *TINY, "method=random", "budget.cycles=1,500,2", "seed=0")
+    once = ("-m", "hydra/launcher=joblib", *TINY, "method=random", "budget.cycles=1")
+    sweep = (*once, "seed=0,-1,1")
     monkeypatch.setattr(InThisProcess, "lasts", 1)
     first = sslpl(*sweep)
     bad, lost = first.err.splitlines()
-    assert "lower budget.initial" in bad or "budget" in bad
+    assert bad == "sslpl: seed=-1: must be greater than or equal to 0"
     assert lost == "sslpl: RuntimeError: a worker was killed; the same command goes on from what was saved"
     assert first.code == 2
     assert first.out.splitlines()[-1] == "1 finished, 2 failed"
@@ -75,7 +76,10 @@ def test_a_sweep_goes_through_a_launcher(
     assert second.code == 2
     assert second.err == bad + "\n"
     assert second.out.splitlines()[-1] == "1 skipped, 1 failed, 1 finished"
-    assert not [each for each in launched if "budget.cycles=1" in each]  # what is finished is not handed out again
+    assert [each[-1] for each in launched] == ["seed=1"]  # what is finished is not handed out again
+    third = sslpl(*once, "budget.initial=24,2000")
+    assert (third.code, third.err.count("\n")) == (2, 1)  # a mistake that only the run itself could find
+    assert third.out.splitlines()[-1] == "1 skipped, 1 failed"
     assert [path.name for path in Path().iterdir()] == ["outputs"]
     assert [path.name for path in Path("outputs").iterdir()] == ["digits"]
 
@@ -94,7 +98,7 @@ def test_the_plugin_may_be_missing(sslpl: Command, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("launcher", OURS)
 def test_our_launchers_stand_in_for_those_of_the_plugins(sslpl: Command, launcher: str) -> None:
-    done = sslpl("-m", f"hydra/launcher={launcher}", "--cfg", "hydra", "-p", "hydra.launcher")
+    done = sslpl(f"hydra/launcher={launcher}", "--cfg", "hydra", "-p", "hydra.launcher")
     assert (done.code, done.err) == (0, "")
     assert "_target_: hydra_plugins.sslpl_launcher.SweepLauncher" in done.out
 
