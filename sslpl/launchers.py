@@ -134,8 +134,11 @@ def hand_out(
         else:
             found = returned(launcher, list(overrides.values()), first)
     ends = {place: end_of(each, todo[place]) for place, each in zip(todo, found, strict=True)}
-    for lost in dict.fromkeys(end for end in ends.values() if isinstance(end, Mistake) and end.code < SIGNALLED):
-        told(lost)
+    for end in {
+        id(each): end for each, end in zip(found, ends.values(), strict=True)
+    }.values():  # one error for many: once
+        if not isinstance(end, Mistake) or end.code < SIGNALLED:
+            told(end)
     if stop.signum is not None:
         raise Stopped(Mistake("interrupted; the same command goes on", SIGNALLED + stop.signum))
     return ends
@@ -159,7 +162,7 @@ def end_of(result: End | Exception, plan: Plan) -> End:
         return Outcome("finished", float(status["aubc"]))
     if status.get("state") == "failed":
         return mistake(str(status.get("error")), FAILED)
-    said = " ".join(str(result).split(". ")[0].splitlines()[:2])
+    said = " ".join(str(result).splitlines()[:2]).split(". ")[0].rstrip(".")
     return mistake(f"{type(result).__name__}: {said[:300]}; the same command goes on from what was saved", FAILED)
 
 
