@@ -74,7 +74,10 @@ def placed(plan: Plan, launcher: str) -> Outcome:
 
 @contextmanager
 def obeying(flag: Path, launcher: str) -> Iterator[None]:
-    """Interrupted as soon as the sweep's command asks for it by a file; in a thread only at the beginning."""
+    """Interrupted as soon as the sweep's command asks for it by a file; in a thread only at the beginning.
+
+    A run of Slurm ends by SIGUSR2 alone: after SIGTERM, which comes with a preemption too, it would not be queued again.
+    """
 
     def interrupted(signum: int, _: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -87,11 +90,11 @@ def obeying(flag: Path, launcher: str) -> Iterator[None]:
 
     if flag.exists():
         raise Interrupted(signal.SIGTERM)
-    if current_thread() is not main_thread() or launcher == "submitit_slurm":  # Slurm has its own signals
+    if current_thread() is not main_thread():
         yield
         return
     over, watch = Event(), Thread(target=look, name="stop-flag", daemon=True)
-    before = signal.signal(signal.SIGTERM, interrupted)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN if launcher == "submitit_slurm" else interrupted)
     watch.start()
     try:
         yield
