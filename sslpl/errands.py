@@ -76,7 +76,7 @@ def placed(plan: Plan, launcher: str) -> Outcome:
 def obeying(flag: Path, launcher: str) -> Iterator[None]:
     """Interrupted as soon as the sweep's command asks for it by a file; in a thread only at the beginning.
 
-    A run of Slurm ends by SIGUSR2 alone: after SIGTERM, which comes with a preemption too, it would not be queued again.
+    A run of Slurm ends by SIGUSR2 alone: after SIGTERM, which a preemption sends too, it would not be queued again.
     """
 
     def interrupted(signum: int, _: FrameType | None) -> None:

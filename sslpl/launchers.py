@@ -26,7 +26,7 @@ from sslpl.sharing import at_once, threads_each
 from sslpl.types import UserError
 from sslpl.watch import watched
 
-UNBEGUN = Mistake("not begun; the same command goes on", FAILED)
+UNSEEN = Mistake("no end was seen; the same command goes on", FAILED)
 OWN_CLUSTER = (
     "num_cpus",
     "num_gpus",
@@ -61,7 +61,7 @@ def launch_sweep(sweep: Sweep, command: Command, overrides: Sequence[Sequence[st
     finally:
         for place, plan in enumerate(plans):
             name = " ".join(overrides[place]) if isinstance(plan, Mistake) else str(plan.folder)
-            areas.append(command.ended(Job(name, ends.get(place, UNBEGUN))))
+            areas.append(command.ended(Job(name, ends.get(place, UNSEEN))))
     pairs = zip(overrides, areas, strict=True)
     return [JobReturn(overrides=each, status=JobStatus.COMPLETED, _return_value=area) for each, area in pairs]
 
@@ -134,9 +134,8 @@ def hand_out(
         else:
             found = returned(launcher, list(overrides.values()), first)
     ends = {place: end_of(each, todo[place]) for place, each in zip(todo, found, strict=True)}
-    for end in {
-        id(each): end for each, end in zip(found, ends.values(), strict=True)
-    }.values():  # one error for many: once
+    once = {id(each): end for each, end in zip(found, ends.values(), strict=True)}  # an error may be that of many
+    for end in once.values():
         if not isinstance(end, Mistake) or end.code < SIGNALLED:
             told(end)
     if stop.signum is not None:
