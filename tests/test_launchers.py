@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from sslpl.cli import CONF
 from sslpl.errands import Errand, obeying, work
 from sslpl.launch import Outcome, Plan
 from sslpl.mistakes import Mistake
-from sslpl.recording import Interrupted, write_status
+from sslpl.recording import Interrupted, Recorder, write_status
 from sslpl.runtime import Runtime, choose_gpu
 from sslpl.types import UserError
 from sslpl.watch import watched
@@ -189,6 +190,33 @@ def test_a_signal_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert "SIGINT: every run finishes its current step, then saves" in said
     assert f"1 of 1  interrupted  {plan.folder}" in said
+
+
+def test_the_signal_of_a_scheduler_is_obeyed_where_somebody_listens_to_it() -> None:
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
+    recorder = SimpleNamespace(signal=None, progress=SimpleNamespace(message=print))
+    try:
+        with Recorder.signals(recorder):  # type: ignore[arg-type]
+            signal.raise_signal(signal.SIGUSR2)
+        assert (recorder.signal, heard) == (signal.SIGUSR2, [])
+        signal.raise_signal(signal.SIGUSR2)  # all is saved: as `work` does it
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_thread_listens_to_no_signal() -> None:
+    left = []
+
+    def run() -> None:
+        with Recorder.signals(SimpleNamespace(signal=None)):  # type: ignore[arg-type]
+            left.append("whole")
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert left == ["whole"]
 
 
 def test_what_became_of_a_lost_process(tmp_path: Path) -> None:
