@@ -73,16 +73,18 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def under_way(folder: Path, finished: int) -> int:
+def under_way(sweep: subprocess.Popen[str], folder: Path, finished: int) -> int:
     """The process of a run in the middle of its training, when so many runs are finished."""
     since = time.monotonic()
-    while time.monotonic() - since < DEADLINE:
+    while sweep.poll() is None and time.monotonic() - since < DEADLINE:
         for path in folder.glob("outputs/*/*/*/status.json"):
             status = json.loads(path.read_text())
             if len(trained(folder)) >= finished and status["state"] == "running" and status.get("cycle") == 1:
                 return int(status["process"])
         time.sleep(0.01)
-    sys.exit("launchers: no run got under way")
+    if sweep.poll() is None:
+        os.killpg(sweep.pid, signal.SIGKILL)
+    sys.exit(f"launchers: no run got under way\n{sweep.communicate()[0]}")
 
 
 def compared(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> bool:
@@ -101,7 +103,7 @@ def killed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> 
     """Whether the same command completes a sweep one of whose processes was killed, training nothing finished again."""
     options = [*LAUNCHERS[launcher], *ENDURING.get(launcher, [])]
     process = start(folder, options)
-    os.kill(under_way(folder, finished=1), signal.SIGKILL)
+    os.kill(under_way(process, folder, finished=1), signal.SIGKILL)
     first = finish(process)
     before = trained(folder)
     second = live(folder, options)
@@ -119,7 +121,7 @@ def killed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> 
 def interrupted(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> bool:
     """Whether Ctrl-C saves and ends every run, and the same command goes on."""
     process = start(folder, LAUNCHERS[launcher])
-    under_way(folder, finished=1)
+    under_way(process, folder, finished=1)
     os.killpg(process.pid, signal.SIGINT)
     first = finish(process)
     before = trained(folder)
@@ -138,7 +140,7 @@ def interrupted(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]
 def preempted(folder: Path, expected: dict[str, dict[str, Any]]) -> bool:
     """Whether a run that submitit's signal tells to make room is saved, queued again and resumed in the same sweep."""
     process = start(folder, LAUNCHERS["submitit_local"])
-    os.kill(under_way(folder, finished=1), signal.SIGUSR2)
+    os.kill(under_way(process, folder, finished=1), signal.SIGUSR2)
     life = finish(process)
     logs = "".join(path.read_text() for path in folder.glob("outputs/.launcher/**/*.out"))
     good = life.code == 0 and results(folder) == expected and "SIGUSR2: finishing the current step" in logs
