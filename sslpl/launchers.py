@@ -57,7 +57,10 @@ def launch_sweep(sweep: Sweep, command: Command, overrides: Sequence[Sequence[st
     areas = []
     try:
         while todo := left_to_do(plans, ends):
-            ends |= hand_out(plugin, sweep, todo, {place: overrides[place] for place in todo}, first)
+            found, signum = hand_out(plugin, sweep, todo, {place: overrides[place] for place in todo}, first)
+            ends |= found
+            if signum is not None:
+                raise Stopped(Mistake("interrupted; the same command goes on", SIGNALLED + signum))
     finally:
         for place, plan in enumerate(plans):
             name = " ".join(overrides[place]) if isinstance(plan, Mistake) else str(plan.folder)
@@ -117,8 +120,8 @@ def hand_out(
     todo: dict[int, Plan],
     overrides: dict[int, Sequence[str]],
     first: int,
-) -> dict[int, End]:
-    """What became of each plan, by its place, in the hands of the launcher; Stopped after a signal."""
+) -> tuple[dict[int, End], int | None]:
+    """What became of each plan, by its place, in the hands of the launcher; and the signal that stopped them."""
     plans, runtime = list(todo.values()), sweep.config.runtime
     gpus = torch.cuda.device_count() if runtime.device in ("auto", "cuda") else 0
     asked = sweep.options.get("n_jobs")
@@ -138,9 +141,7 @@ def hand_out(
     for end in once.values():
         if not isinstance(end, Mistake) or end.code < SIGNALLED:
             told(end)
-    if stop.signum is not None:
-        raise Stopped(Mistake("interrupted; the same command goes on", SIGNALLED + stop.signum))
-    return ends
+    return ends, stop.signum
 
 
 def returned(launcher: Launcher, overrides: list[Sequence[str]], first: int) -> list[Any]:

@@ -128,7 +128,13 @@ def interrupted(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]
     left = [path.parent for path in folder.glob("outputs/*/*/*/status.json") if path.parent.name not in before]
     saved = all(json.loads((run / "status.json").read_text())["state"] == "interrupted" for run in left)
     second = live(folder, LAUNCHERS[launcher])
-    good = first.code == 128 + signal.SIGINT and saved and bool(left) and "Traceback" not in first.log
+    good = (
+        first.code == 128 + signal.SIGINT
+        and saved
+        and tally(first.log)["finished"] == len(before)
+        and bool(left)
+        and "Traceback" not in first.log
+    )
     good = good and second.code == 0 and tally(second.log)["resumed"] >= 1 and results(folder) == expected
     said = f"{dict(tally(first.log))}, then {dict(tally(second.log))}"
     print(f"{'identical' if good else 'DIFFERENT'}  {launcher}, Ctrl-C: {said}", flush=True)
