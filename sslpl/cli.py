@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from sslpl.jobs import Command, composed, print_jobs
-from sslpl.mistakes import CONF, Mistake, Stopped, guarded, told
+from sslpl.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
 
 __all__ = ["CONF", "composed", "main"]
 
@@ -29,6 +29,8 @@ def main() -> None:
             before = told(stop.mistake)
         if len(command.jobs) > 1:
             print_jobs(command.jobs)
+    if isinstance(before, Mistake) and before.code > SIGNALLED:
+        sys.exit(before.code)
     ends = [before, *(job.end for job in command.jobs)]
     sys.exit(max((end.code for end in ends if isinstance(end, Mistake)), default=0))
 

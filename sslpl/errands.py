@@ -39,6 +39,8 @@ class Errand(NamedTuple):
 def work(errand: Errand, cfg: DictConfig) -> End:
     """Runs one composed config; what became of it, since nothing that is raised gets home whole."""
     sys.argv = list(errand.argv)  # what a run's provenance calls its command
+    if errand.parent != os.getpid() and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the file tells it
     try:
         return guarded(partial(run_here, errand, cfg))
     except Stopped as stop:

@@ -43,7 +43,7 @@ def watched(plans: Sequence[Plan], launcher: str) -> Iterator[Stop]:
     here = current_thread() is main_thread() and launcher != "submitit_slurm"
     names = ("SIGINT", "SIGTERM", "SIGHUP") if here else ()
     before = {name: signal.signal(getattr(signal, name), stop.ask) for name in names if hasattr(signal, name)}
-    # Children inherit it: Ctrl-C reaches them too, and would end those that cannot save yet.
+    # Children inherit it (most do): Ctrl-C reaches them too, and would end those that are still starting.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if here else set())
     teller.start()
     try:
