@@ -1,7 +1,8 @@
 # make run    an environment in .venv and the main job: SSLPM on scikit-learn's digits
 # make test   the same environment and the tests
 # make lint   style and types
-# make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, every sweep, kills
+# make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, every sweep,
+#             kills, launchers
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
 
@@ -39,3 +40,4 @@ check: $(STAMP)
 	$(BIN)/python tests/check_wheel.py
 	$(BIN)/python tests/check_sweeps.py
 	$(BIN)/python tests/chaos.py --kills 20
+	$(BIN)/python tests/check_launchers.py

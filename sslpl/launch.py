@@ -14,18 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup, with_fingerprint
 from sslpl.cycle import initial_state, run_active_learning
+from sslpl.endings import close, failure, leave, paused
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import Interrupted, Recorder, read_status, wandb_names, write_status
+from sslpl.recording import Interrupted, Recorder, read_status, wandb_names
 from sslpl.runtime import Runtime, provenance
 from sslpl.search import in_sweep
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
 from sslpl.validate import checked
-from sslpl.views import aubc
 
 
 class Plan(NamedTuple):
@@ -46,6 +46,16 @@ class Outcome(NamedTuple):
     note: str = ""  # what a person is to do
 
 
+class Place(NamedTuple):
+    """Where one of several processes runs a plan: the GPU that it was given, and the name that its lines begin with."""
+
+    device: str | None = None
+    name: str = ""
+
+
+HERE = Place()
+
+
 class RunFailed(Exception):
     """A run ended before its time; its one line says why."""
 
@@ -63,11 +73,12 @@ def planned(
     return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))
 
 
-def launch(plan: Plan, wait: bool = False) -> Outcome:
+def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
     if (outcome := finished_before(plan)) is not None:
         return outcome
-    runtime: Runtime = instantiate(plan.config["runtime"])
+    given = {} if place.device is None else {"device": place.device}
+    runtime: Runtime = instantiate(plan.config["runtime"], **given)
     setup = build_setup(plan.config, runtime, plan.folder)
     runtime.set_threads(setup.dataset.train.shape)
     if runtime.dry_run:
@@ -77,7 +88,7 @@ def launch(plan: Plan, wait: bool = False) -> Outcome:
     with lock.owned(plan.folder, wait) as mine:
         if not mine:
             return Outcome("elsewhere")
-        outcome = finished_before(plan) or execute(plan, setup, runtime)
+        outcome = finished_before(plan) or execute(plan, setup, runtime, place.name)
     if outcome.note:
         print(outcome.note, flush=True)
     return outcome
@@ -99,7 +110,7 @@ def finished_before(plan: Plan) -> Outcome | None:
     return Outcome("skipped", float(status["aubc"]))
 
 
-def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
+def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
     facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
     facts["compiled"] = setup.captures or runtime.compile
@@ -107,7 +118,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
     run = described(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
-    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console) as progress:
+    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name) as progress:
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         try:
             with recorder.signals():
@@ -121,7 +132,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                 run_active_learning(setup, state, recorder)
             area = close(run, setup, state)
         except (Waiting, LabelsRefused) as pause:
-            return paused(pause, recorder, tracker, state)
+            return Outcome("waiting", note=paused(pause, recorder, tracker, state))
         except (Interrupted, KeyboardInterrupt):
             leave(run.folder, tracker, "interrupted", state)
             raise
@@ -130,7 +141,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
                 write_whole(run.folder / "error.log", traceback.format_exc())
             leave(run.folder, tracker, "failed", state, error=failure(error))
             raise RunFailed(failure(error)) from error
-    if runtime.progress != "none":
+    if runtime.progress != "none" and not name:
         print_result(console, state.history, run.folder, area)
     final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
     tracker.finish(0, final, [run.folder / "queries.csv"])
@@ -169,54 +180,3 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to begin anew") from error
     return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
-
-
-def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> Outcome:
-    """Leaves a run that waits for labels, those that were refused included, as it is saved."""
-    assert state is not None
-    assert state.picked is not None
-    recorder.pause(state)
-    leave(recorder.run.folder, tracker, "waiting", state, code=0, images=len(state.picked.index))
-    if isinstance(pause, LabelsRefused):
-        raise pause
-    return Outcome("waiting", note=str(pause))
-
-
-def close(run: RunInfo, setup: Setup, state: State) -> float:
-    """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
-    area, folder = aubc(state.history), run.folder / "checkpoint"
-    checkpoint.keep_weights(folder, state.to_dict(), signature(run.config, setup, state))
-    write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
-    checkpoint.discard(folder)
-    lock.forget(run.folder)
-    return area
-
-
-def signature(config: Mapping[str, Any], setup: Setup, state: State) -> checkpoint.Signature:
-    """What the networks of a run take and tell; images that were not made from files are taken whole."""
-    data = setup.dataset
-    shape, resize = data.train.shape, int(config["dataset"].get("resize") or min(data.train.shape[1:]))
-    mean, std = (tuple(map(float, values)) for values in (data.mean, data.std))
-    return checkpoint.Signature(tuple(map(str, state.class_names)), shape, resize, mean, std)
-
-
-def leave(
-    folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
-) -> None:
-    """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
-    with suppress(OSError):
-        where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
-        write_status(folder, status, **where, **details)
-    tracker.finish(code, {}, [])
-
-
-def failure(error: Exception) -> str:
-    """Why a run failed, in one line that says what its user can do."""
-    line = " ".join(str(error).split()).removeprefix("[Errno None] ")
-    if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA, on a CPU
-        keys = "training.batch_size, training.unlabeled_batch_limit or budget.candidates"
-        return f"out of memory: lower {keys} ({line[:200]})"
-    if isinstance(error, OSError) and error.strerror is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
-    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -1,6 +1,7 @@
 """One process at a time in a run's folder."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +18,15 @@ def owned(folder: Path, wait: bool) -> Iterator[bool]:
     The system gives up a lock with its process, however that ends: a dead owner's folder is free. OSError where the
     folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / NAME)
+    with owned_file(folder / NAME, wait) as mine:
+        yield mine
+
+
+@contextmanager
+def owned_file(path: Path, wait: bool) -> Iterator[bool]:
+    """The same of any lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL_SECONDS)
     except Timeout:
@@ -28,6 +36,22 @@ def owned(folder: Path, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def first_free(paths: Sequence[Path], waiting: Callable[[], None]) -> Iterator[int]:
+    """The place of a lock that this process then has to itself, the first that is free; waits for one, says so once."""
+    told = False
+    while True:
+        for place, path in enumerate(paths):
+            with owned_file(path, wait=False) as mine:
+                if mine:
+                    yield place
+                    return
+        if not told:
+            waiting()
+        told = True
+        time.sleep(POLL_SECONDS)
 
 
 def forget(folder: Path) -> None:

@@ -123,12 +123,12 @@ class Phase:
 class Progress:
     """Shows where a run is; a context manager that clears its live block however the run ends."""
 
-    def __init__(self, mode: Mode = "auto", *, cycles: int, console: Console | None = None) -> None:
-        self.console = console or Terminal()
+    def __init__(self, mode: Mode = "auto", *, cycles: int, console: Console | None = None, name: str = "") -> None:
+        self.console, self._name = console or Terminal(), f"{name}  " if name else ""
         if mode == "auto":
             mode = "live" if self.console.file.isatty() else "plain"
-        if mode == "live" and (not self.console.is_terminal or self.console.is_dumb_terminal):
-            mode = "plain"  # there is no cursor to move
+        if mode == "live" and (name or not self.console.is_terminal or self.console.is_dumb_terminal):
+            mode = "plain"  # there is no cursor to move, or others write here too: then each line names its run
         self._mode, self._plain, self._cycles = mode, mode == "plain", cycles
         self._cycle = self._labeled = self._growth = 0
         self._begun, self._whole, self._next_line = monotonic(), False, math.inf
@@ -182,7 +182,7 @@ class Progress:
         if self._plain:  # past rich, which would wrap and color it
             encoding = getattr(self.console.file, "encoding", None) or "utf-8"
             try:
-                self.console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+                self.console.file.write(f"{self._name}{line}\n".encode(encoding, "replace").decode(encoding))
                 self.console.file.flush()
             except BrokenPipeError:
                 hush()

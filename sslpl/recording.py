@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -94,7 +95,14 @@ class Recorder:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once."""
+        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once.
+
+        So does the signal by which a scheduler tells a job to make room (SIGUSR2), where somebody listens to it.
+        In a thread nothing can be listened to.
+        """
+        if current_thread() is not main_thread():
+            yield
+            return
 
         def note(signum: int, _: FrameType | None) -> None:
             self.signal = signum
@@ -102,6 +110,7 @@ class Recorder:
             self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
 
         named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        named += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
         before = {int(signum): signal.getsignal(signum) for signum in named}
         before = {
             signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN
@@ -145,6 +154,11 @@ class Recorder:
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - since
+
+
+def scheduler_signals() -> list[int]:
+    """The signals by which a scheduler tells a job to make room: the one that submitit listens to."""
+    return [int(getattr(signal, name)) for name in ("SIGUSR2",) if hasattr(signal, name)]
 
 
 def moments(training: Training) -> int:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 import sslpl
 from sslpl.types import Count, PositiveOrZero, UserError
@@ -19,11 +20,19 @@ from sslpl.types import Count, PositiveOrZero, UserError
 SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
 
 
+_DEVICES = "'auto', 'cpu' or 'cuda', or one of several GPUs as 'cuda:1'"
+Device = Annotated[
+    str,
+    Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description=_DEVICES),
+]
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Device, threads, folders and what is shown."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
+    jobs_per_gpu: Count = 1  # of a sweep whose launcher runs several on this machine
     compile: Literal["auto", True, False] = "auto"
     num_threads: Count | None = None  # None: as torch chooses, but one for small images
     deterministic: bool = False
@@ -35,8 +44,8 @@ class Runtime:
 
     def prepare(self) -> torch.device:
         """Sets determinism for this process and returns the device; UserError if it is not there."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("runtime.device=cuda: no CUDA device was found; use runtime.device=cpu or auto")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"runtime.device={self.device}: no CUDA device was found; use runtime.device=cpu or auto")
         name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         device = torch.device("cpu" if name == "auto" else name)
         keep_freed_memory()
@@ -46,6 +55,7 @@ class Runtime:
         torch.backends.cudnn.benchmark = not self.deterministic
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+            choose_gpu(device)
         return device
 
     def set_threads(self, shape: tuple[int, int, int]) -> None:
@@ -54,6 +64,15 @@ class Runtime:
             torch.set_num_threads(self.num_threads)
         elif shape[1] * shape[2] <= SMALL_IMAGE:
             torch.set_num_threads(1)
+
+
+def choose_gpu(device: torch.device) -> None:
+    """Makes a GPU the one that this process uses where none is named; UserError if there are not so many."""
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"runtime.device={device}: must be below cuda:{count}, the number of GPUs that can be seen")
+    if device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ from conftest import TINY, Result, run_folder
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from sslpl import cli, lock
+from sslpl import jobs, lock
 from sslpl.launch import Outcome, Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
@@ -166,13 +166,13 @@ def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch
     (run_folder() / "status.json").write_text('{"state": "running", "process": 7, "host": "elsewhere"}')
     owner = (run_folder() / lock.NAME).open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)
-    waiting = cli.await_other
+    waiting = jobs.await_other
 
     def ending(plan: Plan) -> Outcome:
         owner.close()
         return waiting(plan)
 
-    monkeypatch.setattr(cli, "await_other", ending)
+    monkeypatch.setattr(jobs, "await_other", ending)
     done = sslpl(*search)
     assert done.code == 0, done.err
     assert "waiting for process 7 on elsewhere" in done.out

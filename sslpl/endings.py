@@ -1,0 +1,64 @@
+"""How a run ends: finished, waiting for labels, or early; what it leaves in each case."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sslpl import checkpoint, lock
+from sslpl.recording import Recorder, write_status
+from sslpl.setup import Setup
+from sslpl.state import State
+from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
+from sslpl.views import aubc
+
+
+def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> str:
+    """Leaves a run that waits for labels as it is saved; returns what is to be done, raises what is to be mended."""
+    assert state is not None
+    assert state.picked is not None
+    recorder.pause(state)
+    leave(recorder.run.folder, tracker, "waiting", state, code=0, images=len(state.picked.index))
+    if isinstance(pause, LabelsRefused):
+        raise pause
+    return str(pause)
+
+
+def close(run: RunInfo, setup: Setup, state: State) -> float:
+    """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
+    area, folder = aubc(state.history), run.folder / "checkpoint"
+    checkpoint.keep_weights(folder, state.to_dict(), signature(run.config, setup, state))
+    write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
+    checkpoint.discard(folder)
+    lock.forget(run.folder)
+    return area
+
+
+def signature(config: Mapping[str, Any], setup: Setup, state: State) -> checkpoint.Signature:
+    """What the networks of a run take and tell; images that were not made from files are taken whole."""
+    data = setup.dataset
+    shape, resize = data.train.shape, int(config["dataset"].get("resize") or min(data.train.shape[1:]))
+    mean, std = (tuple(map(float, values)) for values in (data.mean, data.std))
+    return checkpoint.Signature(tuple(map(str, state.class_names)), shape, resize, mean, std)
+
+
+def leave(
+    folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
+) -> None:
+    """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
+    with suppress(OSError):
+        where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
+        write_status(folder, status, **where, **details)
+    tracker.finish(code, {}, [])
+
+
+def failure(error: Exception) -> str:
+    """Why a run failed, in one line that says what its user can do."""
+    line = " ".join(str(error).split()).removeprefix("[Errno None] ")
+    if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA, on a CPU
+        keys = "training.batch_size, training.unlabeled_batch_limit or budget.candidates"
+        return f"out of memory: lower {keys} ({line[:200]})"
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -1,0 +1,109 @@
+"""Every mistake becomes one line and an exit code."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from sslpl.endings import failure
+from sslpl.launch import RunFailed
+from sslpl.recording import Interrupted
+from sslpl.types import LabelsRefused, UserError
+from sslpl.validate import nearest
+
+T = TypeVar("T")
+CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if path.exists())
+PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options of Hydra's that a package brings
+BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128  # exit codes; the last plus the number of the signal
+
+
+class Mistake(NamedTuple):
+    """What went wrong, in one line, and the exit code for it."""
+
+    line: str
+    code: int
+    more: tuple[str, ...] = ()  # lines beside it
+
+
+class Stopped(BaseException):
+    """A signal ended the whole sweep; no Exception, because Hydra catches those of a job."""
+
+    def __init__(self, mistake: Mistake) -> None:
+        super().__init__(mistake.line)
+        self.mistake = mistake
+
+
+def guarded(action: Callable[[], T]) -> T | Mistake:
+    """What `action` returns, or what went wrong; Stopped after a signal."""
+    try:
+        return action()
+    except LabelsRefused as error:
+        first, *more = error.args
+        return Mistake(first, BAD_INPUT, tuple(more))
+    except UserError as error:
+        return mistake(str(error), BAD_INPUT)
+    except InstantiationException as error:  # Hydra's wrapping of what a constructor raised
+        cause = error.__cause__ or error
+        return mistake(str(cause), BAD_INPUT if isinstance(cause, UserError) else FAILED)
+    except (HydraException, OmegaConfBaseException) as error:
+        return mistake(composition_mistake(error), BAD_INPUT)
+    except Interrupted as error:
+        raise Stopped(mistake(f"{error}; the same command goes on", SIGNALLED + error.signum)) from error
+    except KeyboardInterrupt as error:
+        raise Stopped(mistake("interrupted; the same command goes on", 130)) from error
+    except RunFailed as error:
+        return mistake(str(error), FAILED)
+    except Exception as error:
+        return mistake(failure(error), FAILED)
+
+
+def mistake(text: str, code: int) -> Mistake:
+    """A mistake whose text is brought into one line."""
+    return Mistake(" ".join(text.split()), code)
+
+
+def told(end: T | Mistake) -> T | Mistake:
+    """The same, after a mistake has been printed to standard error."""
+    if isinstance(end, Mistake):
+        for line in (end.line, *end.more):
+            print("sslpl:", line, file=sys.stderr, flush=True)
+    return end
+
+
+def composition_mistake(error: Exception) -> str:
+    """What is wrong with an override or an option, with the nearest known name."""
+    message = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if (package := PLUGINS.get(f"{group}={option}")) is not None:
+            return f"{group}={option}: is not installed; pip install {package}"
+        return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {message.splitlines()[0]}"
+    if found := re.search(r"Could not override '([\w./@]+)'", message):
+        key = found.group(1)
+        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error))}"
+    return message.split("\n")[0] + (f" ({given_key(message)})" if given_key(message) else "")
+
+
+def given(key: str) -> str:
+    """The argument as the user typed it."""
+    return next((argument for argument in sys.argv[1:] if argument.lstrip("+~").startswith(f"{key}=")), key)
+
+
+def given_key(message: str) -> str:
+    """The full key that a config error names."""
+    found = re.search(r"full_key: (\S+)", message)
+    return found.group(1) if found else ""
+
+
+def known_beside(key: str, error: Exception) -> list[str]:
+    """The keys that stand where a misspelled one was looked for; the groups for a word without a dot."""
+    parent = getattr(error.__cause__, "parent_node", None)
+    if "." in key and parent is not None:
+        return [str(name) for name in parent]
+    return [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]

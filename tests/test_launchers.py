@@ -1,0 +1,247 @@
+"""Sweeps in other processes: what is planned, handed out, shared and told; the processes are in check_launchers.py."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import TINY, Result
+from hydra.core.utils import JobReturn, run_job
+from hydra.plugins.launcher import Launcher
+
+from sslpl import launchers, sharing
+from sslpl.cli import CONF
+from sslpl.errands import Errand, obeying, work
+from sslpl.launch import Outcome, Plan
+from sslpl.mistakes import Mistake
+from sslpl.recording import Interrupted, Recorder, write_status
+from sslpl.runtime import Runtime, choose_gpu
+from sslpl.types import UserError
+from sslpl.watch import watched
+
+Command = Callable[..., Result]
+OURS = [path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")]
+
+
+class InThisProcess(Launcher):
+    """Stands for the plugins' launchers: runs everything here, and is lost after some jobs if it is told to be."""
+
+    launched: list[Sequence[str]] = []  # noqa: RUF012
+    lasts = 100
+
+    def __init__(self, **options: Any) -> None:
+        assert "plugin" not in options
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:  # noqa: ARG002
+        done = []
+        for overrides in job_overrides:
+            if len(self.launched) == self.lasts:
+                raise RuntimeError("a worker was killed.\nIts log: none")
+            self.launched.append(overrides)
+            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            done.append(run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context))
+        return done
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """The overrides that reach a launcher that runs in this process."""
+    monkeypatch.setattr(InThisProcess, "launched", [])
+    monkeypatch.setattr(launchers, "get_class", lambda _: InThisProcess)
+    return InThisProcess.launched
+
+
+def test_a_sweep_goes_through_a_launcher(
+    sslpl: Command, launched: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = ("-m", "hydra/launcher=joblib", *TINY, "method=random", "budget.cycles=1")
+    sweep = (*once, "seed=0,-1,1")
+    monkeypatch.setattr(InThisProcess, "lasts", 1)
+    first = sslpl(*sweep)
+    bad, lost = first.err.splitlines()
+    assert bad == "sslpl: seed=-1: must be greater than or equal to 0"
+    assert lost == "sslpl: RuntimeError: a worker was killed; the same command goes on from what was saved"
+    assert first.code == 2
+    assert first.out.splitlines()[-1] == "1 finished, 2 failed"
+    monkeypatch.setattr(InThisProcess, "lasts", 100)
+    launched.clear()
+    second = sslpl(*sweep)
+    assert second.code == 2
+    assert second.err == bad + "\n"
+    assert second.out.splitlines()[-1] == "1 skipped, 1 failed, 1 finished"
+    assert [each[-1] for each in launched] == ["seed=1"]  # what is finished is not handed out again
+    third = sslpl(*once, "budget.initial=24,2000")
+    assert (third.code, third.err.count("\n")) == (2, 1)  # a mistake that only the run itself could find
+    assert third.out.splitlines()[-1] == "1 skipped, 1 failed"
+    assert [path.name for path in Path().iterdir()] == ["outputs"]
+    assert [path.name for path in Path("outputs").iterdir()] == ["digits"]
+
+
+def test_the_plugin_may_be_missing(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> None:
+        raise ImportError(f"no module {path}")
+
+    monkeypatch.setattr(launchers, "get_class", missing)
+    done = sslpl("-m", "hydra/launcher=ray", *TINY, "seed=0,1")
+    assert done.code == 2
+    assert done.err.startswith("sslpl: hydra/launcher=ray: cannot be imported; pip install 'sslpl[launchers]'")
+    assert done.err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", OURS)
+def test_our_launchers_stand_in_for_those_of_the_plugins(sslpl: Command, launcher: str) -> None:
+    done = sslpl(f"hydra/launcher={launcher}", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert (done.code, done.err) == (0, "")
+    assert "_target_: hydra_plugins.sslpl_launcher.SweepLauncher" in done.out
+
+
+def test_jobs_at_once() -> None:
+    assert sharing.at_once(None, gpus=0, jobs_per_gpu=1, cores=8) == 8
+    assert sharing.at_once(None, gpus=4, jobs_per_gpu=2, cores=64) == 8
+    assert sharing.at_once(3, gpus=4, jobs_per_gpu=1, cores=64) == 3
+    assert sharing.at_once(-1, gpus=4, jobs_per_gpu=1, cores=64) == 64
+    assert [sharing.threads_each(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
+
+
+def test_gpus_fill_one_by_one() -> None:
+    assert sharing.slots([], 3) == []
+    assert sharing.slots(["0", "1"], 1) == [(0, "0-0"), (1, "1-0")]
+    assert sharing.slots(["0", "1"], 2) == [(0, "0-0"), (1, "1-0"), (0, "0-1"), (1, "1-1")]
+    assert sharing.gpu_names({}, 2) == ["0", "1"]
+    assert sharing.gpu_names({"CUDA_VISIBLE_DEVICES": "5, 7"}, 2) == ["5", "7"]
+    assert sharing.gpu_names({"CUDA_VISIBLE_DEVICES": ""}, 0) == []
+
+
+def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = []
+
+    def third() -> None:
+        with sharing.gpu(2, 1, "third") as device:
+            found.append(device)
+
+    with sharing.gpu(2, 1, "first") as first:
+        with sharing.gpu(2, 1, "second") as second, sharing.gpu(2, 2, "beside") as beside:
+            assert (first, second, beside) == ("cuda:0", "cuda:1", "cuda:0")
+            waiting = Thread(target=third)
+            waiting.start()
+            time.sleep(0.7)
+            assert found == []
+        waiting.join(timeout=10)
+    assert found == ["cuda:1"]
+    with sharing.gpu(0, 1, "none") as none:
+        assert none is None
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    choose_gpu(torch.device("cuda"))
+    choose_gpu(torch.device("cuda:1"))
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(UserError, match=r"runtime\.device=cuda:2: must be below cuda:2"):
+        choose_gpu(torch.device("cuda:2"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device was found"):
+        Runtime(device="cuda:1").prepare()
+
+
+def test_a_file_stops_a_job(tmp_path: Path) -> None:
+    flag, handler = tmp_path / "stop", signal.getsignal(signal.SIGTERM)
+
+    def job(seconds: float) -> None:
+        with obeying(flag, "joblib"):
+            flag.touch()
+            time.sleep(seconds)
+            raise AssertionError("not stopped")
+
+    for seconds in (10, 0):  # in the middle, and before the beginning
+        with pytest.raises(Interrupted):
+            job(seconds)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan({"runtime": {"output_dir": str(tmp_path), "progress": "auto"}}, {}, "random", tmp_path / "run")
+    handler = signal.getsignal(signal.SIGINT)
+    with watched([plan], "joblib") as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        write_status(plan.folder, "interrupted")
+        deadline = time.monotonic() + 10
+        while not stop.flag.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (stop.signum, stop.flag.exists()) == (signal.SIGINT, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    said = capsys.readouterr().out
+    assert "SIGINT: every run finishes its current step, then saves" in said
+    assert f"1 of 1  interrupted  {plan.folder}" in said
+
+
+def test_the_signal_of_a_scheduler_is_obeyed_where_somebody_listens_to_it() -> None:
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
+    recorder = SimpleNamespace(signal=None, progress=SimpleNamespace(message=print))
+    try:
+        with Recorder.signals(recorder):  # type: ignore[arg-type]
+            signal.raise_signal(signal.SIGUSR2)
+        assert (recorder.signal, heard) == (signal.SIGUSR2, [])
+        signal.raise_signal(signal.SIGUSR2)  # all is saved: as `work` does it
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_thread_listens_to_no_signal() -> None:
+    left = []
+
+    def run() -> None:
+        with Recorder.signals(SimpleNamespace(signal=None)):  # type: ignore[arg-type]
+            left.append("whole")
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert left == ["whole"]
+
+
+def test_what_became_of_a_lost_process(tmp_path: Path) -> None:
+    plan, lost = Plan({}, {}, "random", tmp_path / "run"), RuntimeError("killed. See the log")
+    assert launchers.end_of(Outcome("resumed", 0.5), plan) == Outcome("resumed", 0.5)
+    end = launchers.end_of(lost, plan)
+    assert end == Mistake("RuntimeError: killed; the same command goes on from what was saved", 1)
+    write_status(plan.folder, "failed", error="no luck")
+    assert launchers.end_of(lost, plan) == Mistake("no luck", 1)
+    write_status(plan.folder, "finished", aubc=0.25)
+    assert launchers.end_of(lost, plan) == Outcome("finished", 0.25)
+
+
+def test_a_job_can_be_sent_away() -> None:
+    import pickle
+    from functools import partial
+
+    task = partial(work, Errand(("run.py",), 1, "joblib", "stop"))
+    assert pickle.loads(pickle.dumps(task)).args == task.args
+
+
+def test_ray_is_not_told_what_a_cluster_has_to_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    init = {"address": None, "num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
+    local = launchers.fitted("ray", {"ray": {"init": init, "remote": {"num_cpus": 1}}}, jobs=2, gpus=0)
+    assert local["ray"].init == {"num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
+    there = launchers.fitted("ray", {"ray": {"init": init | {"address": "auto"}, "remote": {}}}, jobs=2, gpus=0)
+    assert there["ray"].init == {"address": "auto", "object_store_memory": None, "logging_level": "warning"}
