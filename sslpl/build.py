@@ -13,6 +13,7 @@ from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
 from sslpl.pool import Budget
 from sslpl.query.context import needs
+from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded
 from sslpl.setup import Setup
@@ -37,6 +38,7 @@ def build_setup(config: Config, runtime: Runtime) -> Setup:
         cutout=dataset.cutout,
         device=device,
     )
+    check_pool(query, budget, len(dataset.train), device)
     return Setup(
         dataset,
         network_builder(config, dataset, device, compiled=runtime.compile is True),
