@@ -1,9 +1,9 @@
 """Measures queries of large pools under a limit of memory: python benchmarks/large.py [NAME ...] [--json FILE].
 
-Each measurement has a fresh process, which first asks a small pool. Embeddings lie around a center for each class and
-are stored as `predict` stores them: large ones in a file. Two peaks are told, the interpreter's own memory included:
+Each measurement has a process of its own, which first asks a small pool. Embeddings lie around a center for each class
+and are stored as `predict` stores them: large ones in a file. Two peaks are told, that of the interpreter included:
 private memory, which the system cannot take back and which RLIMIT_DATA ends the process above, and all that is
-resident, with the pages of mapped files (and of libraries). The exponent is that of the last two sizes. `scoring` is
+resident, with the pages of mapped files (and of libraries). Exponents are those of the last two sizes. `scoring` is
 `predict` itself, over images of 8x8 by a network of two layers.
 """
 
@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -69,58 +70,77 @@ def main() -> int:
     machine = f"{machine_line(torch.device('cpu'))}; {world.n:,} images asked for, {CANDIDATES:,} candidates"
     print(
         machine,
-        "query | unlabeled | time | private MiB | resident MiB | time ~ n^ | private ~ n^",
+        "query | unlabeled | time | of the processor | private MiB | resident MiB",
         sep="\n",
         flush=True,
     )
-    rows: list[Row] = []
-    for name in arguments.names or NAMES:
-        points = [in_a_process(name, world._replace(unlabeled=size), arguments) for size in arguments.sizes]
-        rows.append({"name": name, "machine": machine, "points": points} | exponents(points))
+    points: dict[str, list[Row]] = {name: [] for name in arguments.names or NAMES}
+    for size in arguments.sizes:
+        pool = context(world._replace(unlabeled=size))
+        for name in points:
+            points[name].append(in_a_process(name, pool, world, arguments))
+        del pool
+        rows = [{"name": name, "machine": machine, "points": row} | exponents(row) for name, row in points.items()]
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-        print(f"{name}: {rows[-1]['seconds_exponent']}, {rows[-1]['private_mib_exponent']}", flush=True)
+    for row in rows:
+        print(f"{row['name']}: time ~ n^{row['seconds_exponent']}, private ~ n^{row['private_mib_exponent']}")
     return int(any("error" in point for row in rows for point in row["points"]))
 
 
-def in_a_process(name: str, world: World, arguments: argparse.Namespace) -> Row:
-    """What `measure` returns in a fresh process; the error if it fails, or is ended for its memory."""
-    row: Row = {"unlabeled": world.unlabeled, "load_average": os.getloadavg()[0]}
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def in_a_process(name: str, pool: Context, world: World, arguments: argparse.Namespace) -> Row:
+    """What `measure` returns in a fork of this process; the error if it fails, or is ended for its memory."""
+    row: Row = {"unlabeled": len(pool.unlabeled), "load_average": os.getloadavg()[0]}
+    forks = get_context("fork")
+    with ProcessPoolExecutor(1, forks, initializer=inherit, initargs=(pool, world)) as executor:
         try:
-            row |= pool.submit(measure, name, world, arguments.limit, arguments.threads, arguments.override).result()
+            row |= executor.submit(measure, name, arguments.limit, arguments.threads, arguments.override).result()
         except Exception as error:  # the others are measured all the same
             row["error"] = repr(error)
     told = row.get("error") or " | ".join(
-        (seconds(row["seconds"]), f"{row['private_mib']:,.0f}", f"{row['resident_mib']:,.0f}")
+        (
+            *(seconds(row[key]) for key in ("seconds", "processor_seconds")),
+            *(f"{row[key]:,.0f}" for key in ("private_mib", "resident_mib")),
+        )
     )
-    print(f"{name} | {world.unlabeled:,} | {told}", flush=True)
+    print(f"{name} | {row['unlabeled']:,} | {told}", flush=True)
     return row
 
 
-def measure(name: str, world: World, limit: float, threads: int, overrides: list[str]) -> Row:
+INHERITED: list[tuple[Context, World]] = []  # in a fork: nothing large is made twice, or sent
+
+
+def inherit(pool: Context, world: World) -> None:
+    """Keeps what the process was forked with."""
+    INHERITED.append((pool, world))
+
+
+def measure(name: str, limit: float, threads: int, overrides: list[str]) -> Row:
     """Seconds of one query, and the highest private and resident memory of the process during it."""
     torch.set_num_threads(threads)
     resource.setrlimit(resource.RLIMIT_DATA, (int(limit * 2**30),) * 2)
-    small = world._replace(unlabeled=400, labeled=20, n=20)
-    work(name, small, overrides)()
-    call = work(name, world, overrides)
+    pool, world = INHERITED[0]
+    work(name, context(world._replace(unlabeled=400, labeled=20, n=20)), 20, overrides)()
+    call = work(name, pool, world.n, overrides)
     give_back_freed_memory()
+    processor = time.process_time()
     with Watched() as peak:
         took, _ = timed(call, 1, torch.device("cpu"))
-    return {"seconds": took, "private_mib": peak.private / MIB, "resident_mib": peak.resident / MIB}
+    processor = time.process_time() - processor  # of all threads: what a busy machine leaves nearly as it is
+    memory = {"private_mib": peak.private / MIB, "resident_mib": peak.resident / MIB}
+    return {"seconds": took, "processor_seconds": processor} | memory
 
 
-def work(name: str, world: World, overrides: list[str]) -> partial:
+def work(name: str, pool: Context, n: int, overrides: list[str]) -> partial:
     """What is measured, ready to be called."""
     rng = torch.Generator().manual_seed(0)
     if name == SCORING:
         setup = SimpleNamespace(device=torch.device("cpu"), bfloat16=False, augmentation=SimpleNamespace(plain=floats))
-        images = TensorImages(torch.randint(256, (world.unlabeled, 1, 8, 8), generator=rng, dtype=torch.uint8))
-        network = TwoLayers(world.dimensions, world.classes)
-        return partial(predict, setup, network, None, images, torch.arange(world.unlabeled))
+        images = torch.randint(256, (len(pool.unlabeled), 1, 8, 8), generator=rng, dtype=torch.uint8)
+        network = TwoLayers(pool.predictions.embedding.shape[1], pool.num_classes)
+        return partial(predict, setup, network, None, TensorImages(images), torch.arange(len(images)))
     chosen = partial(strategy(name), **{key: json.loads(value) for key, value in (o.split("=") for o in overrides)})
-    return partial(chosen, context(world), world.n, rng)
+    return partial(chosen, pool, n, rng)
 
 
 def floats(images: Tensor) -> Tensor:
@@ -211,13 +231,15 @@ class Watched:
 
 
 def exponents(points: list[Row]) -> Row:
-    """Slopes of time and private memory over the last two sizes, both logarithmic; None for under 50 ms, or an error."""
+    """Slopes of processor time and private memory over the last two sizes, both logarithmic; None for under 50 ms."""
     last, found = points[-2:], {"seconds_exponent": None, "private_mib_exponent": None}
     if len(last) < 2 or any("error" in point for point in last):
         return found
     growth = math.log(last[1]["unlabeled"] / last[0]["unlabeled"])
-    if last[0]["seconds"] >= 0.05:
-        found["seconds_exponent"] = round(math.log(last[1]["seconds"] / last[0]["seconds"]) / growth, 2)
+    if last[0]["processor_seconds"] >= 0.05:
+        found["seconds_exponent"] = round(
+            math.log(last[1]["processor_seconds"] / last[0]["processor_seconds"]) / growth, 2
+        )
     found["private_mib_exponent"] = round(math.log(last[1]["private_mib"] / last[0]["private_mib"]) / growth, 2)
     return found
 

@@ -66,7 +66,7 @@ def k_means(
     All points go to their nearest center, exactly. The start is random, as faiss has it; a center without points
     gets half of another's.
     """
-    faiss = imported_faiss()
+    faiss, clusters = imported_faiss(), min(clusters, len(points))
     sample = torch.randperm(len(points), generator=rng)[: max(clusters, min(SAMPLE * clusters, MOST))]
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
     learned = points[sample.to(points.device)].cpu()

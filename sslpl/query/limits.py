@@ -28,8 +28,8 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     name = getattr(query.func if isinstance(query, partial) else query, "__name__", "query")
     if wants.subset and is_large(seen) and keywords.get("subset") is None:
         raise UserError(
-            f"query.subset=null: must be a number for {name} with {unlabeled:,} unlabeled images, which it would compare "
-            f"or hold all at once: without it at most {LARGE:,} are allowed"
+            f"query.subset=null: must be a number for {name} with {unlabeled:,} unlabeled images, which it would "
+            f"compare or hold all at once: without it at most {LARGE:,} are allowed"
         )
     if wants.faiss and is_large(seen) and find_spec("faiss") is None:
         raise UserError(f"{name} needs faiss for more than {LARGE:,} unlabeled images: pip install faiss-cpu")
@@ -47,6 +47,6 @@ def check_candidates(candidates: int, device: torch.device) -> None:
     if needed(candidates) > free:
         most = bisect_right(range(candidates), free, key=needed) - 1
         raise UserError(
-            f"budget.candidates={candidates}: must be lower: clustering so many images needs "
-            f"{needed(candidates) / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}, enough for {most:,}"
+            f"budget.candidates={candidates}: must be lower: clustering them needs {needed(candidates) / 2**30:,.1f} "
+            f"GiB, and {free / 2**30:.1f} GiB are free on {device}, enough for {most:,}"
         )
