@@ -44,9 +44,11 @@ class Table:
 
     def whole(self) -> Tensor:
         """All rows [N, ...], at least one, once they are there."""
-        if self.memory is not None:
-            return self.memory
-        assert self.file is not None
-        self.file.flush()
-        mapped = mmap.mmap(self.file.fileno(), 0)
-        return torch.frombuffer(mapped, dtype=self.dtype).view(self.rows, *self.shape)
+        if self.file is not None:
+            self.file.flush()
+            mapped = mmap.mmap(self.file.fileno(), 0)
+            self.memory = torch.frombuffer(mapped, dtype=self.dtype).view(self.rows, *self.shape)
+            self.file.close()
+            self.file = None
+        assert self.memory is not None
+        return self.memory

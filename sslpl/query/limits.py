@@ -21,11 +21,11 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     """UserError where a strategy could not choose from a pool of so many images, for a budget in images."""
     if budget.cycles == 1:
         return
-    wants, keywords = needs(query), query.keywords if isinstance(query, partial) else {}
+    wants, (function, keywords) = needs(query), unwrapped(query)
     unlabeled = pool - int(budget.initial)
     limits = [keywords.get("subset"), int(budget.per_cycle) * (keywords.get("prefilter") or 0)]
     seen = min([unlabeled, *(max(limit, int(budget.per_cycle)) for limit in limits if limit)])
-    name = getattr(query.func if isinstance(query, partial) else query, "__name__", "query")
+    name = getattr(function, "__name__", "query")
     if wants.subset and is_large(seen) and keywords.get("subset") is None:
         raise UserError(
             f"query.subset=null: must be a number for {name} with {unlabeled:,} unlabeled images, which it would "
@@ -35,6 +35,14 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
         raise UserError(f"{name} needs faiss for more than {LARGE:,} unlabeled images: pip install faiss-cpu")
     if wants.clusters:
         check_candidates(min(max(int(budget.candidates), int(budget.per_cycle)), seen), device)
+
+
+def unwrapped(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function inside of partial ones, and the arguments that are given to it already."""
+    keywords: dict[str, Any] = {}
+    while isinstance(query, partial):
+        query, keywords = query.func, query.keywords | keywords
+    return query, keywords
 
 
 def check_candidates(candidates: int, device: torch.device) -> None:
