@@ -47,7 +47,7 @@ def in_files(predictions: Predictions) -> Predictions:
 
 
 class TestTables:
-    @pytest.mark.parametrize("limit", [0, 2**30])
+    @pytest.mark.parametrize("limit", [0, 2**28])
     def test_rows_come_back(self, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage, "MAPPED", limit)
         for rows in (torch.randn(23, 5), torch.randn(23), torch.randn(23, 5).bfloat16(), torch.randn(5, 23).T):

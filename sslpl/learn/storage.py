@@ -7,7 +7,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-MAPPED = 2**30  # bytes: a larger table on the CPU lies in a file
+MAPPED = 2**28  # bytes: a larger table on the CPU lies in a file (131,072 embeddings of 512 dimensions are not)
 
 
 class Table:
