@@ -39,10 +39,11 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
 
 def unwrapped(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function inside of partial ones, and the arguments that are given to it already."""
-    keywords: dict[str, Any] = {}
-    while isinstance(query, partial):
-        query, keywords = query.func, query.keywords | keywords
-    return query, keywords
+    function, keywords = query, dict[str, Any]()
+    while isinstance(function, partial):
+        keywords = function.keywords | keywords
+        function = function.func
+    return function, keywords
 
 
 def check_candidates(candidates: int, device: torch.device) -> None:
