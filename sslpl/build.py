@@ -18,6 +18,7 @@ from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
 from sslpl.pool import Budget
 from sslpl.query.context import needs
+from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded
 from sslpl.setup import Setup
@@ -48,6 +49,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
     )
     build = network_builder(config, dataset, device, compiled=runtime.compile is True)
     build(0)  # what is wrong with a backbone or its weights is said before anything is written
+    check_pool(query, budget, len(dataset.train), device)
     return Setup(
         dataset,
         build,

@@ -53,3 +53,32 @@ def test_a_step_with_a_task_method_is_measured(monkeypatch: pytest.MonkeyPatch, 
     row = json.loads(file.read_text())
     assert row["images_per_step"] == 15
     assert row["share"] == row["baseline_seconds"] / row["ours_seconds"] > 0
+
+
+def test_large_pools_are_measured_under_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import large
+
+    file = tmp_path / "rows.json"
+    names = ["scoring", "predicted_loss"]
+    monkeypatch.setattr("sys.argv", ["large.py", *names, "--small", "--sizes", "50", "300", "--json", str(file)])
+    assert large.main() == 0
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows] == names
+    assert [point["unlabeled"] for point in rows[0]["points"]] == [50, 300]
+    assert all(0 < point["private_mib"] <= point["resident_mib"] for row in rows for point in row["points"])
+    assert "predicted_loss | 300 | " in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["large.py", "predicted_loss", "--small", "--sizes", "300", "--limit", "0.01"])
+    assert large.main() == 1  # more is private already: nothing can be made
+
+
+def test_growth_is_that_of_the_last_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.large import exponents
+
+    points = [{"unlabeled": n, "processor_seconds": n**1.5, "private_mib": 5.0} for n in (10, 100, 1000)]
+    points[0]["processor_seconds"] = 1.0
+    assert exponents(points) == {"seconds_exponent": 1.5, "private_mib_exponent": 0.0}
+    assert exponents([points[0], {"unlabeled": 9, "error": ""}])["seconds_exponent"] is None

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sslpl.learn.storage import Table
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
@@ -15,9 +16,14 @@ from sslpl.types import Features, Images, Predictions
 
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
-    """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout."""
+    """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout.
+
+    Large tables lie in files: see `Table`.
+    """
+    if len(index) == 0:
+        return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
     frozen = Frozen(backbone, setup.bfloat16)
-    logits, embeddings, losses = [], [], []
+    logits, embeddings, losses = (Table(len(index)) for _ in range(3))
     with torch.inference_mode():
         for batch in images.batches(torch.split(index, forward_batch(setup.device))):
             scores, embedding, loss = outputs(frozen, module, setup.augmentation.plain(batch))
@@ -25,9 +31,8 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
             embeddings.append(embedding)
             if loss is not None:
                 losses.append(loss)
-    if not logits:
-        return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
-    return Predictions(index, torch.cat(logits), torch.cat(embeddings), torch.cat(losses) if losses else None)
+    predicted = losses.whole() if isinstance(module, LossPredictionModule) else None
+    return Predictions(index, logits.whole(), embeddings.whole(), predicted)
 
 
 def outputs(

@@ -21,6 +21,9 @@ class Needs(NamedTuple):
     previous: bool = False  # the backbone of the cycle before
     snapshots: int = 0  # how many backbones of the training under way
     oracle: bool = False  # the hidden labels: a baseline that no one could run
+    clusters: bool = False  # the pairs of budget.candidates in memory
+    subset: bool = False  # a limit to the unlabeled images that it looks at, in a large pool
+    faiss: bool = False  # in a large pool
 
 
 def needs_module(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,10 +38,29 @@ def needs_previous(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def needs_clusters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a selector or strategy that holds the distances of all pairs of the candidates."""
+    function.needs_clusters = True  # type: ignore[attr-defined]
+    return function
+
+
+def needs_subset(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a strategy that a large pool would take too long or too much memory, without its argument `subset`."""
+    function.needs_subset = True  # type: ignore[attr-defined]
+    return function
+
+
+def needs_faiss(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a strategy that chooses from a large pool with faiss."""
+    function.needs_faiss = True  # type: ignore[attr-defined]
+    return function
+
+
 def needs(strategy: Any) -> Needs:
     """What a strategy and the scorers and selectors inside of it need: marks of functions, values of arguments."""
     if not isinstance(strategy, partial):
-        return Needs(getattr(strategy, "needs_module", False), getattr(strategy, "needs_previous", False))
+        marks = ("module", "previous", "clusters", "subset", "faiss")
+        return Needs(**{mark: getattr(strategy, f"needs_{mark}", False) for mark in marks})
     own, arguments = needs(strategy.func), strategy.keywords
     inner = [own, *(needs(value) for value in arguments.values() if callable(value))]
     return Needs(
@@ -46,6 +68,9 @@ def needs(strategy: Any) -> Needs:
         any(part.previous for part in inner),
         max([int(arguments.get("snapshots", 0)), *(part.snapshots for part in inner)]),
         any([arguments.get("oracle_baseline") is True, *(part.oracle for part in inner)]),
+        any(part.clusters for part in inner),
+        any(part.subset for part in inner),
+        any(part.faiss for part in inner),
     )
 
 

@@ -11,15 +11,17 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from sslpl.query.context import needs_subset
 from sslpl.query.kmeans import k_means
 from sslpl.query.neighbors import blocks
-from sslpl.query.strategies import picked
-from sslpl.types import Picked, Positive, QueryContext, Share
+from sslpl.query.strategies import picked, subsampled
+from sslpl.types import Count, Picked, Positive, QueryContext, Share
 
 GRID = 2**26  # cosines of vectors on multiples of 1 / GRID are exact in float64, whatever the order of summation
 COPY = 1 - 2.0**-20  # vectors with a higher cosine are copies, rounding included
 
 
+@needs_subset
 def probcover(
     context: QueryContext,
     n: int,
@@ -27,6 +29,7 @@ def probcover(
     *,
     delta: Positive | None = None,
     purity: Share = 0.95,
+    subset: Count | None = None,
 ) -> Picked:
     """The images whose balls of radius `delta` cover the most images not yet covered, one after the other.
 
@@ -34,7 +37,9 @@ def probcover(
     Without `delta` it is the largest radius at which a share `purity` of the balls of all images are pure: within one
     cluster of k-means with as many clusters as classes. Radii under 0.0014 count as that. What is chosen once
     everything is covered follows a random order, as do ties. The score is how many images a choice newly covers.
+    All pairs of images are compared, or of a random `subset` (ours), whose balls alone count then.
     """
+    context = subsampled(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)
     seen = on_grid(context.labeled_predictions.embedding)
     points = on_grid(context.predictions.embedding[order.to(seen.device)])

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from sslpl.query.strategies import picked
+from sslpl.query.context import needs_subset
+from sslpl.query.strategies import picked, subsampled
 from sslpl.types import Count, Picked, Positive, Predictions, QueryContext
 
 
@@ -19,8 +20,15 @@ class Sweep(NamedTuple):
     gain: Tensor  # [N], v M^-1 F M^-1 v
 
 
+@needs_subset
 def bait(
-    context: QueryContext, n: int, rng: Generator, *, regularization: Positive = 1.0, oversample: Count = 2
+    context: QueryContext,
+    n: int,
+    rng: Generator,
+    *,
+    regularization: Positive = 1.0,
+    oversample: Count = 2,
+    subset: Count | None = None,
 ) -> Picked:
     """Minimizes tr(M^-1 F), forward to `oversample` x n images and back to n (BAIT, in its binary form).
 
@@ -29,8 +37,10 @@ def bait(
     information is that of BAIT (Binary) of Huseljic et al. 2024: a last layer that tells the most likely class, of
     probability p, from the others, so that v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the
     softmax has (classes x D)^2. Each step, forward or back, costs O(images x D + D^2) in float64; memory is
-    at most five float64 copies of the embeddings.
+    at most five float64 copies of the embeddings, of a random `subset` of the images if one is asked for (ours), which
+    then stands for the pool.
     """
+    context = subsampled(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)  # the first of equals is then a random one
     vectors = fisher_vectors(context.predictions)[order.to(context.device)]
     seen = fisher_vectors(context.labeled_predictions)

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
+from sslpl.query.context import needs_subset
 from sslpl.query.diversity import k_center_greedy
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked, subsampled
@@ -35,6 +36,7 @@ class Graph(NamedTuple):
     weight: Tensor  # [N, 1], one over the summed similarity to the others
 
 
+@needs_subset
 def uncertain_gcn(
     context: QueryContext,
     n: int,
@@ -60,6 +62,7 @@ def uncertain_gcn(
     return picked(context, ranked(score, rng)[:n], score)
 
 
+@needs_subset
 def core_gcn(
     context: QueryContext,
     n: int,

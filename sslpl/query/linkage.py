@@ -49,13 +49,14 @@ def complete_linkage_bytes(n: int, d: int, device: str = "cpu") -> int:
 
 
 def _check_memory(n: int, d: int, device: torch.device) -> None:
-    needed, free = complete_linkage_bytes(n, d, device.type) / 2**30, _free_bytes(device) / 2**30
+    needed, free = complete_linkage_bytes(n, d, device.type) / 2**30, free_bytes(device) / 2**30
     if needed > free:
         size = f"n = {n} points needs {needed:.2f} GiB, and {free:.2f} GiB are free on {device}"
         raise MemoryError(f"complete linkage of {size}: lower budget.candidates")
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, within the limit of the control group that this process runs in."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached

@@ -15,6 +15,13 @@ def blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def by_rows(measure: Callable[..., Tensor], *tables: Tensor) -> Tensor:
+    """A measure [N] of the rows of tables [N, ...], some rows at a time."""
+    width = sum(table.shape[1:].numel() for table in tables)
+    parts = blocks(len(tables[0]), width, tables[0].device)
+    return torch.cat([measure(*(table[rows] for table in tables)) for rows in parts])
+
+
 def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:
     """Squared distances [N] of points [N, D] to the one at a row [1], as a function, in float64; 0 to its copies."""
     points = points.double()
@@ -35,11 +42,23 @@ def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
     return squares.addmm_(points, centers.T, alpha=-2).clamp_(min=0)
 
 
-def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance [N] of each point to its nearest center [K, D], and which that is [N]."""
+def squares_between(points: Tensor, centers: Tensor) -> Tensor:
+    """Squared distances [N, K] of a few points in float64, given in that; 0 between copies."""
+    scale = points.square().sum(dim=1, keepdim=True) + centers.square().sum(dim=1)
+    square = scale - 2 * (points @ centers.T)
+    return square.masked_fill_(square < COPY * scale, 0)
+
+
+def nearest(points: Tensor, centers: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distance [N] of each point to its nearest center [K, D], and which that is [N].
+
+    They are rounded the less, the nearer both lie to the `origin` [D] (the coordinates' unless given).
+    """
     distance, center = points.new_empty(len(points)), torch.empty(len(points), dtype=torch.int64, device=points.device)
-    for rows in blocks(len(points), len(centers), points.device):
-        distance[rows], center[rows] = squared_distances(points[rows], centers).min(dim=1)
+    origin = centers.new_zeros(()) if origin is None else origin
+    centers = centers - origin
+    for rows in blocks(len(points), max(centers.shape), points.device):
+        distance[rows], center[rows] = squared_distances(points[rows] - origin, centers).min(dim=1)
     return distance.sqrt_(), center
 
 

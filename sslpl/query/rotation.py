@@ -4,9 +4,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from sslpl.query import large
+from sslpl.query.context import needs_clusters, needs_faiss
 from sslpl.query.kmeans import k_means
 from sslpl.query.linkage import complete_linkage
-from sslpl.query.neighbors import mean_neighbor_distance
+from sslpl.query.neighbors import mean_neighbor_distance, nearest
 from sslpl.query.selectors import ranked
 from sslpl.query.strategies import picked
 from sslpl.query.uncertainty import margins
@@ -26,6 +28,7 @@ def round_robin(cluster: Tensor, place: Tensor) -> Tensor:
     return (turn * len(place) + place[cluster]).argsort()
 
 
+@needs_clusters
 def cluster_margin(
     context: QueryContext, n: int, rng: Generator, *, margin_factor: Count = 10, cluster_size: Count = 10
 ) -> Picked:
@@ -53,6 +56,7 @@ def smallest_first(cluster: Tensor, rng: Generator) -> Tensor:
     return round_robin(cluster, ranked(-size, rng).argsort())
 
 
+@needs_faiss
 def typiclust(
     context: QueryContext,
     n: int,
@@ -70,17 +74,31 @@ def typiclust(
     which is computed once, not anew after each choice: a cluster gives its images in that order when its turn comes.
     """
     order = torch.randperm(len(context.unlabeled), generator=rng)
-    seen = context.labeled_predictions.embedding
-    points = normalize(torch.cat([seen, context.predictions.embedding[order.to(seen.device)]]))
+    seen = normalize(context.labeled_predictions.embedding)
+    points = large.Gathered(context.predictions.embedding, order, unit=True)
     count = min(len(seen) + n, max_clusters)
-    cluster = k_means(points, count, rng, steps=steps).label.cpu()
-    known, cluster = cluster[: len(seen)], cluster[len(seen) :]
-    typical = typicality(points[len(seen) :], cluster, neighbors).cpu()
+    known, cluster = unit_clusters(seen, points, count, steps, rng)
+    typical = typicality(points, cluster, neighbors).cpu()
     labels = torch.bincount(known, minlength=count)
     rows = typical_rows(cluster, typical, labels, min_cluster_size)[:n]
     score = torch.empty_like(typical)
     score[order] = typical
     return picked(context, order[rows], score)
+
+
+def unit_clusters(
+    seen: Tensor, points: large.Gathered, count: int, steps: int, rng: Generator
+) -> tuple[Tensor, Tensor]:
+    """The clusters of labeled images [L] and of unlabeled ones [U], on the CPU; centers learn from both.
+
+    In a large pool they learn from unlabeled images alone (ours), which are so many more.
+    """
+    if large.is_large(len(points)):
+        found = large.k_means(points, count, rng, steps=steps)
+        return nearest(seen, found.centers)[1].cpu(), found.label.cpu()
+    every = torch.cat([seen, points[torch.arange(len(points))]])
+    cluster = k_means(every, count, rng, steps=steps).label.cpu()
+    return cluster[: len(seen)], cluster[len(seen) :]
 
 
 def typical_rows(cluster: Tensor, typical: Tensor, labels: Tensor, min_cluster_size: int) -> Tensor:
@@ -94,15 +112,16 @@ def typical_rows(cluster: Tensor, typical: Tensor, labels: Tensor, min_cluster_s
     return torch.cat([rows[~small], rows[small]])
 
 
-def typicality(points: Tensor, cluster: Tensor, neighbors: int) -> Tensor:
+def typicality(points: Tensor | large.Gathered, cluster: Tensor, neighbors: int) -> Tensor:
     """1 / mean distance [N] to the nearest others of the same cluster, at most half of it (Hacohen et al. 2022).
 
     The distance is increased by 1e-5, as in the published code; the only one of its cluster has 0.
     """
     typical = torch.empty(len(points), dtype=torch.float64, device=points.device)
+    mean_distance = large.mean_neighbor_distance if large.is_large(len(points)) else mean_neighbor_distance
     ends = torch.bincount(cluster).cumsum(0)[:-1]
     for members in torch.tensor_split(cluster.argsort(stable=True), ends):
         rows = members.to(points.device)
-        distance = mean_neighbor_distance(points[rows], min(neighbors, max(1, len(members) // 2)))
+        distance = mean_distance(points[rows], min(neighbors, max(1, len(members) // 2)))
         typical[rows] = 1 / (distance + 1e-5)
     return typical

@@ -3,13 +3,18 @@
 from torch import Generator, Tensor
 
 from sslpl.query.context import needs_module
+from sslpl.query.neighbors import by_rows
 from sslpl.types import QueryContext
 
 
 def entropy(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Entropy [U] of the class probabilities, in nats (Settles 2009)."""
-    log_probability = context.predictions.logits.double().log_softmax(dim=1)
-    return -(log_probability.exp() * log_probability).sum(dim=1)
+
+    def of_rows(logits: Tensor) -> Tensor:
+        log_probability = logits.double().log_softmax(dim=1)
+        return -(log_probability.exp() * log_probability).sum(dim=1)
+
+    return by_rows(of_rows, context.predictions.logits)
 
 
 @needs_module

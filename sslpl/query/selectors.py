@@ -3,6 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
+from sslpl.query.context import needs_clusters
 from sslpl.query.linkage import complete_linkage
 from sslpl.types import Positive, UserError
 
@@ -38,6 +39,7 @@ def power(
     return ranked(beta * score.cpu().double().log() + noise, rng)[:n]
 
 
+@needs_clusters
 def selective_clustering(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:
     """The highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM).
 

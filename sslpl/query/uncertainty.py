@@ -7,12 +7,13 @@ from torch import Generator, Tensor
 
 from sslpl.query.context import needs_previous
 from sslpl.query.disagreement import mutual_information, vote_entropy
+from sslpl.query.neighbors import by_rows
 from sslpl.types import Count, QueryContext
 
 
 def least_confidence(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """1 - the highest class probability [U] (Lewis and Gale 1994)."""
-    return 1 - _probability(context.predictions.logits).amax(dim=1)
+    return by_rows(lambda logits: 1 - _probability(logits).amax(dim=1), context.predictions.logits)
 
 
 def margin(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
@@ -22,14 +23,22 @@ def margin(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
 
 def margins(logits: Tensor) -> Tensor:
     """How far the highest class probability is above the second [N]; 1 with a single class."""
-    highest = _probability(logits).topk(min(2, logits.shape[1]), dim=1).values
-    return highest[:, 0] - highest[:, 1:].sum(dim=1)
+
+    def of_rows(logits: Tensor) -> Tensor:
+        highest = _probability(logits).topk(min(2, logits.shape[1]), dim=1).values
+        return highest[:, 0] - highest[:, 1:].sum(dim=1)
+
+    return by_rows(of_rows, logits)
 
 
 def ratio(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Second highest class probability over the highest [U], 0 to 1 (ratio of confidence: Monarch 2021)."""
-    first, second = context.predictions.logits.double().topk(2, dim=1).values.unbind(dim=1)
-    return (second - first).exp()
+
+    def of_rows(logits: Tensor) -> Tensor:
+        first, second = logits.double().topk(2, dim=1).values.unbind(dim=1)
+        return (second - first).exp()
+
+    return by_rows(of_rows, context.predictions.logits)
 
 
 def expected_gradient_length(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
@@ -38,11 +47,14 @@ def expected_gradient_length(context: QueryContext, rng: Generator) -> Tensor:  
     Over weights and bias of the linear head alone (ours): with the class y the gradient is (p - e_y) x (h, 1), so that
     no backward pass is needed.
     """
-    known = context.predictions
-    probability = _probability(known.logits)
-    residual = (probability.square().sum(dim=1, keepdim=True) - 2 * probability + 1).clamp(min=0).sqrt()
-    inputs = (known.embedding.double().square().sum(dim=1) + 1).sqrt()
-    return (probability * residual).sum(dim=1) * inputs
+
+    def of_rows(logits: Tensor, embedding: Tensor) -> Tensor:
+        probability = _probability(logits)
+        residual = (probability.square().sum(dim=1, keepdim=True) - 2 * probability + 1).clamp(min=0).sqrt()
+        inputs = (embedding.double().square().sum(dim=1) + 1).sqrt()
+        return (probability * residual).sum(dim=1) * inputs
+
+    return by_rows(of_rows, context.predictions.logits, context.predictions.embedding)
 
 
 @needs_previous
@@ -51,8 +63,11 @@ def temporal_output_discrepancy(context: QueryContext, rng: Generator) -> Tensor
 
     In the first cycle, whose predecessor has learned nothing, the nearest count most: negative distance (its code).
     """
-    now, before = (_probability(known.logits) for known in (context.predictions, context.previous))
-    distance = (now - before).square().sum(dim=1).sqrt()
+
+    def of_rows(now: Tensor, before: Tensor) -> Tensor:
+        return (_probability(now) - _probability(before)).square().sum(dim=1).sqrt()
+
+    distance = by_rows(of_rows, context.predictions.logits, context.previous.logits)
     return -distance if context.cycle == 0 else distance
 
 
@@ -65,8 +80,11 @@ def query_by_committee(
 ) -> Tensor:
     """Disagreement [U], in nats, of snapshots of the training (Seung et al. 1992)."""
     measure = {"vote_entropy": vote_entropy, "consensus_kl": mutual_information}[disagreement]
-    logits = torch.stack([member.logits for member in context.committee], dim=1)
-    return torch.cat([measure(part.double().log_softmax(dim=2)) for part in torch.split(logits, 4096)])
+
+    def of_rows(*logits: Tensor) -> Tensor:
+        return measure(torch.stack(logits, dim=1).double().log_softmax(dim=2))
+
+    return by_rows(of_rows, *(member.logits for member in context.committee))
 
 
 def _probability(logits: Tensor) -> Tensor:

@@ -1,0 +1,284 @@
+"""Large pools: tables in files, faiss and rejection sampling against the exact ways, limits told before training."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import TINY, Result
+from contract import CHECKS, generator
+from querying import context
+from test_diversity import blobs, pool
+from test_query import STRATEGIES, strategy
+
+from sslpl.learn import evaluation, storage
+from sslpl.pool import Budget
+from sslpl.query import large, limits
+from sslpl.query.coverage import probcover
+from sslpl.query.diversity import badge, gradient_distances, gradients_between, k_center_greedy, kmeans
+from sslpl.query.kmeans import k_means
+from sslpl.query.linkage import complete_linkage_bytes
+from sslpl.query.neighbors import by_rows, mean_neighbor_distance, nearest
+from sslpl.query.selectors import selective_clustering
+from sslpl.query.strategies import score_then_select
+from sslpl.types import Predictions, QueryStrategy, UserError
+
+Command = Callable[..., Result]
+SCALED = ("badge", "kmeans", "typiclust")  # what chooses from a large pool in another way
+
+
+@pytest.fixture
+def every_pool_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE", 0)
+
+
+def in_files(predictions: Predictions) -> Predictions:
+    """The same predictions, as they come out of tables in files."""
+    stored = []
+    for table in predictions[1:]:
+        kept = storage.Table(len(predictions.index))
+        for part in () if table is None else table.split(7):
+            kept.append(part)
+        stored.append(None if table is None else kept.whole())
+    return Predictions(predictions.index, *stored)
+
+
+class TestTables:
+    @pytest.mark.parametrize("limit", [0, 2**28])
+    def test_rows_come_back(self, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(storage, "MAPPED", limit)
+        for rows in (torch.randn(23, 5), torch.randn(23), torch.randn(23, 5).bfloat16(), torch.randn(5, 23).T):
+            table = storage.Table(23)
+            for part in rows.split(10):
+                table.append(part)
+            assert (table.file is not None) == (limit == 0)
+            assert torch.equal(table.whole(), rows)
+            assert table.whole().dtype == rows.dtype
+
+    def test_a_file_has_no_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+        monkeypatch.setattr(storage, "MAPPED", 0)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        table = storage.Table(2)
+        table.append(torch.ones(2, 3))
+        kept = table.whole()
+        del table
+        assert list(tmp_path.iterdir()) == []
+        assert kept.sum() == 6
+
+    @pytest.mark.parametrize("count", [0, 1, 50])
+    def test_predictions_do_not_depend_on_where_they_lie(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = context(pool=60, labeled=10)
+        setup = type("Setup", (), {})()
+        setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
+        monkeypatch.setattr(evaluation, "forward_batch", lambda _: 16)
+        ask = partial(evaluation.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
+        memory = ask()
+        monkeypatch.setattr(storage, "MAPPED", 0)
+        for kept, stored in zip(memory, ask(), strict=True):
+            assert torch.equal(kept, stored)
+        assert len(memory.embedding) == len(memory.predicted_loss) == count
+
+    def test_a_network_may_learn_from_predictions(self) -> None:
+        with torch.inference_mode():
+            table = storage.Table(4)
+            table.append(torch.ones(4, 3))
+        layer = torch.nn.Linear(3, 1)
+        layer(table.whole()).sum().backward()
+        assert layer.weight.grad is not None
+
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_picks_do_not_depend_on_where_predictions_lie(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen, ask = context(), strategy(name)
+        monkeypatch.setattr(storage, "MAPPED", 0)
+        stored = replace(seen, predict=lambda weights, index: in_files(seen.predict(weights, index)))
+        memory, file = (ask(known, 7, generator()) for known in (seen, stored))
+        assert memory.index.tolist() == file.index.tolist()
+        assert torch.equal(memory.score.nan_to_num(), file.score.nan_to_num())
+
+
+@pytest.mark.usefixtures("every_pool_is_large")
+class TestContract:
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    @pytest.mark.parametrize("name", SCALED)
+    def test_contract(self, name: str, check: Callable[[QueryStrategy], None]) -> None:
+        check(strategy(name))
+
+
+class TestKMeans:
+    def test_as_good_as_the_exact_one(self) -> None:
+        points = blobs(4000, dimensions=6, centers=7)
+        exact = k_means(points, 7, generator())
+        found = large.k_means(large.Gathered(points, torch.arange(4000)), 7, generator())
+        error, least = (clusters.distance.square().sum().item() for clusters in (found, exact))
+        assert error < 1.5 * least
+        far, near = nearest(points, found.centers)
+        assert torch.equal(found.label, near)
+        torch.testing.assert_close(found.distance, far, atol=1e-3, rtol=1e-4)
+
+    def test_every_point_is_assigned_in_its_own_place(self) -> None:
+        table, order = blobs(300), torch.randperm(300, generator=generator())[:200]
+        points = large.Gathered(table, order, unit=True)
+        unit = torch.nn.functional.normalize(table[order])
+        assert torch.equal(points[torch.arange(200)], unit)
+        found = large.k_means(points, 5, generator())
+        assert torch.equal(found.label, nearest(unit, found.centers)[1])
+        again = large.k_means(points, 5, generator())
+        assert torch.equal(found.centers, again.centers)
+
+    def test_weights_move_the_centers(self) -> None:
+        points = large.Gathered(torch.tensor([[0.0], [1.0]]), torch.arange(2))
+        heavy = large.k_means(points, 1, generator(), torch.tensor([1.0, 9.0]))
+        assert heavy.centers.item() == pytest.approx(0.9)
+
+    @pytest.mark.usefixtures("every_pool_is_large")
+    def test_the_images_of_all_blobs_are_chosen(self) -> None:
+        embedding = blobs(300, centers=4)
+        assert len(set((kmeans(pool(embedding), 4, generator()).index % 4).tolist())) >= 3
+        picked = kmeans(pool(embedding), 20, generator(), weighted=True, prefilter=5)
+        assert len(picked.index.unique()) == 20
+
+
+class TestNeighbors:
+    @pytest.mark.parametrize("count", [1, 5, 299])
+    def test_the_exact_ones(self, count: int) -> None:
+        points = blobs(300, dimensions=8)
+        found, exact = (mean(points, count) for mean in (large.mean_neighbor_distance, mean_neighbor_distance))
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+
+    def test_nearly_the_exact_ones_in_lists(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        points = blobs(2000, dimensions=8, centers=30)
+        monkeypatch.setattr(large, "FLAT", 100)
+        found, exact = (mean(points, 5) for mean in (large.mean_neighbor_distance, mean_neighbor_distance))
+        assert ((found - exact).abs() < 1e-4 * exact).double().mean() > 0.9
+        assert (found > 0.999 * exact).all()
+
+    def test_copies_and_loners(self) -> None:
+        assert large.mean_neighbor_distance(torch.ones(30, 3), 4).tolist() == [0] * 30
+        assert large.mean_neighbor_distance(torch.ones(1, 3), 4).tolist() == [math.inf]
+
+    def test_rows_in_parts(self) -> None:
+        table, other = torch.randn(50, 3), torch.randn(50)
+        assert torch.equal(by_rows(lambda a, b: a.sum(dim=1) + b, table, other), table.sum(dim=1) + other)
+
+
+class TestPlusPlus:
+    def test_distances_of_gradients(self) -> None:
+        logits, embedding = torch.randn(40, 5, generator=generator()), blobs(40)
+        norm, between = gradients_between(Predictions(torch.arange(40), logits, embedding, None))
+        exact, expected = gradient_distances(logits, embedding)
+        torch.testing.assert_close(norm, expected, rtol=1e-5, atol=1e-5)
+        found = between(torch.arange(40), torch.tensor([3, 8]))
+        for column, row in enumerate((3, 8)):
+            torch.testing.assert_close(found[:, column], exact(torch.tensor([row])), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("refresh", [1, 3, 64])
+    def test_drawn_by_the_squared_distance_to_the_nearest(self, refresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The third of four points, after the first is given, against the chances of k-means++."""
+        monkeypatch.setattr(large, "REFRESH", refresh)
+        points = torch.tensor([0.0, 1.0, 3.0, 7.0], dtype=torch.float64)
+        apart = (points[:, None] - points).square()
+        rng, seen = generator(), torch.zeros(4)
+        for _ in range(1000):
+            seen[large.plus_plus(lambda rows, chosen: apart[rows][:, chosen], 4, 3, rng, torch.tensor(0))[2]] += 1
+        expected = torch.zeros(4, dtype=torch.float64)
+        for second in range(1, 4):
+            left = torch.minimum(apart[0], apart[second])
+            expected += apart[0, second] / apart[0].sum() * left / left.sum()
+        torch.testing.assert_close(seen.double() / 1000, expected, atol=0.06, rtol=0)
+
+    def test_copies_come_last_and_only_once(self) -> None:
+        points = torch.tensor([0.0, 0, 0, 5, 5, 9])
+        apart = (points[:, None] - points).square().double()
+        for seed in range(20):
+            rows = large.plus_plus(
+                lambda rows, chosen: apart[rows][:, chosen], 6, 6, generator(seed), torch.tensor(0)
+            ).tolist()
+            assert sorted(rows) == list(range(6))
+            assert {points[row].item() for row in rows[:3]} == {0, 5, 9}
+
+    @pytest.mark.usefixtures("every_pool_is_large")
+    def test_the_longest_gradient_is_first(self) -> None:
+        seen = pool(blobs(40))
+        _, norm = gradient_distances(seen.predictions.logits, seen.predictions.embedding)
+        assert {badge(seen, 5, generator(seed)).index[0].item() for seed in range(5)} == {int(norm.argmax())}
+
+
+class TestKCenter:
+    def test_each_is_the_farthest_however_few_are_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sslpl.query import diversity
+
+        points = blobs(400, dimensions=3)
+        expected = k_center_greedy(points[:5], points, 300, generator())
+        every = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").double()
+        centers = every[:5].amin(dim=0)
+        for row, radius in zip(*expected, strict=True):
+            assert centers[row] == pytest.approx(centers.max().item(), abs=2e-3)
+            assert radius.item() == pytest.approx(centers.max().item(), abs=2e-3)
+            centers = torch.minimum(centers, every[row])
+        for at_once, recent in ((1, 0), (7, 2), (400, 1000)):
+            monkeypatch.setattr(diversity, "AT_ONCE", at_once)
+            monkeypatch.setattr(diversity, "RECENT", recent)
+            rows, radius = k_center_greedy(points[:5], points, 300, generator())
+            assert torch.equal(rows, expected[0])
+            torch.testing.assert_close(radius, expected[1])
+
+
+class TestLimits:
+    budget = Budget(1000, 1000, 3, 25_000)
+    clustering = partial(score_then_select, selector=selective_clustering)
+    cpu = torch.device("cpu")
+
+    def test_candidates_that_do_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "free_bytes", lambda _: complete_linkage_bytes(15_000, 512))
+        limits.check_pool(self.clustering, replace(self.budget, candidates=15_000), 10**6, self.cpu)
+        limits.check_pool(self.clustering, self.budget, 16_000, self.cpu)
+        limits.check_pool(self.clustering, replace(self.budget, cycles=1), 10**6, self.cpu)
+        limits.check_pool(strategy("entropy"), self.budget, 10**6, self.cpu)
+        limits.check_pool(partial(self.clustering, subset=9000), self.budget, 10**6, self.cpu)
+        for query in (self.clustering, strategy("cluster_margin")):
+            with pytest.raises(UserError, match=r"^budget.candidates=25000: .* 3.\d GiB, and 1.\d GiB .* for 15,000$"):
+                limits.check_pool(query, self.budget, 10**6, self.cpu)
+
+    @pytest.mark.parametrize("name", ["bait", "probcover", "uncertain_gcn", "core_gcn"])
+    def test_what_cannot_do_with_a_large_pool(self, name: str) -> None:
+        query = partial(strategy(name), subset=None)
+        limits.check_pool(query, self.budget, large.LARGE + 1000, self.cpu)
+        limits.check_pool(partial(query, subset=10_000), self.budget, 10**6, self.cpu)
+        with pytest.raises(UserError, match=rf"^query.subset=null: must be a number for {name} with 999,000 unlabeled"):
+            limits.check_pool(query, self.budget, 10**6, self.cpu)
+
+    @pytest.mark.parametrize("name", ["kmeans", "typiclust"])
+    def test_without_faiss(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "find_spec", lambda _: None)
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        limits.check_pool(strategy(name), self.budget, large.LARGE + 1000, self.cpu)
+        limits.check_pool(partial(strategy("kmeans"), prefilter=10), self.budget, 10**6, self.cpu)
+        with pytest.raises(UserError, match=f"^{name} needs faiss for more than .* pip install faiss-cpu$"):
+            limits.check_pool(strategy(name), self.budget, 10**6, self.cpu)
+        monkeypatch.setattr(large, "LARGE", 0)
+        with pytest.raises(UserError, match=r"pip install faiss-cpu$"):
+            strategy(name)(context(), 7, generator())
+
+    def test_one_line_before_anything_is_written(
+        self, sslpl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path
+    ) -> None:
+        monkeypatch.setattr(limits, "free_bytes", lambda _: 2**20)
+        for dry in ("true", "false"):
+            done = sslpl(*TINY, f"runtime.dry_run={dry}")
+            assert done.code == 2
+            assert done.err.startswith("sslpl: budget.candidates=200: must be lower: ")
+            assert len(done.err.splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_subset_is_what_is_compared(self) -> None:
+        seen = pool(blobs(60), labeled=5)
+        for name in ("probcover", "bait"):
+            picked = strategy(name)(seen, 5, generator(), subset=5)
+            assert len(picked.index.unique()) == 5
+        whole = probcover(seen, 5, generator(), delta=3.0).score
+        assert whole.sum() == 0  # a labeled image's ball covers all of the pool
+        near = probcover(pool(blobs(60)[:, :2]), 5, generator(), delta=0.3).score
+        assert probcover(pool(blobs(60)[:, :2]), 5, generator(), delta=0.3, subset=10).score[0] < near[0]
