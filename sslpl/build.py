@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -11,6 +12,7 @@ from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
+from sslpl.models.starting import start_from, starting_weights
 from sslpl.pool import Budget
 from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
@@ -67,13 +69,23 @@ def network_builder(
     """What builds fresh networks for a cycle: their initial weights depend on seed and cycle alone."""
     backbone_of, module_of, seed = instantiate(config["backbone"]), instantiate(config["module"]), config["seed"]
     classes, channels = len(dataset.class_names), dataset.train.shape[0]
+    init: str | None = config["training"].get("init")
+    weights = None if init is None else starting_weights(init)
+
+    def build_backbone(cycle: int) -> Any:
+        backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        if init is not None and weights is not None:
+            start_from(backbone, weights, init)
+        return backbone
 
     def build(cycle: int) -> Networks:
-        backbone = seeded(lambda: backbone_of(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        backbone = build_backbone(cycle)
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:
             backbone.compile(dynamic=False)
         return backbone, None if module is None else module.to(device)
 
+    if weights is not None:
+        build_backbone(0)  # a file that does not fit is told before anything is written
     return build

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -132,8 +132,11 @@ class Stopped(BaseException):
         self.mistake = mistake
 
 
-def guarded(action: Callable[[], T]) -> T | Mistake:
-    """What `action` returns, or what went wrong, told in one line on standard error; Stopped after a signal."""
+def guarded(action: Callable[[], T], words: Sequence[str] = ()) -> T | Mistake:
+    """What `action` returns, or what went wrong, told in one line on standard error; Stopped after a signal.
+
+    `words` are what an argument can begin with, if not the groups of `python run.py`.
+    """
     try:
         return action()
     except UserError as error:
@@ -142,7 +145,7 @@ def guarded(action: Callable[[], T]) -> T | Mistake:
         cause = error.__cause__ or error
         return complain(str(cause), BAD_INPUT if isinstance(cause, UserError) else FAILED)
     except (HydraException, OmegaConfBaseException) as error:
-        return complain(composition_mistake(error), BAD_INPUT)
+        return complain(composition_mistake(error, words), BAD_INPUT)
     except Interrupted as error:
         raise Stopped(complain(f"{error}; the same command goes on", 128 + error.signum)) from error
     except KeyboardInterrupt as error:
@@ -160,7 +163,7 @@ def complain(line: str, code: int) -> Mistake:
     return mistake
 
 
-def composition_mistake(error: Exception) -> str:
+def composition_mistake(error: Exception, words: Sequence[str] = ()) -> str:
     """What is wrong with an override or an option, with the nearest known name."""
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -170,7 +173,7 @@ def composition_mistake(error: Exception) -> str:
         return f"{error.override}: {message.splitlines()[0]}"
     if found := re.search(r"Could not override '([\w./@]+)'", message):
         key = found.group(1)
-        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error))}"
+        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error, words))}"
     return message.split("\n")[0] + (f" ({given_key(message)})" if given_key(message) else "")
 
 
@@ -185,9 +188,9 @@ def given_key(message: str) -> str:
     return found.group(1) if found else ""
 
 
-def known_beside(key: str, error: Exception) -> list[str]:
+def known_beside(key: str, error: Exception, words: Sequence[str] = ()) -> list[str]:
     """The keys that stand where a misspelled one was looked for; the groups for a word without a dot."""
     parent = getattr(error.__cause__, "parent_node", None)
     if "." in key and parent is not None:
         return [str(name) for name in parent]
-    return [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]
+    return [*words] or [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]

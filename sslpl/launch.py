@@ -15,6 +15,7 @@ from sslpl.cycle import initial_state, run_active_learning
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
+from sslpl.models.starting import fingerprint
 from sslpl.progress import Progress, Terminal, print_result
 from sslpl.recording import Interrupted, Recorder, read_status, write_status
 from sslpl.runtime import Runtime, provenance
@@ -53,6 +54,7 @@ def planned(
     """Checks a config and finds out which run it is; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = checked({key: value for key, value in container.items() if key != "hydra"})
+    config = identity.with_content(config, fingerprint)
     label = identity.label(config, choices, composed)
     return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))
 

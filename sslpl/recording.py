@@ -6,8 +6,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -78,27 +78,14 @@ class Recorder:
         if self.signal and state.phase != FINISHED:
             raise Interrupted(self.signal)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> AbstractContextManager[None]:
         """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once."""
 
-        def note(signum: int, _: FrameType | None) -> None:
+        def note(signum: int) -> None:
             self.signal = signum
-            signal.signal(signum, before[signum])
             self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
 
-        named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        before = {int(signum): signal.getsignal(signum) for signum in named}
-        before = {
-            signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN
-        }  # as nohup sets it
-        for signum in before:
-            signal.signal(signum, note)
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        return noted_signals(note)
 
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
@@ -125,6 +112,26 @@ class Recorder:
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - since
+
+
+@contextmanager
+def noted_signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Calls `note` with the first signal of each kind that asks this process to end; a second one is left alone."""
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        signal.signal(signum, before[signum])
+        note(signum)
+
+    named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {int(signum): signal.getsignal(signum) for signum in named}
+    before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}  # as nohup sets it
+    for signum in before:
+        signal.signal(signum, handle)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def moments(training: Training) -> int:

@@ -23,14 +23,20 @@ def checked(config: Config) -> Config:
 
     Raises a UserError that names the key, the value and what is allowed, for the first mistake found.
     """
+    clean = typed(config)
+    check_protocol(clean)
+    if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
+        check_without_module(clean)
+    return clean
+
+
+def typed(config: Config) -> Config:
+    """The same, value by value: without what one value demands of another."""
     clean = copy.deepcopy(config)
     clean["seed"] = checked_value("seed", clean.get("seed"), CountOrZero)
     for group, node in clean.items():
         for path, child in targets(group, node):
             check_node(path, child)
-    check_protocol(clean)
-    if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
-        check_without_module(clean)
     return clean
 
 
