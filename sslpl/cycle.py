@@ -55,21 +55,32 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
 
 def initial_state(setup: Setup) -> State:
     """Fresh networks and the first labeled images; with trimming, some of these sit out the first training."""
-    size, initial = len(setup.dataset.train), int(setup.budget.initial)
-    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
-    classes = (setup.dataset.train_labels, frequency) if frequency is not None else None
-    pool = initial_pool(size, initial, rng(setup.seed, "initial"), classes)
-    nothing = torch.empty(0, dtype=torch.int64)
-    backbone, module = setup.build(0)
-    ledger = Ledger(nothing, nothing, nothing, nothing.double())
-    state = State(LabelPool(size, nothing), ledger, nothing, backbone, module)
-    reveal(setup, state, Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64)), cycle=0)
+    state = empty_state(setup)
+    reveal(setup, state, first_picked(setup, state), cycle=0)
     if setup.training.trim:
         removed = removal_size(len(state.learned))
-        state.excluded = shuffled(state.learned, size, rng(setup.seed, "removed"))[:removed]
+        state.excluded = shuffled(state.learned, state.pool.size, rng(setup.seed, "removed"))[:removed]
     if setup.needs.previous:
-        state.earlier = weights_of(backbone)
+        state.earlier = weights_of(state.backbone)
     return state
+
+
+def empty_state(setup: Setup) -> State:
+    """Fresh networks and no labeled image: what a checkpoint is loaded into."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    ledger = Ledger(nothing, nothing, nothing, nothing.double())
+    return State(LabelPool(len(setup.dataset.train), nothing), ledger, nothing, *setup.build(0))
+
+
+def first_picked(setup: Setup, state: State) -> Picked:
+    """The first images to label: random ones, an oracle's choice by class, or the strategy's, which sees no label."""
+    initial = int(setup.budget.initial)
+    if setup.budget.initial_pool == "query":
+        return setup.query(query_context(setup, state), initial, rng(setup.seed, "initial query"))
+    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+    classes = (setup.dataset.train_labels, frequency) if frequency is not None else None
+    pool = initial_pool(state.pool.size, initial, rng(setup.seed, "initial"), classes)
+    return Picked(pool.labeled, torch.full((initial,), torch.nan, dtype=torch.float64))
 
 
 def proceed(setup: Setup, state: State) -> None:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sslpl.cycle import initial_state
+from sslpl.cycle import empty_state
 from sslpl.data.batches import split, unlabeled_batch_size
 from sslpl.learn.joint import joint_optimizer, joint_step
 from sslpl.pool import removal_size
@@ -29,7 +29,7 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     console.print(table)
     images = setup.dataset.train
     data = sum(len(part) * images.shape[0] * images.shape[1] * images.shape[2] for part in (images, setup.dataset.test))
-    embedding = getattr(initial_state(setup).backbone, "channels", (512,))[-1]
+    embedding = getattr(empty_state(setup).backbone, "channels", (512,))[-1]
     clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
     console.print(
         f"pool {len(images):,} images, test {len(setup.dataset.test):,}; "
@@ -70,7 +70,7 @@ def initial_module(setup: Setup) -> bool:
 
 def speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
     """Seconds an image takes in joint training and, as a third of that, in a frozen forward pass."""
-    state = initial_state(setup)
+    state = empty_state(setup)
     optimizer = joint_optimizer(setup, state)
     size = min(setup.training.batch_size, len(setup.dataset.train))
     views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup
-from sslpl.cycle import initial_state, run_active_learning
+from sslpl.cycle import empty_state, initial_state, run_active_learning
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
@@ -128,11 +128,11 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime) -> Outcome:
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it."""
-    state = initial_state(setup)
     saved, warning = checkpoint.load(folder / "checkpoint")
     lines = [warning] if warning is not None else []
     if saved is None:
-        return state, False, lines
+        return initial_state(setup), False, lines
+    state = empty_state(setup)
     try:
         state.load(saved)
         cycle, phase, epoch, step = saved["position"]

@@ -116,6 +116,24 @@ def check_protocol(config: Config) -> None:
             raise UserError(f"{group}.{ratio}={value}: must be null unless {group}.{kind} is {' or '.join(uneven)}")
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0, to choose by")
+    check_first_query(config)
+
+
+def check_first_query(config: Config) -> None:
+    """A strategy can choose the first images if it needs no label, by embeddings that say something."""
+    if config["budget"].get("initial_pool") != "query":
+        return
+    name = str(config["query"].get("_target_"))
+    if not getattr(get_object(name), "needs_no_label", False):
+        raise UserError(
+            f"budget.initial_pool=query: query must need no labels, as typiclust, probcover and random; "
+            f"{name.rpartition('.')[2]} is not marked so (needs_no_label)"
+        )
+    if config["training"].get("init") is None:
+        raise UserError(
+            "budget.initial_pool=query: training.init must name a file of weights (python -m sslpl.pretrain), "
+            "for the embeddings of random weights say nothing"
+        )
 
 
 def check_without_module(config: Config) -> None:

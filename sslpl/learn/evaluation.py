@@ -1,5 +1,7 @@
 """What the current networks say of images, and how good that is."""
 
+from collections.abc import Sequence
+
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
@@ -24,7 +26,10 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
             if isinstance(module, LossPredictionModule):
                 losses.append(module(features.maps))
     if not logits:
-        return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
+        widths = (len(setup.dataset.class_names), channels[-1])
+        none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
+        return Predictions(index, none, embedding, None if module is None else none[:, 0])
     return Predictions(index, torch.cat(logits), torch.cat(embeddings), torch.cat(losses) if losses else None)
 
 

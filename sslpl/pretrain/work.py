@@ -80,7 +80,7 @@ def epoch(task: Pretraining) -> Sequence[torch.Tensor]:
 
 def execute(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretraining, state: Learner) -> None:
     """Trains from the last checkpoint, if there is one, and leaves the weights."""
-    facts = {"choices": plan.choices, "precision": "bfloat16" if task.bfloat16 else "float32"}
+    facts = {"choices": plan.choices, "precision": "bfloat16" if task.bfloat16 else "float32", "compiled": False}
     origin, changes = resumed_provenance(plan.folder, provenance(task.device) | facts)
     with Progress(runtime.progress, cycles=0) as progress:
         open_folder(

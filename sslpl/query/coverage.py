@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from sslpl.query.context import needs_no_label
 from sslpl.query.kmeans import k_means
 from sslpl.query.neighbors import blocks
 from sslpl.query.strategies import picked
@@ -20,6 +21,7 @@ GRID = 2**26  # cosines of vectors on multiples of 1 / GRID are exact in float64
 COPY = 1 - 2.0**-20  # vectors with a higher cosine are copies, rounding included
 
 
+@needs_no_label
 def probcover(
     context: QueryContext,
     n: int,

@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from sslpl.query.context import needs_no_label
 from sslpl.query.kmeans import k_means
 from sslpl.query.linkage import complete_linkage
 from sslpl.query.neighbors import mean_neighbor_distance
@@ -53,6 +54,7 @@ def smallest_first(cluster: Tensor, rng: Generator) -> Tensor:
     return round_robin(cluster, ranked(-size, rng).argsort())
 
 
+@needs_no_label
 def typiclust(
     context: QueryContext,
     n: int,
