@@ -47,6 +47,7 @@ SCIENCE = [
     "training.precision=float32", "training.decay_at=[0.5]", "training.detach_after=0.5", "training.batch_size=64",
     "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
+    "training.init=a.pt budget.initial_pool=query method=typiclust",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip
@@ -77,7 +78,8 @@ def test_every_value_of_a_config_counts_but_where_and_how_it_runs(overrides: lis
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = "something else"
-        free = path[0] in ("runtime", "tracker") or path in (("dataset", "root"), ("dataset", "download"))
+        places = (("dataset", "root"), ("dataset", "download"), ("training", "init"))  # of weights the content counts
+        free = path[0] in ("runtime", "tracker") or path in places
         assert (identity.run_id(other) == run["id"]) == free, path
 
 

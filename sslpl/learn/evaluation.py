@@ -16,6 +16,11 @@ from sslpl.types import Images, Predictions
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
     """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout."""
+    if not len(index):
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
+        widths = (len(setup.dataset.class_names), channels[-1])
+        none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
+        return Predictions(index, none, embedding, None if module is None else none[:, 0])
     frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = [], [], []
     with torch.inference_mode():
@@ -25,11 +30,6 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
             embeddings.append(features.embedding)
             if isinstance(module, LossPredictionModule):
                 losses.append(module(features.maps))
-    if not logits:
-        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
-        widths = (len(setup.dataset.class_names), channels[-1])
-        none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
-        return Predictions(index, none, embedding, None if module is None else none[:, 0])
     return Predictions(index, torch.cat(logits), torch.cat(embeddings), torch.cat(losses) if losses else None)
 
 

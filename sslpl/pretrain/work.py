@@ -26,13 +26,12 @@ from sslpl.learn.contrastive import (
     neighbors_accuracy,
     pretrain,
     projection_head,
-    whole_batches,
 )
 from sslpl.models.starting import HEAD
 from sslpl.progress import Progress, duration
 from sslpl.recording import Interrupted, noted_signals
 from sslpl.runtime import Runtime, has_bfloat16, provenance
-from sslpl.seeds import rng, seeded
+from sslpl.seeds import seeded
 from sslpl.types import Dataset, RunInfo, UserError
 
 WEIGHTS, COLUMNS = "backbone.pt", ("epoch", "loss", "knn_accuracy", "images_per_second")
@@ -69,13 +68,13 @@ def reckon(task: Pretraining, state: Learner, folder: Path) -> None:
         if images >= 4 * task.options.batch_size or step.metrics is not None:
             break
     seconds = (time.perf_counter() - since) / images * task.options.epochs * len(task.images)
-    print(f"{task.options.epochs:,} epochs of {len(epoch(task)):,} steps, {len(task.images):,} images")
+    print(f"{task.options.epochs:,} epochs of {steps_per_epoch(task):,} steps, {len(task.images):,} images")
     print(f"reckoned time {duration(seconds)} from a few timed steps; nothing was written\nfolder {folder}")
 
 
-def epoch(task: Pretraining) -> Sequence[torch.Tensor]:
-    """Batches like those of an epoch."""
-    return whole_batches(len(task.images), task.options.batch_size, rng(0, "any"))
+def steps_per_epoch(task: Pretraining) -> int:
+    """How many whole batches the pool has; a smaller pool is one batch."""
+    return max(1, len(task.images) // task.options.batch_size)
 
 
 def execute(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretraining, state: Learner) -> None:
@@ -114,7 +113,7 @@ def resumed(folder: Path, state: Learner) -> list[str]:
 def learn(folder: Path, progress: Progress, minutes: float, task: Pretraining, state: Learner) -> None:
     """Trains to the end, shows it and saves it every so many minutes; Interrupted, once saved, after a signal."""
     asked: list[int] = []
-    epochs, steps = task.options.epochs, len(epoch(task))
+    epochs, steps = task.options.epochs, steps_per_epoch(task)
     progress.phase("pre-training", total=epochs * steps, done=state.epoch * steps + state.step)
     progress.epoch(min(state.epoch, epochs - 1), epochs)
     saved_at = since = time.monotonic()
