@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from sslpl import checkpoint, cli, identity
 from sslpl.build import build_setup
-from sslpl.cycle import initial_state, query_context
+from sslpl.cycle import empty_state, first_picked, initial_state, query_context
 from sslpl.data.contrastive import Views, draw_boxes, jittered, resized_crop
 from sslpl.learn.contrastive import SimCLR, neighbors_accuracy, nt_xent, whole_batches
 from sslpl.models.backbones import small_cnn
@@ -32,6 +32,7 @@ from sslpl.types import UserError
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
+SHORT = (*(option for option in TINY if not option.startswith("budget.cycles")), "budget.cycles=1", "method=random")
 QUICK = ("pretraining.epochs=2", "pretraining.batch_size=300", "runtime.num_threads=1", "runtime.progress=none")
 
 
@@ -165,7 +166,7 @@ class TestCommand:
         assert line.startswith("use it: python run.py dataset=digits backbone=small_cnn training.init=")
         again = pretrain(*QUICK)
         assert (again.code, again.out) == (0, f"finished already: {folder}\n{line}\n")
-        ran = sslpl(*TINY, "method=random", *line.split()[4:])
+        ran = sslpl(*SHORT, *line.split()[4:])
         assert ran.code == 0, ran.err
         assert run_folder().parent.name == "random"
 
@@ -283,8 +284,7 @@ class TestStart:
         assert torch.equal(fewer.head.weight, head)
 
     def test_a_finished_runs_weights_are_a_start(self, sslpl: Command) -> None:
-        once = [option for option in TINY if not option.startswith("budget.cycles")]
-        assert sslpl(*once, "budget.cycles=1").code == 0
+        assert sslpl(*SHORT).code == 0
         path = run_folder() / "checkpoint" / "weights.pt"
         built = setup_of(f"training.init={path}").build(0)[0].state_dict()
         saved = torch.load(path, weights_only=True)["backbone"]
@@ -305,11 +305,10 @@ class TestStart:
 
     def test_a_finished_run_is_known_again_wherever_its_weights_lie(self, sslpl: Command, tmp_path: Path) -> None:
         path = weights_file(tmp_path / "a.pt")
-        arguments = (*TINY, "method=random", "training.warm_start=false")
-        first = sslpl(*arguments, f"training.init={path}")
+        first = sslpl(*SHORT, f"training.init={path}")
         assert first.code == 0, first.err
         moved = path.rename(tmp_path / "b.pt")
-        done = sslpl(*arguments, f"training.init={moved}")
+        done = sslpl(*SHORT, f"training.init={moved}")
         assert done.out.startswith("finished already"), done.err
 
     @pytest.mark.parametrize(
@@ -345,22 +344,32 @@ class TestStart:
 
 
 class TestColdStart:
-    @pytest.mark.parametrize("query", ["random", "typiclust", "probcover"])
-    def test_a_strategy_chooses_the_first_images_without_a_label(
-        self, sslpl: Command, tmp_path: Path, query: str
-    ) -> None:
-        path = weights_file(tmp_path / "a.pt")
-        done = sslpl(*TINY, f"method={query}", "budget.initial_pool=query", f"training.init={path}")
+    def test_a_run_begins_with_what_its_strategy_chooses(self, sslpl: Command, tmp_path: Path) -> None:
+        start = (f"training.init={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
+        done = sslpl(*SHORT, "method=typiclust", *start)
         assert done.code == 0, done.err
         with (run_folder() / "queries.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["cycle"] == "0"]
-        setup = setup_of(f"method={query}", "budget.initial_pool=query", f"training.init={path}")
-        state = initial_state(setup)
-        assert [int(row["index"]) for row in rows] == state.pool.labeled.tolist()
-        assert len(rows) == 24
-        assert all(bool(row["score"]) == (query != "random") for row in rows)
+            rows = list(csv.DictReader(file))
+        chosen = initial_state(setup_of("method=typiclust", *start)).pool.labeled.tolist()
+        assert [int(row["index"]) for row in rows] == chosen
+        assert all(row["score"] for row in rows)
+
+    @pytest.mark.parametrize("query", ["random", "typiclust", "probcover"])
+    def test_a_strategy_without_labels_sees_the_starting_weights_alone(self, tmp_path: Path, query: str) -> None:
+        start = (f"training.init={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
+        setup = setup_of(f"method={query}", *start)
+        state = empty_state(setup)
+        first = first_picked(setup, state)
+        assert len(first.index.unique()) == 24
+        assert torch.equal(first.index, first_picked(setup, state).index)
         context = query_context(setup, state)
-        assert len(context.labeled) == 24
+        assert (len(context.labeled), len(context.unlabeled)) == (0, 1437)
+        assert context.labeled_predictions.embedding.shape == (0, 256)
+        expected = setup.query(context, 24, rng(0, "initial query"))
+        assert torch.equal(first.index, expected.index)
+        weights_file(tmp_path / "a.pt", seed=6)
+        other = initial_state(setup_of(f"method={query}", *start)).pool.labeled
+        assert torch.equal(first.index, other) == (query == "random")
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
