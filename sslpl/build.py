@@ -16,6 +16,7 @@ from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
+from sslpl.models.starting import start_from, starting_weights
 from sslpl.pool import Budget
 from sslpl.query.context import needs
 from sslpl.query.limits import check_pool
@@ -116,13 +117,17 @@ def network_builder(
 ) -> Callable[[int], Networks]:
     """What builds fresh networks for a cycle, of the dataset's classes if no number is given.
 
-    Their initial weights depend on seed, cycle and classes alone.
+    Their initial weights depend on seed, cycle and classes alone, or are those of `training.init`.
     """
     module_of, seed, known = instantiate(config["module"]), config["seed"], len(dataset.class_names)
     backbone_of = backbone_builder(config["backbone"], dataset.train.shape)
+    init: str | None = config["training"].get("init")
+    weights = None if init is None else starting_weights(init)
 
     def build(cycle: int, classes: int = known) -> Networks:
         backbone: Any = seeded(lambda: backbone_of(classes), seed, f"backbone {cycle}")
+        if init is not None and weights is not None:
+            start_from(backbone, weights, init)
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:

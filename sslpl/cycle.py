@@ -60,32 +60,41 @@ def initial_state(setup: Setup) -> State:
 
     With trimming, some of the labeled ones sit out the first training.
     """
-    size, nothing = len(setup.dataset.train), torch.empty(0, dtype=torch.int64)
-    backbone, module = setup.build(0)
-    ledger = Ledger(nothing, nothing, nothing, nothing.double())
-    state = State(LabelPool(size, nothing), ledger, nothing, backbone, module, class_names=setup.dataset.class_names)
+    state = empty_state(setup)
     if setup.needs.previous:
-        state.earlier = weights_of(backbone)
-    first = first_images(setup)
-    picked = Picked(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
-    labels = setup.dataset.train_labels[first]
+        state.earlier = weights_of(state.backbone)
+    first = first_picked(setup, state)
+    labels = setup.dataset.train_labels[first.index]
     if bool((labels < 0).any()):
-        state.picked, state.phase = picked, "start"
+        state.picked, state.phase = first, "start"
     else:
-        enroll(setup, state, picked, labels, cycle=0)
+        enroll(setup, state, first, labels, cycle=0)
         exclude_some(setup, state)
     return state
 
 
-def first_images(setup: Setup) -> Tensor:
-    """Positions of the images to begin with: those that are labeled already if only some are, or random ones."""
-    size, labels = len(setup.dataset.train), setup.dataset.train_labels
-    known = (labels >= 0).nonzero().flatten()
-    if 0 < len(known) < size:
-        return shuffled(known, size, rng(setup.seed, "initial"))
-    frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
-    classes = (labels, frequency) if frequency is not None else None
-    return initial_pool(size, int(setup.budget.initial), rng(setup.seed, "initial"), classes).labeled
+def empty_state(setup: Setup) -> State:
+    """Fresh networks and no labeled image: what a checkpoint is loaded into."""
+    nothing, classes = torch.empty(0, dtype=torch.int64), setup.dataset.class_names
+    ledger = Ledger(nothing, nothing, nothing, nothing.double())
+    pool = LabelPool(len(setup.dataset.train), nothing)
+    return State(pool, ledger, nothing, *setup.build(0), class_names=classes)
+
+
+def first_picked(setup: Setup, state: State) -> Picked:
+    """The first images: those that are labeled already if only some are, else random ones, an oracle's choice by class,
+    or the strategy's, which sees no label."""
+    labels, initial = setup.dataset.train_labels, int(setup.budget.initial)
+    known, stream = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
+    if 0 < len(known) < state.pool.size:
+        first = shuffled(known, state.pool.size, stream)
+    elif setup.budget.initial_pool == "query":
+        return setup.query(query_context(setup, state), initial, rng(setup.seed, "initial query"))
+    else:
+        frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+        classes = (labels, frequency) if frequency is not None else None
+        first = initial_pool(state.pool.size, initial, stream, classes).labeled
+    return Picked(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
 
 
 def proceed(setup: Setup, state: State) -> None:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sslpl.cycle import initial_state
+from sslpl.cycle import empty_state
 from sslpl.data.batches import split, unlabeled_batch_size
 from sslpl.learn.joint import joint_optimizer, joint_step
 from sslpl.learn.unlabeled import batch_size
@@ -31,7 +31,7 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     console.print(table)
     train = setup.dataset.train
     data = sum(len(part) * train.shape[0] * train.shape[1] * train.shape[2] for part in (train, setup.dataset.test))
-    embedding = getattr(initial_state(setup).backbone, "channels", (512,))[-1]
+    embedding = getattr(empty_state(setup).backbone, "channels", (512,))[-1]
     clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
     console.print(
         f"pool {len(train):,} images, test {len(setup.dataset.test):,}; "
@@ -49,8 +49,8 @@ def waits(setup: Setup) -> str:
     """What people will be asked for, as a line; empty if nobody will be."""
     if not setup.asks:
         return ""
-    state, budget = initial_state(setup), setup.budget
-    begin = "" if len(state.pool.labeled) else f"{int(budget.initial):,} images to begin with, "
+    budget, known = setup.budget, bool((setup.dataset.train_labels >= 0).any())
+    begin = "" if known else f"{int(budget.initial):,} images to begin with, "
     return f"waits for people's labels: {begin}{budget.cycles - 1} times {int(budget.per_cycle):,} more\n"
 
 
@@ -88,7 +88,7 @@ def initial_module(setup: Setup) -> bool:
 
 def speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
     """Seconds an image takes in joint training and, as a third of that, in a frozen forward pass."""
-    state = initial_state(setup)
+    state = empty_state(setup)
     optimizer = joint_optimizer(setup, state)
     size = min(setup.training.batch_size, len(setup.dataset.train))
     views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))

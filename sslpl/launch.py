@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup, with_fingerprint
-from sslpl.cycle import initial_state, run_active_learning
+from sslpl.cycle import empty_state, initial_state, run_active_learning
 from sslpl.endings import close, failure, leave, paused
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
+from sslpl.models.starting import fingerprint
 from sslpl.progress import Progress, Terminal, print_result
 from sslpl.recording import Interrupted, Recorder, read_status, wandb_names
 from sslpl.runtime import Runtime, provenance
@@ -69,6 +70,7 @@ def planned(
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = checked({key: value for key, value in container.items() if key != "hydra"})
     config["dataset"] = with_fingerprint(config["dataset"])
+    config = identity.with_content(config, fingerprint)
     label = identity.label(config, choices, composed)
     return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))
 
@@ -174,7 +176,7 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
     if saved is None:
         return initial_state(setup), False, lines
     try:
-        state = initial_state(setup.knowing(tuple(saved["class_names"])))
+        state = empty_state(setup.knowing(tuple(saved["class_names"])))
         state.load(saved)
         cycle, phase, epoch, step = saved["position"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -37,8 +37,11 @@ class Stopped(BaseException):
         self.mistake = mistake
 
 
-def guarded(action: Callable[[], T]) -> T | Mistake:
-    """What `action` returns, or what went wrong; Stopped after a signal."""
+def guarded(action: Callable[[], T], words: Sequence[str] = ()) -> T | Mistake:
+    """What `action` returns, or what went wrong; Stopped after a signal.
+
+    `words` are what a command knows without a dot, if not the groups of `python run.py`.
+    """
     try:
         return action()
     except LabelsRefused as error:
@@ -50,7 +53,7 @@ def guarded(action: Callable[[], T]) -> T | Mistake:
         cause = error.__cause__ or error
         return mistake(str(cause), BAD_INPUT if isinstance(cause, UserError) else FAILED)
     except (HydraException, OmegaConfBaseException) as error:
-        return mistake(composition_mistake(error), BAD_INPUT)
+        return mistake(composition_mistake(error, words), BAD_INPUT)
     except Interrupted as error:
         raise Stopped(mistake(f"{error}; the same command goes on", SIGNALLED + error.signum)) from error
     except KeyboardInterrupt as error:
@@ -74,7 +77,7 @@ def told(end: T | Mistake) -> T | Mistake:
     return end
 
 
-def composition_mistake(error: Exception) -> str:
+def composition_mistake(error: Exception, words: Sequence[str] = ()) -> str:
     """What is wrong with an override or an option, with the nearest known name."""
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -86,7 +89,7 @@ def composition_mistake(error: Exception) -> str:
         return f"{error.override}: {message.splitlines()[0]}"
     if found := re.search(r"Could not override '([\w./@]+)'", message):
         key = found.group(1)
-        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error))}"
+        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error, words))}"
     return message.split("\n")[0] + (f" ({given_key(message)})" if given_key(message) else "")
 
 
@@ -101,9 +104,9 @@ def given_key(message: str) -> str:
     return found.group(1) if found else ""
 
 
-def known_beside(key: str, error: Exception) -> list[str]:
+def known_beside(key: str, error: Exception, words: Sequence[str] = ()) -> list[str]:
     """The keys that stand where a misspelled one was looked for; the groups for a word without a dot."""
     parent = getattr(error.__cause__, "parent_node", None)
     if "." in key and parent is not None:
         return [str(name) for name in parent]
-    return [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]
+    return [*words] or [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]

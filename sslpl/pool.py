@@ -48,7 +48,7 @@ class Budget:
     cycles: Count
     candidates: Amount = 0.5
     validation: ShareBelowOne = 0.0  # of each batch of labels, never learned from
-    initial_pool: Literal["random", "balanced", "imbalanced"] = "random"
+    initial_pool: Literal["random", "balanced", "imbalanced", "query"] = "random"  # query: the strategy's choice
     initial_ratio: Ratio | None = None  # of an imbalanced one, the first class's share over the last one's
 
     def of(self, pool_size: int, classes: int = 1, known: int = 0) -> "Budget":
@@ -104,7 +104,7 @@ class Budget:
 
     def initial_frequency(self, classes: int) -> Tensor | None:
         """How often each class [classes] is to be met in the initial pool; None: as it comes."""
-        if self.initial_pool == "random":
+        if self.initial_pool in ("random", "query"):
             return None
         return falling(classes, self.initial_ratio or 1.0)
 

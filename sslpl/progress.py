@@ -201,7 +201,8 @@ class Progress:
     def _where(self) -> str:
         phase = self._phase
         labeled = f"{self._labeled:,} labeled" if self._labeled else ""
-        parts = (f"cycle {self._cycle + 1}/{self._cycles}", labeled, phase.name, phase.epoch, phase.note)
+        cycle = f"cycle {self._cycle + 1}/{self._cycles}" if self._cycles else ""
+        parts = (cycle, labeled, phase.name, phase.epoch, phase.note)
         return "  ".join(part for part in parts if part)
 
     def _speed(self, now: float) -> str:

@@ -6,8 +6,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
@@ -93,35 +93,14 @@ class Recorder:
         if state.phase == "label":
             write_whole(self.run.folder / "metrics.csv", views.metrics_csv([*state.history, cycle_row(state)]))
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once.
+    def signals(self) -> AbstractContextManager[None]:
+        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once."""
 
-        So does the signal by which a scheduler tells a job to make room (SIGUSR2), where somebody listens to it.
-        In a thread nothing can be listened to.
-        """
-        if current_thread() is not main_thread():
-            yield
-            return
-
-        def note(signum: int, _: FrameType | None) -> None:
+        def note(signum: int) -> None:
             self.signal = signum
-            signal.signal(signum, before[signum])
             self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
 
-        named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        named += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
-        before = {int(signum): signal.getsignal(signum) for signum in named}
-        before = {
-            signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN
-        }  # as nohup sets it
-        for signum in before:
-            signal.signal(signum, note)
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        return noted_signals(note)
 
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
@@ -154,6 +133,34 @@ class Recorder:
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - since
+
+
+@contextmanager
+def noted_signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Calls `note` with the first signal of each kind that asks this process to end; a second one is left alone.
+
+    The signal by which a scheduler tells a job to make room is one of them where somebody listens to it. In a thread
+    nothing can be listened to.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        signal.signal(signum, before[signum])
+        note(signum)
+
+    named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    named += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
+    before = {int(signum): signal.getsignal(signum) for signum in named}
+    before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}  # as nohup sets it
+    for signum in before:
+        signal.signal(signum, handle)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def scheduler_signals() -> list[int]:

@@ -24,14 +24,20 @@ def checked(config: Config) -> Config:
 
     Raises a UserError that names the key, the value and what is allowed, for the first mistake found.
     """
+    clean = typed(config)
+    check_protocol(clean)
+    if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
+        check_without_module(clean)
+    return clean
+
+
+def typed(config: Config) -> Config:
+    """The same, value by value: without what one value demands of another."""
     clean = copy.deepcopy(config)
     clean["seed"] = checked_value("seed", clean.get("seed"), CountOrZero)
     for group, node in clean.items():
         for path, child in targets(group, node):
             check_node(path, child)
-    check_protocol(clean)
-    if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
-        check_without_module(clean)
     return clean
 
 
@@ -113,19 +119,38 @@ def check_protocol(config: Config) -> None:
         check_people(config)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0, to choose by")
+    check_first_query(config)
+
+
+def check_first_query(config: Config) -> None:
+    """A strategy can choose the first images if it needs no label, by embeddings that say something."""
+    if config["budget"].get("initial_pool") != "query":
+        return
+    name = str(config["query"].get("_target_"))
+    if not getattr(get_object(name), "needs_no_label", False):
+        raise UserError(
+            f"budget.initial_pool=query: query must need no labels, as typiclust, probcover and random; "
+            f"{name.rpartition('.')[2]} is not marked so (needs_no_label)"
+        )
+    if config["training"].get("init") is None and config["backbone"].get("weights") is None:
+        raise UserError(
+            "budget.initial_pool=query: training.init must name a file of weights (python -m sslpl.pretrain), or "
+            "backbone.weights, for the embeddings of random weights say nothing"
+        )
 
 
 def check_people(config: Config) -> None:
     """What needs labels that nobody has told yet."""
     dataset, budget = config["dataset"], config["budget"]
     usual = (
-        ("dataset", dataset, "imbalance", "none"),
-        ("dataset", dataset, "label_noise", 0.0),
-        ("budget", budget, "initial_pool", "random"),
+        ("dataset", dataset, "imbalance", ("none",)),
+        ("dataset", dataset, "label_noise", (0.0,)),
+        ("budget", budget, "initial_pool", ("random", "query")),
     )
-    for group, node, key, value in usual:
-        if node.get(key, value) != value:
-            raise UserError(f"{group}.{key}={node[key]}: must be {value} with oracle=file, for it needs all labels")
+    for group, node, key, values in usual:
+        if node.get(key, values[0]) not in values:
+            wanted = " or ".join(map(str, values))
+            raise UserError(f"{group}.{key}={node[key]}: must be {wanted} with oracle=file, for it needs all labels")
     for path, node in targets("query", config["query"]):
         if node.get("oracle_baseline"):
             raise UserError(f"{path}.oracle_baseline=true: must be false with oracle=file, for it needs all labels")

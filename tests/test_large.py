@@ -71,7 +71,7 @@ class TestTables:
     @pytest.mark.parametrize("count", [0, 1, 50])
     def test_predictions_do_not_depend_on_where_they_lie(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = context(pool=60, labeled=10)
-        setup = type("Setup", (), {})()
+        setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
         monkeypatch.setattr(evaluation, "forward_batch", lambda _: 16)
         ask = partial(evaluation.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])

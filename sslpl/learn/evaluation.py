@@ -1,6 +1,6 @@
 """What the current networks say of images, and how good that is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from scipy.stats import spearmanr
@@ -21,7 +21,10 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
     Large tables lie in files: see `Table`.
     """
     if len(index) == 0:
-        return Predictions(index, torch.empty(0, 0), torch.empty(0, 0), None if module is None else torch.empty(0))
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
+        widths = (len(setup.dataset.class_names), channels[-1])
+        none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
+        return Predictions(index, none, embedding, None if module is None else none[:, 0])
     frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = (Table(len(index)) for _ in range(3))
     with torch.inference_mode():

@@ -56,6 +56,12 @@ def needs_faiss(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def needs_no_label(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a strategy that can choose the first images too, when none is labeled and no head has learned anything."""
+    function.needs_no_label = True  # type: ignore[attr-defined]
+    return function
+
+
 def needs(strategy: Any) -> Needs:
     """What a strategy and the scorers and selectors inside of it need: marks of functions, values of arguments."""
     if not isinstance(strategy, partial):

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from sslpl.query.context import needs_subset
+from sslpl.query.context import needs_no_label, needs_subset
 from sslpl.query.kmeans import k_means
 from sslpl.query.neighbors import blocks
 from sslpl.query.strategies import picked, subsampled
@@ -22,6 +22,7 @@ COPY = 1 - 2.0**-20  # vectors with a higher cosine are copies, rounding include
 
 
 @needs_subset
+@needs_no_label
 def probcover(
     context: QueryContext,
     n: int,

@@ -5,7 +5,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from sslpl.query import large
-from sslpl.query.context import needs_clusters, needs_faiss
+from sslpl.query.context import needs_clusters, needs_faiss, needs_no_label
 from sslpl.query.kmeans import k_means
 from sslpl.query.linkage import complete_linkage
 from sslpl.query.neighbors import mean_neighbor_distance, nearest
@@ -57,6 +57,7 @@ def smallest_first(cluster: Tensor, rng: Generator) -> Tensor:
 
 
 @needs_faiss
+@needs_no_label
 def typiclust(
     context: QueryContext,
     n: int,

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from sslpl.query.context import needs_no_label
 from sslpl.types import Count, Picked, QueryContext
 
 Scorer = Callable[[QueryContext, Generator], Tensor]
 Selector = Callable[[Tensor, Tensor, int, int, Generator], Tensor]
 
 
+@needs_no_label
 def random(context: QueryContext, n: int, rng: Generator) -> Picked:
     """n unlabeled images, uniformly and without replacement."""
     return picked(context, torch.randperm(len(context.unlabeled), generator=rng)[:n])

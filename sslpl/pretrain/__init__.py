@@ -1,0 +1,1 @@
+"""The command that learns starting weights for a backbone from images without labels."""

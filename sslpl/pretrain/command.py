@@ -1,0 +1,93 @@
+"""The command: python -m sslpl.pretrain dataset=fashion_mnist backbone=small_cnn pretraining.epochs=100."""
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sslpl import identity, lock
+from sslpl.build import read_dataset
+from sslpl.data.images import placed
+from sslpl.folder import check_folder, make_folder
+from sslpl.jobs import group_choices
+from sslpl.launch import Plan
+from sslpl.mistakes import CONF, Mistake, Stopped, guarded, told
+from sslpl.pretrain.work import WEIGHTS, begun, execute, reckon
+from sslpl.runtime import Runtime
+from sslpl.validate import typed
+
+WORDS = ("dataset", "backbone", "pretraining", "runtime", "seed")
+
+
+def main() -> None:
+    """Exit code 0 when the weights are there, 2 for bad input, 1 for a failure; see --help."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `guarded`
+    ends: list[Any] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
+    def run(cfg: DictConfig) -> None:
+        choices = group_choices(HydraConfig.get().runtime.choices)
+        ends.append(told(guarded(lambda: launch(planned(cfg, choices)), WORDS)))
+
+    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
+        os.environ["SSLPL_SCRATCH"] = scratch
+        try:
+            ends.append(told(guarded(run, WORDS)))
+        except Stopped as stop:
+            ends.append(told(stop.mistake))
+    sys.exit(max((end.code for end in ends if isinstance(end, Mistake)), default=0))
+
+
+def planned(cfg: DictConfig, choices: identity.Choices) -> Plan:
+    """Checks a config and finds out which weights it makes; UserError for the first mistake."""
+    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config = typed({key: value for key, value in container.items() if key != "hydra"})
+    above = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
+    return Plan(config, choices, "simclr", above / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
+
+
+def launch(plan: Plan, wait: bool = False) -> None:
+    """Makes the weights of a plan, or goes on with them; waits for a process that is at them already."""
+    if finished_before(plan):
+        return
+    runtime: Runtime = instantiate(plan.config["runtime"])
+    device = runtime.prepare()
+    dataset = read_dataset(plan.config["dataset"], plan.config["seed"])
+    dataset = dataset._replace(train=placed(dataset.train, device), test=placed(dataset.test, device))
+    runtime.set_threads(dataset.train.shape)
+    task, state = begun(plan.config, dataset, device)
+    if runtime.dry_run:
+        reckon(task, state, plan.folder)
+        return
+    make_folder(plan.folder, runtime.output_dir)
+    with lock.owned(plan.folder, wait) as mine:
+        if mine and not finished_before(plan):
+            execute(plan, runtime, dataset, task, state)
+            print(usage(plan), flush=True)
+    if not mine:
+        print(f"waiting for another process, which is at {plan.folder}", flush=True)
+        launch(plan, wait=True)
+
+
+def finished_before(plan: Plan) -> bool:
+    """Whether the weights are there; UserError if the folder is that of others."""
+    if not plan.folder.exists():
+        return False
+    check_folder(plan.folder, plan.config)
+    if not (plan.folder / WEIGHTS).exists():
+        return False
+    lock.forget(plan.folder)
+    print(f"finished already: {plan.folder}\n{usage(plan)}", flush=True)
+    return True
+
+
+def usage(plan: Plan) -> str:
+    """The command that begins with the weights."""
+    dataset, backbone = plan.choices["dataset"], plan.choices["backbone"]
+    return f"use it: python run.py dataset={dataset} backbone={backbone} training.init={plan.folder / WEIGHTS}"
