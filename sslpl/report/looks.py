@@ -12,7 +12,7 @@ GRAY = "#767676"
 USUAL = {BASELINE: GRAY, "full": GRAY, "sslpm": "#D55E00", "scal": "#0072B2", "learning_loss": "#009E73"}
 SOLID: tuple[int, ...] = ()
 DASHES: tuple[tuple[int, ...], ...] = ((6, 3), (2, 2), (7, 2, 2, 2), (12, 4), (12, 3, 2, 3))
-SHOWN = 8  # curves that are drawn to begin with, beside random sampling
+SHOWN = 6  # curves that are drawn to begin with, beside the usual ones
 
 
 class Look(NamedTuple):
@@ -27,8 +27,8 @@ def looks(boards: Sequence[Board]) -> dict[str, Look]:
     """The look of each line by its name: the same on every board, and for the usual methods in every report."""
     ceilings = {line.name for board in boards for line in board.ceilings}
     lines = [line for board in boards for line in [*board.finished, *board.waiting]]
-    baselines = {line.name for line in lines if line.label == BASELINE}
-    shown = {line.name for board in boards for line in board.lines[:SHOWN]} | ceilings | baselines
+    usual = {line.name for line in lines if line.label in USUAL}
+    shown = {line.name for board in boards for line in board.lines[:SHOWN]} | ceilings | usual
     names = sorted({line.name for line in lines})
     taken = {USUAL[name] for name in names if name in USUAL}
     free = [(SOLID, color) for color in COLORS if color not in taken] + list(product(DASHES, COLORS))
