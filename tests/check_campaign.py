@@ -23,7 +23,7 @@ from studio import annotated, valid_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN, LIMIT = 60, 600.0  # images of train/; seconds that a command may take, on a machine that is not idle
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Rows = list[dict[str, str]]
 
 
@@ -208,9 +208,12 @@ def refused(labeler: Labeler, block: Block, folder: Path) -> None:
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """All that the run has written, but for what is asked and answered."""
-    files = [path for path in campaign(folder).rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return {str(path): path.read_bytes() for path in files if not path.parent.name.startswith("cycle")}
+    """All that the run has written, but for what is asked and answered, and what tells of the process itself."""
+    files = [
+        path for path in campaign(folder).rglob("*") if path.is_file() and not path.parent.name.startswith("cycle")
+    ]
+    own = (".lock", "provenance.json", "metrics.csv")  # versions, and memory of the process
+    return {str(path): path.read_bytes() for path in files if path.name not in own}
 
 
 def complete(labeler: Labeler, folder: Path) -> None:
@@ -232,7 +235,7 @@ def complete(labeler: Labeler, folder: Path) -> None:
 
 
 def accurate(labeler: Labeler, folder: Path) -> None:
-    """A row of metrics per cycle without what nobody can know; predictions for all new images, mostly right; a report."""
+    """Metrics of each cycle without what nobody can know; predictions for all new images, mostly right; a report."""
     rows = read(campaign(folder) / "metrics.csv")
     assert [int(row["labeled"]) for row in rows] == [60, 100, 140, 180, 210]
     assert all(row["loss_rank_correlation"] == row["pseudo_label_accuracy"] == "" for row in rows)
