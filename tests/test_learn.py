@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from sslpl.data.batches import epoch_batches, grouped, split, unlabeled_batch_size
+from sslpl.data import batches as batching
+from sslpl.data.augment import Augmentation, rows
+from sslpl.data.batches import epoch_batches, grouped, in_parts, split, unlabeled_batch_size
 from sslpl.learn import ranking
 from sslpl.learn.evaluation import calibration_error
 from sslpl.learn.finetune import pseudo_label_quality
 from sslpl.learn.measured import used_rows
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
 from sslpl.learn.unlabeled import frozen_statistics
-from sslpl.models.backbones import ConvNorm, Frozen, small_cnn
+from sslpl.models.backbones import ConvNorm, Frozen, forward_batch, small_cnn
 from sslpl.models.convolution import Conv2d
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means
 from sslpl.models.resnets import resnet18
@@ -186,3 +188,17 @@ def test_small_convolutions_have_the_gradients_of_large_ones(side: int, kernel: 
         gradients.append((out.float(), images.grad, conv.weight.grad))
     for mine, usual in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, usual, rtol=0.03, atol=0.03 * usual.abs().max().item())
+
+
+def test_large_images_are_augmented_and_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation = Augmentation((3, 8, 8), (0.5,) * 3, (0.2,) * 3, flip=True, padding=1, cutout=4)
+    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
+    draws = augmentation.draw_strong(50, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(batching, "CPU_VIEW_BYTES", 4 * 3 * 8 * 8 * 20)
+    parts = list(in_parts(augmentation.strong, images, draws))
+    assert [len(part) for part in parts] == [20, 20, 10]
+    assert torch.equal(torch.cat(parts), augmentation.strong(images, draws))
+    assert [part.shape for part in in_parts(augmentation.strong, images[:0], rows(draws, slice(0)))] == [(0, 3, 8, 8)]
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [forward_batch(cpu, side, side) for side in (8, 32, 64, 128, 224, 5000)] == [256, 256, 256, 64, 20, 1]
+    assert [forward_batch(cuda, side, side) for side in (32, 64, 128, 224)] == [4096, 4096, 1024, 512]

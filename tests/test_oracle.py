@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 from PIL import Image
+from studio import annotated, minimal, valid_tasks
 
 from sslpl import checkpoint, recording
 from sslpl.data.datasets import digits
@@ -420,52 +420,7 @@ def test_many_mistakes_take_no_time_and_ten_lines(tmp_path: Path) -> None:
     assert refused.value.args[-1] == f"{file}: 9,990 more like these"
 
 
-# Label Studio: the fields are those of its documentation
-
-
-def valid_tasks(text: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The tasks of an import; AssertionError where they are not as documented for images and a choice."""
-    view = ElementTree.fromstring(interface(names))
-    image, choices = view.find("Image"), view.find("Choices")
-    assert image is not None
-    assert choices is not None
-    assert (view.tag, choices.get("toName"), choices.get("choice")) == ("View", image.get("name"), "single")
-    allowed = [choice.get("value") for choice in choices.findall("Choice")]
-    assert allowed == list(names)
-    found = json.loads(text)
-    assert isinstance(found, list)
-    for task in found:
-        assert str(image.get("value")).removeprefix("$") in task["data"]
-        assert task["data"]["image"].startswith("/data/local-files/?d=")
-        for prediction in task["predictions"]:
-            assert isinstance(prediction["model_version"], str)
-            assert 0 <= prediction["score"] <= 1
-            (result,) = prediction["result"]
-            assert (result["from_name"], result["to_name"]) == (choices.get("name"), image.get("name"))
-            assert result["type"] == "choices"
-            assert result["value"]["choices"][0] in allowed
-    return found
-
-
-def annotated(task: dict[str, Any], *said: str | None, by: tuple[Any, ...] = (), cancelled: int = -1) -> dict[str, Any]:
-    """A task of a JSON export: `said` by the annotators in turn, the last submitted first."""
-    annotations = [
-        {
-            "id": 100 + n,
-            "completed_by": by[n] if by else 1,
-            "was_cancelled": n == cancelled,
-            "created_at": "2026-01-01T00:00:00.000000Z",
-            "updated_at": f"2026-01-{20 - n:02d}T00:00:00.000000Z",
-            "result": []
-            if label is None
-            else [
-                {"id": "x", "from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
-            ],
-        }
-        for n, label in enumerate(said)
-    ]
-    return {"id": task["id"] + 50, "data": task["data"], "annotations": annotations, "predictions": []}
-
+# Label Studio
 
 NAMES_WITH_SIGNS = ("cat & dog", 'the "<owl>"', "größe")
 PATHS = ("a b/1&2=3.png", "ü/100%.png", "c#d+e.png", "4.png")
@@ -474,7 +429,7 @@ PATHS = ("a b/1&2=3.png", "ü/100%.png", "c#d+e.png", "4.png")
 @pytest.fixture
 def imported() -> list[dict[str, Any]]:
     guesses = [("cat & dog", 0.91234567), None, ("größe", 1.0), ('the "<owl>"', 0.5)]
-    return valid_tasks(tasks(PATHS, PATHS, guesses), NAMES_WITH_SIGNS)
+    return valid_tasks(tasks(PATHS, PATHS, guesses), interface(NAMES_WITH_SIGNS), NAMES_WITH_SIGNS)
 
 
 def export(tmp_path: Path, content: Any) -> list[tuple[str, str]]:
@@ -493,27 +448,40 @@ def test_label_studio_gives_back_what_it_was_given(tmp_path: Path, imported: lis
     ]
     expected = [*zip(PATHS, ("cat & dog", 'the "<owl>"', "größe", ""), strict=True)]
     assert export(tmp_path, whole) == expected
-    for task in whole:
-        del task["data"]["path"]  # as when another tool has made the tasks
+    small = [record for task in whole for record in minimal(task)]
+    assert [record["label"] for record in small] == ["cat & dog", "größe", 'the "<owl>"', "größe", "größe"]
+    assert export(tmp_path, small) == expected[:3]  # a skipped task has no record
+    small[2]["label"] = ['the "<owl>"']  # several results of the control, which hold one
+    assert export(tmp_path, small) == expected[:3]
+    for record in (*small, *(task["data"] for task in whole)):
+        del record["path"]  # as when another tool has made the tasks
+    assert export(tmp_path, small) == expected[:3]
     assert export(tmp_path, whole) == expected
-    small = [
-        {"id": n, "image": task["data"]["image"], "path": path, "label": label, "annotator": 1, "updated_at": "2026"}
-        for n, (task, path, label) in enumerate(zip(imported, PATHS, ("a", "b", "c", {"choices": ["d"]}), strict=True))
-    ]
-    assert export(tmp_path, small) == [*zip(PATHS, "abcd", strict=True)]
     later = small[0] | {"label": "z", "updated_at": "2027"}
     assert export(tmp_path, [later, *small])[0] == (PATHS[0], "z")
+
+
+def test_another_question_of_the_interface_is_no_label(tmp_path: Path, imported: list[dict[str, Any]]) -> None:
+    task = annotated(imported[0], "größe")
+    (label,) = task["annotations"][0]["result"]
+    task["annotations"][0]["result"].append(label | {"from_name": "quality", "value": {"choices": ["blurred"]}})
+    assert export(tmp_path, [task]) == [(PATHS[0], "größe")]
+    assert export(tmp_path, [*minimal(task)]) == [(PATHS[0], "größe")]
 
 
 def test_exports_with_mistakes_are_refused(tmp_path: Path, imported: list[dict[str, Any]]) -> None:
     two = annotated(imported[1], "größe")
     two["annotations"][0]["result"][0]["value"]["choices"] = ["größe", "cat & dog"]
+    other = annotated(imported[2], "größe")
+    other["annotations"][0]["result"][0]["from_name"] = "quality"
     for content, said in (
         ("{", "cannot be read as JSON"),
         ({"a": 1}, "must be an export of Label Studio, JSON or JSON-MIN: a list of tasks"),
         ([{"id": 3}], "task 3: must be a task with `data` and `annotations`"),
         ([annotated(imported[0], "größe", "cat & dog", by=(1, 2))], "task 51: 'a b/1&2=3.png' has 2 labels by differ"),
         ([two], "task 52: must have one class, has 2: größe, cat & dog"),
+        ([*minimal(two)], "task 52: must have one class, has 2: größe, cat & dog"),
+        ([other], "task 53: must be answered in the control label of label_studio.xml, not in quality"),
     ):
         with pytest.raises(LabelsRefused, match=r"label_studio_export\.json") as refused:
             export(tmp_path, content)

@@ -1,15 +1,16 @@
 """Which images make a batch, and how batches reach the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from sslpl.data.augment import Augmentation, WeakDraws, rows
+from sslpl.data.augment import Augmentation, Draws, WeakDraws, rows
 from sslpl.seeds import shuffled
 from sslpl.types import Images
 
 VIEW_BYTES = 2**29  # the most that views augmented at once may take on a GPU
+CPU_VIEW_BYTES = 2**27  # and on a CPU, where 1,536 images of 32x32 are far less
 
 
 def split(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -46,6 +47,18 @@ def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, i
         groups[-1].append(batch)
         images += len(batch)
     return groups
+
+
+def in_parts(augment: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Iterator[Tensor]:
+    """The views of images [B, C, H, W] uint8, as many at a time as their floats may take; at least one part.
+
+    What a network without gradient is to see of large images need not be in memory all at once.
+    """
+    most = VIEW_BYTES if images.is_cuda else CPU_VIEW_BYTES
+    size = max(1, most // (4 * images[0:1].numel())) if len(images) else 1
+    for start in range(0, max(1, len(images)), size):
+        span = slice(start, start + size)
+        yield augment(images[span], rows(draws, span))
 
 
 def fetched(images: Images, groups: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:

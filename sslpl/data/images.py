@@ -151,7 +151,9 @@ def read_whole(images: Images, device: torch.device) -> TensorImages:
 def say(images: Images, what: str, more: str = "") -> None:
     """Says on standard error what becomes of a set of images."""
     shape = "x".join(map(str, images.shape))
-    line = f"{len(images):,} images of {shape} {what} ({size(images) / 2**30:.2g} GiB{more})"
+    mib = size(images) / 2**20
+    taken = f"{mib / 2**10:.1f} GiB" if mib >= 2**10 else f"{mib:,.1f} MiB"
+    line = f"{len(images):,} images of {shape} {what} ({taken}{more})"
     print(f"sslpl: {line}", file=sys.stderr, flush=True)
 
 

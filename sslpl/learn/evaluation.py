@@ -28,7 +28,7 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
     frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = (Table(len(index)) for _ in range(3))
     with torch.inference_mode():
-        for batch in images.batches(torch.split(index, forward_batch(setup.device))):
+        for batch in images.batches(torch.split(index, forward_batch(setup.device, *images.shape[1:]))):
             scores, embedding, loss = outputs(frozen, module, setup.augmentation.plain(batch))
             logits.append(scores)
             embeddings.append(embedding)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
-from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
+from sslpl.data.batches import epoch_batches, fetched, grouped, in_parts, unlabeled_batch_size
 from sslpl.data.images import to_device
 from sslpl.learn.ssl import confident, label_counts
 from sslpl.learn.task import begun
@@ -114,7 +114,7 @@ def measured_labeled(
     groups = grouped(plan.labeled[first:], setup.device, images.shape)
     start = sum(len(batch) for batch in plan.labeled[:first])
     for group, fetch in zip(groups, fetched(images, groups), strict=True):
-        views = augmentation.weak(fetch, rows(plan.labeled_draws, slice(start, start + len(fetch))))
+        views = in_parts(augmentation.weak, fetch, rows(plan.labeled_draws, slice(start, start + len(fetch))))
         truth = labels[to_device(torch.cat(group), setup.device)]
         whole = measure(frozen, module, views, truth, classification)
         yield from parts(whole, [len(batch) for batch in group])
@@ -133,7 +133,7 @@ def measured_unlabeled(
     for group, fetch in zip(groups, fetched(images, groups), strict=True):
         assert plan.strong_draws is not None
         sizes, span, index = [len(batch) for batch in group], slice(start, start + len(fetch)), torch.cat(group)
-        weak = (augmentation.weak(fetch, rows(draws, span)) for draws in plan.weak_draws)
+        weak = (in_parts(augmentation.weak, fetch, rows(draws, span)) for draws in plan.weak_draws)
         places = to_device(torch.searchsorted(unlabeled, index), setup.device)
         (target, weight), states = pseudo_labels(by, weak, places, sizes)
         counts = label_counts(target, weight, to_device(setup.true_labels[index], setup.device))
@@ -141,7 +141,7 @@ def measured_unlabeled(
         used = used_rows(weight.cpu(), sizes)
         chosen = torch.cat(used)
         there = to_device(chosen, setup.device)
-        strong = augmentation.strong(fetch[there], rows(rows(plan.strong_draws, span), chosen))
+        strong = in_parts(augmentation.strong, fetch[there], rows(rows(plan.strong_draws, span), chosen))
         whole = measure(frozen, module, strong, target[there], loss)._replace(weight=weight[there])
         batches = zip(parts(whole, [len(part) for part in used]), torch.split(counts, sizes), states, strict=True)
         for part, count, after in batches:
@@ -152,10 +152,11 @@ def measured_unlabeled(
 
 @torch.no_grad()
 def pseudo_labels(
-    by: Labeler, views: Iterable[Tensor], places: Tensor, sizes: list[int]
+    by: Labeler, views: Iterable[Iterable[Tensor]], places: Tensor, sizes: list[int]
 ) -> tuple[PseudoLabel, list[Weights | None]]:
-    """What is said of the weak views of a group of batches, and the state of the method after each batch."""
-    logits = [torch.split(torch.cat([part.logits for part in by.frozen.parts(view)]), sizes) for view in views]
+    """What is said of weak views of a group of batches, each in parts, and the state of the method after each batch."""
+    said = [torch.cat([seen.logits for part in view for seen in by.frozen.parts(part)]) for view in views]
+    logits = [torch.split(each, sizes) for each in said]
     labels, states = [], []
     for batch, index in zip(zip(*logits, strict=True), torch.split(places, sizes), strict=True):
         labels.append(by(torch.cat(batch), index))
@@ -164,9 +165,12 @@ def pseudo_labels(
 
 
 @torch.no_grad()
-def measure(frozen: Frozen, module: LossPredictionModule, views: Tensor, target: Tensor, loss: Loss) -> Measured:
-    """Summaries of views and their loss against classes [B] or class probabilities [B, classes]."""
-    seen = [(features.logits, *module.summaries(features.maps)) for features in frozen.parts(views)]
+def measure(
+    frozen: Frozen, module: LossPredictionModule, views: Iterable[Tensor], target: Tensor, loss: Loss
+) -> Measured:
+    """Summaries of views that come in parts and their loss against classes [B] or class probabilities [B, classes]."""
+    features = (features for part in views for features in frozen.parts(part))
+    seen = [(each.logits, *module.summaries(each.maps)) for each in features]
     logits, *summaries = map(torch.cat, zip(*seen, strict=True))
     return Measured(tuple(summaries), loss(logits, target))
 

@@ -110,7 +110,7 @@ class Frozen:
 
     def parts(self, images: Tensor) -> Iterator[Features]:
         """Features of any number of images, as many at a time as suit the device."""
-        yield from map(self, torch.split(images, forward_batch(images.device)))
+        yield from map(self, torch.split(images, forward_batch(images.device, *images.shape[2:])))
 
 
 def foldable(network: nn.Module) -> bool:
@@ -120,9 +120,13 @@ def foldable(network: nn.Module) -> bool:
     return all(layer in known for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
-def forward_batch(device: torch.device) -> int:
-    """How many images pass a network at once when nothing learns: few on a CPU, so that their maps stay in cache."""
-    return 4096 if device.type == "cuda" else 256
+def forward_batch(device: torch.device, height: int, width: int) -> int:
+    """How many images pass a network at once when nothing learns: few on a CPU, so that their maps stay in cache.
+
+    Images of more than 64x64 pixels pass as many at a time as have the pixels of so many small ones.
+    """
+    images, least = (4096, ROUND) if device.type == "cuda" else (256, 1)
+    return max(least, min(images, images * 64 * 64 // (height * width) // least * least))
 
 
 def fold(pair: ConvNorm) -> nn.Conv2d:

@@ -1,7 +1,8 @@
 """Label Studio's files: tasks to import, the interface that shows them, and the exports JSON and JSON-MIN.
 
-Written from its documentation (task format, pre-annotations, local storage); tasks carry `path` among their data, which
-every export gives back.
+Written from its documentation: labelstud.io/guide/tasks (basic JSON format), /guide/predictions, /guide/storage_local,
+/guide/task_format (JSON), /guide/export (JSON-MIN), /tags/choices. Tasks carry `path` among their data, which every
+export gives back.
 """
 
 import json
@@ -99,16 +100,24 @@ def task_path(task: Mapping[str, Any]) -> str:
 def annotations(task: Mapping[str, Any]) -> Iterator[Said]:
     """Who said what when, of a task in either format."""
     if "annotations" not in task:
-        label = task.get(CONTROL, "")
-        choices = label["choices"] if isinstance(label, dict) else [label] if label else []
-        yield who(task.get("annotator")), when(task), single(choices)
+        yield who(task.get("annotator")), when(task), single(chosen(task.get(CONTROL)))
         return
     for annotation in task["annotations"]:
         if annotation.get("was_cancelled"):
             continue
-        named = [part for part in annotation["result"] if part.get("type") == "choices"]
-        choices = [choice for part in named for choice in part["value"]["choices"]]
-        yield who(annotation.get("completed_by")), when(annotation), single(choices)
+        answers = [part for part in annotation["result"] if part.get("type") == "choices"]
+        ours = [part["value"] for part in answers if part.get("from_name", CONTROL) == CONTROL]
+        if answers and not ours:
+            names = ", ".join(sorted({part["from_name"] for part in answers}))
+            raise ValueError(f"must be answered in the control {CONTROL} of label_studio.xml, not in {names}")
+        yield who(annotation.get("completed_by")), when(annotation), single(chosen(ours))
+
+
+def chosen(value: Any) -> list[Any]:
+    """What was chosen: one choice is text in JSON-MIN, several are a mapping, several results a list of either."""
+    if isinstance(value, list):
+        return [choice for part in value for choice in chosen(part)]
+    return list(value["choices"]) if isinstance(value, dict) else [value] if value else []
 
 
 def single(choices: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ def labeled_logits(
 ) -> Iterator[Tensor]:
     """The discriminator's logits of being labeled for some rows, part by part, with batch norm in eval mode."""
     networks.vae.eval()
-    parts = torch.split(rows, forward_batch(context.device))
+    parts = torch.split(rows, forward_batch(context.device, 64, 64))
     for some, images in zip(parts, context.views([index[part] for part in parts]), strict=True):
         mean, _ = networks.vae.encode(images)
         yield networks.discriminator(torch.cat([mean, condition.discriminator[some.to(context.device)]], 1))[:, 0]
