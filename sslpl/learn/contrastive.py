@@ -151,7 +151,7 @@ def nt_xent(projected: Tensor, temperature: float) -> Tensor:
 def embeddings(task: Pretraining, backbone: nn.Module, images: Images) -> Tensor:
     """Embeddings [N, D] of images as they are, on the device."""
     frozen = Frozen(backbone, task.bfloat16)
-    everything = torch.split(torch.arange(len(images)), forward_batch(task.device))
+    everything = torch.split(torch.arange(len(images)), forward_batch(task.device, *images.shape[1:]))
     with torch.inference_mode():
         return torch.cat([frozen(task.views.plain(batch)).embedding for batch in images.batches(everything)])
 
