@@ -20,7 +20,7 @@ from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.models.starting import fingerprint
 from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import Interrupted, Recorder, read_status, wandb_names
+from sslpl.recording import STEPPED, Interrupted, Recorder, read_status, wandb_names
 from sslpl.runtime import Runtime, provenance
 from sslpl.search import in_sweep
 from sslpl.setup import Setup
@@ -181,4 +181,5 @@ def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
         cycle, phase, epoch, step = saved["position"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to begin anew") from error
-    return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}, epoch {epoch + 1}, step {step + 1}"]
+    within = f", epoch {epoch + 1}, step {step + 1}" if phase in STEPPED else ""
+    return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}{within}"]

@@ -175,7 +175,7 @@ def main() -> None:
         killed(received, folder)
         assert "resumed at cycle 2, train" in run(received._replace(shown=""), folder)
         refused(labeler, mistaken, folder)
-        run(mended, folder)
+        run(mended._replace(shown=received.shown), folder)
         labeler.label(folder, 3, export)
         run(studio, folder)
         labeler.label(folder, 4, a_part)
