@@ -522,7 +522,7 @@ def test_a_simulated_oracle_needs_every_label() -> None:
     data = photos()
     assert Simulated().admitted(data) is data
     some = data._replace(train_labels=data.train_labels.clone().fill_(-1))
-    with pytest.raises(UserError, match="90 of 90 images of the pool have no label to tell .*; choose oracle=file"):
+    with pytest.raises(UserError, match=r"90 of 90 images of the pool have no label to tell .*; choose oracle=file"):
         Simulated().admitted(some)
     assert LabelFiles().admitted(some) is some
     assert (LabelFiles().admitted(data).train_labels == -1).all()  # a rehearsal
