@@ -14,6 +14,7 @@ from torch import nn
 from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
+from sslpl.distributed import ALONE, World
 from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
 from sslpl.pool import Budget
@@ -27,9 +28,12 @@ T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
 
-def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setup:
+def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: World = ALONE) -> Setup:
     """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
-    device = runtime.prepare()
+    device = runtime.prepare(world)
+    task_ssl = instantiate(config["task_ssl"])
+    if task_ssl is not None and world.size > 1:
+        raise UserError("task_ssl: must be none with several processes, which cannot share its steps")
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
@@ -61,10 +65,14 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
         device,
         training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
         needs=needs(query),
-        task_ssl=instantiate(config["task_ssl"]),
-        captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
+        task_ssl=task_ssl,
+        captures=world.size == 1
+        and device.type == "cuda"
+        and runtime.compile is not False
+        and not runtime.deterministic,
         oracle=oracle,
         folder=folder,
+        world=world,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
+from sslpl.distributed import ALONE, World
 from sslpl.learn.task import TaskSSL
 from sslpl.oracle.oracles import Simulated
 from sslpl.pool import Budget
@@ -90,6 +91,7 @@ class Setup(NamedTuple):
     captures: bool = False  # training steps are captured as CUDA graphs, without a task method
     oracle: Oracle = Simulated()
     folder: Path = Path()  # of the run, where an oracle leaves what it asks
+    world: World = ALONE  # the processes that share the run
 
     @property
     def true_labels(self) -> Tensor:
