@@ -14,10 +14,10 @@ from torch import nn
 from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
-from sslpl.distributed import ALONE, World
 from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
 from sslpl.pool import Budget
+from sslpl.processes import ALONE, World
 from sslpl.query.context import needs
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import seeded

@@ -9,9 +9,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from sslpl.distributed import World, confess, joined
+from sslpl.distributed import confess
 from sslpl.jobs import Command, composed, print_jobs
 from sslpl.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.processes import World, joined
 from sslpl.search import swept
 
 __all__ = ["CONF", "composed", "main"]

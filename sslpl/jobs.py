@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.distributed import ALONE, World
 from sslpl.launch import Outcome, Place, Plan, launch, planned
 from sslpl.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.processes import ALONE, World
 from sslpl.progress import Terminal
 from sslpl.recording import read_status
 from sslpl.search import searching

@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup, with_fingerprint
 from sslpl.cycle import initial_state, run_active_learning
-from sslpl.distributed import ALONE, World, led
+from sslpl.distributed import led
 from sslpl.endings import close, failure, leave, paused
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
+from sslpl.processes import ALONE, World
 from sslpl.progress import Progress, Terminal, print_result
 from sslpl.recording import Recorder, read_status, wandb_names
 from sslpl.runtime import Runtime, provenance

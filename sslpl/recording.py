@@ -14,11 +14,12 @@ from typing import Any
 from sslpl import checkpoint, views
 from sslpl.cycle import cycle_row
 from sslpl.data.batches import split
-from sslpl.distributed import ALONE, World, agreed
+from sslpl.distributed import agreed
 from sslpl.files import write_whole
 from sslpl.learn.joint import trained_index
 from sslpl.oracle.requests import image_names
 from sslpl.plots import learning_curve
+from sslpl.processes import ALONE, World
 from sslpl.progress import Progress
 from sslpl.setup import Setup, Step, Training
 from sslpl.state import FINISHED, State

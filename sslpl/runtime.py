@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 import sslpl
-from sslpl.distributed import ALONE, World
+from sslpl.processes import ALONE, World
 from sslpl.sharing import threads_each
 from sslpl.types import Count, PositiveOrZero, UserError
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sslpl.data.augment import Augmentation
-from sslpl.distributed import ALONE, World
 from sslpl.learn.task import TaskSSL
 from sslpl.oracle.oracles import Simulated
 from sslpl.pool import Budget
+from sslpl.processes import ALONE, World
 from sslpl.query.context import Needs
 from sslpl.types import (
     Count,

@@ -7,7 +7,8 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Protocol
 
-from sslpl.distributed import ALONE, World, agreed
+from sslpl.distributed import agreed
+from sslpl.processes import ALONE, World
 from sslpl.setup import Setup, Step
 from sslpl.state import FINISHED, State
 

@@ -14,11 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from sslpl.data.augment import WeakDraws
 from sslpl.data.batches import held_part
-from sslpl.distributed import World, failure_of, gathered, joined, led, starts, summed
+from sslpl.distributed import failure_of, gathered, led, starts, summed
 from sslpl.folder import resumed_provenance
 from sslpl.learn import ranking
 from sslpl.learn.normalization import synchronized
 from sslpl.models.backbones import small_cnn
+from sslpl.processes import World, joined
 from sslpl.recording import write_json
 from sslpl.runtime import Runtime
 from sslpl.stopping import Follower, Interrupted

@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.data.augment import Augmentation, WeakDraws, rows
-from sslpl.distributed import World, starts
+from sslpl.distributed import starts
+from sslpl.processes import World
 from sslpl.seeds import shuffled
 from sslpl.types import Images
 

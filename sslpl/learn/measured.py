@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
 from sslpl.data.batches import epoch_batches, fetched, grouped, unlabeled_batch_size
 from sslpl.data.images import to_device
-from sslpl.distributed import World, gathered, starts
+from sslpl.distributed import gathered, starts
 from sslpl.learn.ssl import confident, label_counts
 from sslpl.learn.task import begun
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.processes import World
 from sslpl.seeds import rng
 from sslpl.setup import Setup
 from sslpl.state import State, Weights, weights_of

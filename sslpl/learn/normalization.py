@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sslpl.distributed import World, gathered, summed
+from sslpl.distributed import gathered, summed
+from sslpl.processes import World
 
 
 def synchronized(world: World) -> AbstractContextManager[Any]:
