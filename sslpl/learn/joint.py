@@ -174,9 +174,10 @@ def joint_step(
         if state.module is not None:
             predicted = state.module([stage.detach() for stage in maps] if detached else maps)
             ranking = setup.ranking(predicted, losses)
-    if held != size:  # a mean over the pairs that are here
-        ranking = ranking * ((held // 2) / max(size // 2, 1))
-    loss = losses.sum() / size + setup.training.ranking_weight * ranking
+    mean = losses.mean()
+    if held != size:  # the ranking is a mean over the pairs that are here
+        mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
+    loss = mean + setup.training.ranking_weight * ranking
     if task is not None and batch is not None and unlabeled is not None:
         loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
     loss.backward()  # type: ignore[no-untyped-call]
