@@ -156,7 +156,9 @@ def killed(scratch: Path, leading: bool) -> bool:
     first = finish(process)
     state = status(folder)["state"]
     second = live(folder, 1, LONG)
-    good = first.code == 1 and ours(first.log) == ([] if leading else [LOST]) and "Traceback (" not in first.log
+    good = (
+        first.code == 1 and ours(first.log) == ([] if leading else [LOST]) and first.log.count("Traceback (most") == 1
+    )
     good = good and state == ("running" if leading else "failed") and status(folder)["state"] == "finished"
     good = good and "resumed at cycle 1, train" in second.log and "began with processes 2" in second.log
     who = "the leading process" if leading else "the other process"
