@@ -41,7 +41,7 @@ def run_all(world: World) -> int:
         if len(command.jobs) > 1:
             print_jobs(command.jobs)
     ends = [end for end in (before, *(job.end for job in command.jobs)) if isinstance(end, Mistake)]
-    if ends and not world.leads:
+    if ends and ends[0].code < SIGNALLED and not world.leads:
         confess(world, ends[0].line)
     if isinstance(before, Mistake) and before.code > SIGNALLED:
         return before.code

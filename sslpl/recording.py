@@ -58,18 +58,18 @@ class Recorder:
         if step.metrics is not None:
             self.tracker.log(self._moment(state), step.metrics)
             self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
-        self._agree()
-        if state.phase in STEPPED and (self.signal or self._unsaved() >= self.save_every):
+        stop = self._agreed()
+        if state.phase in STEPPED and (stop or self._unsaved() >= self.save_every):
             self._save(state)
-        if self.signal:
-            raise Interrupted(self.signal)
+        if stop:
+            raise Interrupted(stop)
 
     def border(self, state: State) -> None:
         """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
-        self._agree()
+        stop = self._agreed()
         cycle_ends = state.phase in ("train", FINISHED)  # or labels to begin with have come
         asks = state.phase == "label" and self.setup.asks  # what people are asked is never asked otherwise
-        if cycle_ends or asks or self.signal or self._unsaved() >= min(self.save_every, SPARING * self.cost):
+        if cycle_ends or asks or stop or self._unsaved() >= min(self.save_every, SPARING * self.cost):
             self._save(state)
         if cycle_ends:
             self.file(state)
@@ -78,8 +78,8 @@ class Recorder:
             if state.received and state.received[-1].cycle == state.cycle:
                 count = int((state.ledger.cycle == state.cycle).sum())
                 self.progress.message(f"labels of {count:,} images received from {state.received[-1].source}")
-        if self.signal and state.phase != FINISHED:
-            raise Interrupted(self.signal)
+        if stop and state.phase != FINISHED:
+            raise Interrupted(stop)
 
     def pause(self, state: State) -> None:
         """Saves a run that waits for labels, and files what is known of the cycle under way."""
@@ -115,11 +115,12 @@ class Recorder:
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * moments(training) - 1, wandb_names(row))
 
-    def _agree(self) -> None:
-        """A signal that came to any process is one to all."""
-        self.signal = agreed(self.setup.world, self.signal)
-        if self.signal and self.setup.world.size > 1:
-            self.progress.message(f"{signal.Signals(self.signal).name}: saving")
+    def _agreed(self) -> int | None:
+        """The signal that has come to any process by now: one that comes later waits for the next step."""
+        stop = agreed(self.setup.world, self.signal)
+        if stop and self.setup.world.size > 1:
+            self.progress.message(f"{signal.Signals(stop).name}: saving")
+        return stop
 
     def _unsaved(self) -> float:
         return time.monotonic() - self.saved_at

@@ -75,12 +75,10 @@ class Follower:
 
     def step(self, state: State, step: Step) -> None:  # noqa: ARG002
         """Stops when a signal came to any process."""
-        self.signal = agreed(self.world, self.signal)
-        if self.signal:
-            raise Interrupted(self.signal)
+        if stop := agreed(self.world, self.signal):
+            raise Interrupted(stop)
 
     def border(self, state: State) -> None:
         """The same between two phases."""
-        self.signal = agreed(self.world, self.signal)
-        if self.signal and state.phase != FINISHED:
-            raise Interrupted(self.signal)
+        if (stop := agreed(self.world, self.signal)) and state.phase != FINISHED:
+            raise Interrupted(stop)
