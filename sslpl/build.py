@@ -18,6 +18,7 @@ from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
 from sslpl.models.starting import start_from, starting_weights
 from sslpl.pool import Budget
+from sslpl.processes import ALONE, World
 from sslpl.query.context import needs
 from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
@@ -29,9 +30,12 @@ T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
 
-def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setup:
+def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: World = ALONE) -> Setup:
     """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
-    device = runtime.prepare()
+    device = runtime.prepare(world)
+    task_ssl = instantiate(config["task_ssl"])
+    if task_ssl is not None and world.size > 1:
+        raise UserError("task_ssl: must be none with several processes, which cannot share its steps")
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
@@ -64,10 +68,14 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
         device,
         training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
         needs=needs(query),
-        task_ssl=instantiate(config["task_ssl"]),
-        captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
+        task_ssl=task_ssl,
+        captures=world.size == 1
+        and device.type == "cuda"
+        and runtime.compile is not False
+        and not runtime.deterministic,
         oracle=oracle,
         folder=folder,
+        world=world,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sslpl import checkpoint, lock
+from sslpl.distributed import ProcessLost
 from sslpl.recording import Recorder, write_status
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -61,4 +62,4 @@ def failure(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
-    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+    return line if isinstance(error, UserError | ProcessLost) else f"{type(error).__name__}: {line}"
