@@ -90,7 +90,7 @@ class Recorder:
 
     def signals(self, world: World = ALONE) -> AbstractContextManager[None]:
         """See `stopping.listening`."""
-        return listening(self, self.progress.message, world)
+        return listening(self, lambda line: self.progress.message(line), world)
 
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
