@@ -73,7 +73,7 @@ class TestTables:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
-        monkeypatch.setattr(evaluation, "forward_batch", lambda _: 16)
+        monkeypatch.setattr(evaluation, "forward_batch", lambda *_: 16)
         ask = partial(evaluation.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()
         monkeypatch.setattr(storage, "MAPPED", 0)
