@@ -192,9 +192,9 @@ def kills(scratch: Path, count: int, seed: int) -> bool:
 
 
 def trained(folder: Path) -> dict[str, int]:
-    """When each finished run of a sweep left its weights."""
-    found = folder.glob("outputs/**/weights.pt")
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in found}
+    """When each finished run of a sweep left its weights; one killed between these and its status writes them again."""
+    finished = [path.parent for path in folder.glob("outputs/**/status.json") if '"finished"' in path.read_text()]
+    return {run.name: (run / "checkpoint" / "weights.pt").stat().st_mtime_ns for run in finished}
 
 
 def tally(log: str) -> Counter[str]:
