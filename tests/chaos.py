@@ -198,8 +198,9 @@ def trained(folder: Path) -> dict[str, int]:
 
 
 def tally(log: str) -> Counter[str]:
-    """The last line of a sweep: how many runs ended how."""
-    return Counter({state: int(number) for number, state in re.findall(r"(\d+) (\w+)", log.splitlines()[-1])})
+    """The line below the table of a sweep: how many runs ended how. Other processes' lines may come after it."""
+    counts = [line for line in log.splitlines() if re.fullmatch(r"\d+ \w+(, \d+ \w+)*", line)]
+    return Counter({state: int(number) for number, state in re.findall(r"(\d+) (\w+)", counts[-1] if counts else "")})
 
 
 def killed_sweep(scratch: Path) -> bool:
