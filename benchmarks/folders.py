@@ -99,6 +99,7 @@ def main() -> int:
         sys.argv[1:] = [
             *("dataset=image_folder", f"dataset.root={root}", f"dataset.size={arguments.size}", "runtime.held_gib=0"),
             *(f"dataset.resize={arguments.size * 8 // 7}", f"backbone={arguments.backbone}", "training.epochs=2"),
+            *("training.rate=0.01", "training.module_rate=0.005"),  # a dozen steps at 0.1 diverge
             *("training.finetune_epochs=1", f"budget.initial={arguments.labels}", "budget.cycles=2"),
             *(f"budget.per_cycle={arguments.labels // 2}", f"budget.candidates={min(5000, arguments.images // 4)}"),
             *("tracker=none", "runtime.progress=plain", f"runtime.output_dir={folder}/outputs", *arguments.overrides),

@@ -192,14 +192,15 @@ def kills(scratch: Path, count: int, seed: int) -> bool:
 
 
 def trained(folder: Path) -> dict[str, int]:
-    """When each finished run of a sweep left its weights."""
-    found = folder.glob("outputs/**/weights.pt")
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in found}
+    """When each finished run of a sweep left its weights; one killed between these and its status writes them again."""
+    finished = [path.parent for path in folder.glob("outputs/**/status.json") if '"finished"' in path.read_text()]
+    return {run.name: (run / "checkpoint" / "weights.pt").stat().st_mtime_ns for run in finished}
 
 
 def tally(log: str) -> Counter[str]:
-    """The last line of a sweep: how many runs ended how."""
-    return Counter({state: int(number) for number, state in re.findall(r"(\d+) (\w+)", log.splitlines()[-1])})
+    """The line below the table of a sweep: how many runs ended how. Other processes' lines may come after it."""
+    counts = [line for line in log.splitlines() if re.fullmatch(r"\d+ \w+(, \d+ \w+)*", line)]
+    return Counter({state: int(number) for number, state in re.findall(r"(\d+) (\w+)", counts[-1] if counts else "")})
 
 
 def killed_sweep(scratch: Path) -> bool:

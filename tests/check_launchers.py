@@ -73,13 +73,13 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def under_way(sweep: subprocess.Popen[str], folder: Path, finished: int) -> int:
-    """The process of a run in the middle of its training, when so many runs are finished."""
+def under_way(sweep: subprocess.Popen[str], folder: Path, finished: int, cycle: int = 1) -> int:
+    """The process of a run that is in this cycle, when so many runs are finished."""
     since = time.monotonic()
     while sweep.poll() is None and time.monotonic() - since < DEADLINE:
         for path in folder.glob("outputs/*/*/*/status.json"):
             status = json.loads(path.read_text())
-            if len(trained(folder)) >= finished and status["state"] == "running" and status.get("cycle") == 1:
+            if len(trained(folder)) >= finished and status["state"] == "running" and status.get("cycle") == cycle:
                 return int(status["process"])
         time.sleep(0.01)
     if sweep.poll() is None:
@@ -121,22 +121,24 @@ def killed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> 
 def interrupted(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> bool:
     """Whether Ctrl-C saves and ends every run, and the same command goes on."""
     process = start(folder, LAUNCHERS[launcher])
-    under_way(process, folder, finished=1)
+    under_way(process, folder, finished=0, cycle=0)  # a second passes before all have heard: those behind still wait
     os.killpg(process.pid, signal.SIGINT)
     first = finish(process)
     before = trained(folder)
     left = [path.parent for path in folder.glob("outputs/*/*/*/status.json") if path.parent.name not in before]
     saved = all(json.loads((run / "status.json").read_text())["state"] == "interrupted" for run in left)
     second = live(folder, LAUNCHERS[launcher])
+    ends = tally(second.log)
     good = (
         first.code == 128 + signal.SIGINT
         and saved
+        and len(before) < FEWER
         and tally(first.log)["finished"] == len(before)
-        and bool(left)
         and "Traceback" not in first.log
     )
-    good = good and second.code == 0 and tally(second.log)["resumed"] >= 1 and results(folder) == expected
-    said = f"{dict(tally(first.log))}, then {dict(tally(second.log))}"
+    good = good and second.code == 0 and results(folder) == expected
+    good = good and (ends["skipped"], ends["resumed"]) == (len(before), len(left))
+    said = f"{dict(tally(first.log))}, then {dict(ends)}"
     print(f"{'identical' if good else 'DIFFERENT'}  {launcher}, Ctrl-C: {said}", flush=True)
     if not good:
         print(first.log[-4000:], second.log[-4000:], sep="\n---\n")
