@@ -33,9 +33,6 @@ Networks = tuple[nn.Module, nn.Module | None]
 def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: World = ALONE) -> Setup:
     """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
     device = runtime.prepare(world)
-    task_ssl = instantiate(config["task_ssl"])
-    if task_ssl is not None and world.size > 1:
-        raise UserError("task_ssl: must be none with several processes, which cannot share its steps")
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
@@ -68,7 +65,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         device,
         training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
         needs=needs(query),
-        task_ssl=task_ssl,
+        task_ssl=instantiate(config["task_ssl"]),
         captures=world.size == 1
         and device.type == "cuda"
         and runtime.compile is not False

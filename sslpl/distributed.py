@@ -79,6 +79,14 @@ def gathered(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat([rows[:length] for rows, length in zip(whole, lengths, strict=True)])
 
 
+def gathered_alive(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The same, with the gradient of this process's part."""
+    if world.size == 1:
+        return part
+    own, whole = world.share(sum(lengths)), gathered(world, part.detach(), lengths)
+    return torch.cat([whole[: own.start], part, whole[own.stop :]])
+
+
 def agreed(world: World, number: int | None) -> int | None:
     """The highest number that a process comes with; they meet on the CPU, so that no GPU is waited for."""
     if world.size == 1:

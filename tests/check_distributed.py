@@ -26,6 +26,9 @@ COMMON = [
     *("runtime.num_threads=1", "runtime.progress=plain", "runtime.checkpoint_minutes=0"),
 ]
 EPOCH = ["budget.initial=147", "budget.cycles=1", "training.epochs=1", "training.finetune_epochs=0", *COMMON]
+# How far the weights may differ: with more images a step a ReLU is more often so near zero that it opens by a float
+# error, as it does in one process for another order of the batch. tests/test_distributed.py has the losses alone.
+TASKS = {"task_ssl=none": 1e-4, "task_ssl=freematch": 2e-2}
 RUN = ["budget.cycles=3", "training.epochs=4", "training.finetune_epochs=2", *COMMON]
 LONG = ["budget.cycles=2", "training.epochs=40", "training.finetune_epochs=2", *COMMON]
 DEADLINE = 600  # seconds that one command may take
@@ -96,12 +99,18 @@ def picks(folder: Path) -> list[list[int]]:
 
 def same_epoch(scratch: Path) -> bool:
     """Whether one epoch leaves the same weights; 147 labels: the last batch, of 19, has no equal parts."""
-    for processes in (1, 2, 4):
-        live(scratch / f"epoch{processes}", processes, EPOCH)
-    one = weights(scratch / "epoch1")
-    off = [float((weights(scratch / f"epoch{n}") - one).abs().max()) for n in (2, 4)]
-    good = max(off) < 1e-4
-    print(f"{'the same' if good else 'DIFFERENT'}  one epoch: weights differ by at most {off[0]:.1e}, {off[1]:.1e}")
+    good = True
+    for task, limit in TASKS.items():
+        folder = scratch / task
+        folder.mkdir()
+        for processes in (1, 2, 4):
+            live(folder / f"epoch{processes}", processes, [*EPOCH, task])
+        one = weights(folder / "epoch1")
+        off = [float((weights(folder / f"epoch{n}") - one).abs().max()) for n in (2, 4)]
+        same = max(off) < limit
+        said = f"weights differ by at most {off[0]:.1e}, {off[1]:.1e}"
+        print(f"{'the same' if same else 'DIFFERENT'}  one epoch, {task}: {said}", flush=True)
+        good = good and same
     return good
 
 

@@ -1,14 +1,18 @@
 """Several processes share one run: who holds what, and that they compute what one computes."""
 
+import dataclasses
 import os
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, Result, run_folder
+from hydra.utils import instantiate
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,12 +22,14 @@ from sslpl.distributed import failure_of, gathered, led, starts, summed
 from sslpl.folder import resumed_provenance
 from sslpl.learn import ranking
 from sslpl.learn.normalization import synchronized
+from sslpl.learn.task import TaskCriterion, TaskSSL
+from sslpl.learn.unlabeled import Task, UnlabeledBatch
 from sslpl.models.backbones import small_cnn
 from sslpl.processes import World, joined
 from sslpl.recording import write_json
 from sslpl.runtime import Runtime
 from sslpl.stopping import Follower, Interrupted
-from sslpl.types import UserError
+from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,6 +156,13 @@ def test_batch_norm_and_collectives_of_two_processes(tmp_path: Path) -> None:
                 part[name], value.to(dtype), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
             )
 
+    for rank, option in product(range(2), TASKS):
+        part = torch.load(tmp_path / f"task{rank}.pt")[option]
+        whole = unlabeled_outcome(option)
+        assert whole["0 w"].any()
+        for name, value in whole.items():
+            torch.testing.assert_close(part[name], value, msg=lambda m, n=f"{option} {name}": f"{n} {m}")
+
 
 def example() -> tuple[torch.Tensor, nn.Module]:
     torch.manual_seed(0)
@@ -166,11 +179,47 @@ def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World =
     return gradients | {name: value.float() for name, value in network.state_dict().items()}
 
 
+def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
+    """Loss and gradients of two steps of a method of `task_ssl`, by a linear network without a kink."""
+    method, generator = task_method(option), torch.Generator().manual_seed(0)
+    network = nn.Linear(4, 3)
+    with torch.no_grad():
+        network.weight.copy_(torch.randn(3, 4, generator=generator))
+        network.bias.zero_()
+    criterion = TaskCriterion(method, torch.full((3,), 1 / 3), 7)
+    task = Task(
+        method, criterion, lambda images: Features(network(images), (), images), lambda _: torch.arange(7), world
+    )
+    found = {}
+    for step in range(2):
+        weak, learned = torch.randn(2, 7, 4, generator=generator)
+        own = world.share(7)
+        batch = UnlabeledBatch(1.0, weak[own], learned[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
+        network.zero_grad()
+        loss = task.loss(batch, network(torch.cat([torch.ones(world.rank + 1, 4), *task.views(batch)])))
+        (loss.pseudo + loss.fairness).backward()
+        gradients = [network.weight.grad, network.bias.grad]
+        summed(world, gradients)
+        parts = (loss.pseudo.detach(), loss.fairness.detach(), *gradients)
+        found |= {f"{step} {name}": part.clone() for name, part in zip(("loss", "fair", "w", "b"), parts, strict=True)}
+    return found
+
+
+TASKS = ("freematch", "flexmatch", "softmatch", "mean_teacher")
+
+
+def task_method(option: str) -> TaskSSL:
+    config = yaml.safe_load((ROOT / "conf" / "task_ssl" / f"{option}.yaml").read_text())
+    method: TaskSSL = instantiate(config)
+    return dataclasses.replace(method, fairness=0.5) if method.fairness else method
+
+
 def in_one_of_two() -> None:
     """What `test_batch_norm_and_collectives_of_two_processes` has two processes do."""
     with joined() as world:
         images, network = example()
         torch.save(outcome(network, images[world.held(len(images))], len(images), world), f"{world.rank}.pt")
+        torch.save({option: unlabeled_outcome(option, world) for option in TASKS}, f"task{world.rank}.pt")
         rows = torch.arange(5)[world.share(5)]
         assert gathered(world, rows, world.lengths(5)).tolist() == [0, 1, 2, 3, 4]
         seen: list[int] = []

@@ -153,8 +153,8 @@ def joint_step(
 ) -> Tensor:
     """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device.
 
-    With a task those of its unlabeled batch follow, see `unlabeled_sums`. The batch may be this process's part of one
-    of so many images: the losses are parts of its means, gradients and sums those over all processes.
+    With a task those of its unlabeled batch follow, see `unlabeled_sums`. The batches may be this process's parts of
+    larger ones, the labeled one of `size` images: the losses are parts of its means, gradients and sums those over all.
     """
     state.backbone.train()
     held, unlabeled = len(views), None
@@ -163,7 +163,7 @@ def joint_step(
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     optimizer.zero_grad(set_to_none=True)
     inputs = views if task is None or batch is None else torch.cat([views, *task.views(batch)])
-    single = len(inputs) - held + size == 1
+    single = size == 1 and batch is None
     with setup.autocast(), frozen_statistics(state.backbone, single), synchronized(setup.world):
         logits, maps, _ = network(inputs)
         if task is not None and batch is not None:
@@ -184,7 +184,7 @@ def joint_step(
     correct = (logits.detach().argmax(dim=1) == labels).sum()
     sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held)]
     if task is not None:
-        sums += unlabeled_sums(batch, unlabeled, ranking)
+        sums += [value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking)]  # all have the whole
     tally = torch.stack([value.float() for value in sums])
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     summed(setup.world, [*(weight.grad for weight in weights if weight.grad is not None), tally])
