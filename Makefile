@@ -2,7 +2,7 @@
 # make test   the same environment and the tests
 # make lint   style and types
 # make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, every sweep,
-#             kills, launchers, the labeling campaign of docs/campaign.md
+#             kills, launchers, one run in several processes, the labeling campaign of docs/campaign.md
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
 
@@ -42,3 +42,4 @@ check: $(STAMP)
 	$(BIN)/python tests/chaos.py --kills 20
 	$(BIN)/python tests/check_launchers.py
 	$(BIN)/python tests/check_campaign.py
+	$(BIN)/python tests/check_distributed.py

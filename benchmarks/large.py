@@ -34,6 +34,7 @@ from benchmarks.run import machine_line, seconds
 from sslpl.data.images import TensorImages
 from sslpl.learn.evaluation import predict
 from sslpl.learn.storage import Table
+from sslpl.processes import ALONE
 from sslpl.query.context import Context, Weights
 from sslpl.types import Features, Predictions
 
@@ -135,7 +136,8 @@ def work(name: str, pool: Context, n: int, overrides: list[str]) -> partial:
     """What is measured, ready to be called."""
     rng = torch.Generator().manual_seed(0)
     if name == SCORING:
-        setup = SimpleNamespace(device=torch.device("cpu"), bfloat16=False, augmentation=SimpleNamespace(plain=floats))
+        augmentation = SimpleNamespace(plain=floats)
+        setup = SimpleNamespace(device=torch.device("cpu"), bfloat16=False, augmentation=augmentation, world=ALONE)
         images = torch.randint(256, (len(pool.unlabeled), 1, 8, 8), generator=rng, dtype=torch.uint8)
         network = TwoLayers(pool.predictions.embedding.shape[1], pool.num_classes)
         return partial(predict, setup, network, None, TensorImages(images), torch.arange(len(images)))

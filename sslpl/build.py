@@ -18,6 +18,7 @@ from sslpl.identity import Config
 from sslpl.models.pretrained import Start, started
 from sslpl.models.starting import start_from, starting_weights
 from sslpl.pool import Budget
+from sslpl.processes import ALONE, World
 from sslpl.query.context import needs
 from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
@@ -29,9 +30,9 @@ T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
 
-def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setup:
+def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: World = ALONE) -> Setup:
     """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
-    device = runtime.prepare()
+    device = runtime.prepare(world)
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = oracle.admitted(read_dataset(config["dataset"], config["seed"]))
@@ -65,9 +66,13 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path()) -> Setu
         training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
         needs=needs(query),
         task_ssl=instantiate(config["task_ssl"]),
-        captures=device.type == "cuda" and runtime.compile is not False and not runtime.deterministic,
+        captures=world.size == 1
+        and device.type == "cuda"
+        and runtime.compile is not False
+        and not runtime.deterministic,
         oracle=oracle,
         folder=folder,
+        world=world,
     )
 
 

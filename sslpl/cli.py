@@ -9,8 +9,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from sslpl.distributed import confess
 from sslpl.jobs import Command, composed, print_jobs
 from sslpl.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.processes import World, joined
 from sslpl.search import swept
 
 __all__ = ["CONF", "composed", "main"]
@@ -21,7 +23,13 @@ def main() -> None:
     failed run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach the one place below
     prefer_our_launchers()
-    command = Command()
+    with joined() as world:
+        sys.exit(run_all(world))
+
+
+def run_all(world: World) -> int:
+    """Runs what the command line asks for; returns the exit code."""
+    command = Command(world)
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(command.run)
     with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
         os.environ["SSLPL_SCRATCH"] = scratch
@@ -32,10 +40,12 @@ def main() -> None:
             before = told(stop.mistake)
         if len(command.jobs) > 1:
             print_jobs(command.jobs)
+    ends = [end for end in (before, *(job.end for job in command.jobs)) if isinstance(end, Mistake)]
+    if ends and ends[0].code < SIGNALLED and not world.leads:
+        confess(world, ends[0].line)
     if isinstance(before, Mistake) and before.code > SIGNALLED:
-        sys.exit(before.code)
-    ends = [before, *(job.end for job in command.jobs)]
-    sys.exit(max((end.code for end in ends if isinstance(end, Mistake)), default=0))
+        return before.code
+    return max((end.code for end in ends), default=0)
 
 
 def prefer_our_launchers() -> None:

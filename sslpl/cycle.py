@@ -4,11 +4,13 @@ import copy
 import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sslpl.distributed import ask, led
 from sslpl.labeling import enroll, exclude_some, label, start
 from sslpl.learn.evaluation import loss_rank_correlation, predict, test_metrics
 from sslpl.learn.finetune import finetune
@@ -163,24 +165,31 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
 
 
 def query(setup: Setup, state: State) -> Iterator[Step]:
-    """Asks the query strategy which images to label."""
+    """Asks the query strategy which images to label: in one process, others take part in predictions alone."""
     context = query_context(setup, state)
-    n = int(setup.budget.per_cycle)
-    state.picked = setup.query(context, n, rng(setup.seed, "query", state.cycle))
+    n, generator = int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle)
+    state.picked = led(setup.world, lambda: setup.query(context, n, generator), partial(outputs, setup, state))
     state.predictions = None
     yield Step(len(context.unlabeled))
+
+
+def outputs(setup: Setup, state: State, weights: Weights | None, index: Tensor) -> Predictions:
+    """What the networks of a state, or a backbone with other weights, say of images of the pool."""
+    if weights is None:
+        return predict(setup, state.backbone, state.module, setup.dataset.train, index)
+    backbone = copy.deepcopy(state.backbone)
+    backbone.load_state_dict(weights)
+    return predict(setup, backbone, None, setup.dataset.train, index)
 
 
 def query_context(setup: Setup, state: State) -> Context:
     """What the strategy sees of the state: all but the hidden labels."""
     data = setup.dataset
 
-    def outputs(weights: Weights | None, index: Tensor) -> Predictions:
-        if weights is None:
-            return predict(setup, state.backbone, state.module, data.train, index)
-        backbone = copy.deepcopy(state.backbone)
-        backbone.load_state_dict(weights)
-        return predict(setup, backbone, None, data.train, index)
+    def asked(weights: Weights | None, index: Tensor) -> Predictions:
+        if setup.world.size > 1:
+            ask(setup.world, None if weights is None else {name: value.cpu() for name, value in weights.items()}, index)
+        return outputs(setup, state, weights, index)
 
     return Context(
         unlabeled=state.pool.unlabeled,
@@ -193,7 +202,7 @@ def query_context(setup: Setup, state: State) -> Context:
         module=state.module,
         images=data.train,
         normalize=setup.augmentation.plain,
-        predict=outputs,
+        predict=asked,
         cycle=state.cycle,
         known=state.predictions,
         earlier=state.earlier,

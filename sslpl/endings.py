@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sslpl import checkpoint, lock
+from sslpl.distributed import ProcessLost
 from sslpl.recording import Recorder, write_status
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -55,10 +56,12 @@ def leave(
 def failure(error: Exception) -> str:
     """Why a run failed, in one line that says what its user can do."""
     line = " ".join(str(error).split()).removeprefix("[Errno None] ")
+    if isinstance(error, UserError | ProcessLost):  # whose line may be that of another process
+        return line
     if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA, on a CPU
         keys = "training.batch_size, training.unlabeled_batch_limit or budget.candidates"
         return f"out of memory: lower {keys} ({line[:200]})"
     if isinstance(error, OSError) and error.strerror is not None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
-    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+    return f"{type(error).__name__}: {line}"

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from sslpl.jobs import composed, plan_of
 from sslpl.launch import Outcome, Place, Plan, finished_before, launch
 from sslpl.mistakes import SIGNALLED, Mistake, Stopped, guarded
-from sslpl.recording import Interrupted, scheduler_signals
 from sslpl.sharing import gpu
+from sslpl.stopping import Interrupted, scheduler_signals
 from sslpl.types import UserError
 
 End = Outcome | Mistake

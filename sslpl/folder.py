@@ -13,7 +13,7 @@ from sslpl.recording import write_json
 from sslpl.types import RunInfo, UserError
 
 # Of provenance: a run that is resumed under others says so.
-LASTING = ("git", "device_name", "threads", "precision", "compiled")
+LASTING = ("git", "device_name", "threads", "processes", "precision", "compiled")
 
 
 def check_folder(folder: Path, config: Config) -> None:
@@ -56,6 +56,6 @@ def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any
     changes = [
         f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
         for key in LASTING
-        if first.get(key) != now[key]
+        if first.get(key, now[key]) != now[key]
     ]
     return first | {"resumed": [*first.get("resumed", []), now]}, changes

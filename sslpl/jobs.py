@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.launch import Outcome, Plan, launch, planned
-from sslpl.mistakes import SIGNALLED, Mistake, guarded, told
+from sslpl.launch import Outcome, Place, Plan, launch, planned
+from sslpl.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.processes import ALONE, World
 from sslpl.progress import Terminal
 from sslpl.recording import read_status
 from sslpl.search import searching
@@ -29,23 +31,31 @@ class Job(NamedTuple):
 class Command:
     """What one command has done so far: its jobs in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = ALONE) -> None:
+        self.place = Place(world=world)
         self.jobs: list[Job] = []
         self.later: dict[int, Plan] = {}  # runs of other commands, by their place among the jobs
         self.presets = cache(composed)
 
     def run(self, cfg: DictConfig) -> float | None:
         """Runs one composed config in this process; returns the area under its budget curve, for a sweeper."""
+        self.refuse_sweep()
         plan = told(plan_of(cfg, HydraConfig.get(), self.presets))
         if isinstance(plan, Mistake):
             return self.ended(Job(HydraConfig.get().job.override_dirname or "run", plan))
-        end = told(guarded(partial(launch, plan)))
+        end = told(guarded(partial(launch, plan, place=self.place)))
         if not isinstance(end, Mistake) and end.state == "elsewhere":
             if searching():  # which needs the area now
-                end = await_other(plan)
+                end = await_other(plan, self.place)
             else:
                 self.later[len(self.jobs)] = plan
         return self.ended(Job(str(plan.folder), end))
+
+    def refuse_sweep(self) -> None:
+        """Stopped if this is a sweep that several processes would run together."""
+        if self.place.world.size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+            line = "torchrun: several processes share one run, not a sweep; give its runs one after the other"
+            raise Stopped(Mistake(line, BAD_INPUT))
 
     def ended(self, job: Job) -> float | None:
         """Takes the next job's end; returns its area under the budget curve."""
@@ -55,13 +65,13 @@ class Command:
     def await_others(self) -> None:
         """Waits until other commands have ended with their runs; runs what they have left undone."""
         for place, plan in self.later.items():
-            self.jobs[place] = Job(str(plan.folder), await_other(plan))
+            self.jobs[place] = Job(str(plan.folder), await_other(plan, self.place))
 
 
-def await_other(plan: Plan) -> Outcome | Mistake:
+def await_other(plan: Plan, place: Place) -> Outcome | Mistake:
     """Waits until another command has ended with a run; runs what it has left undone."""
     print(f"waiting for {owner(plan)}, which is running {plan.folder}", flush=True)
-    return told(guarded(partial(launch, plan, wait=True)))
+    return told(guarded(partial(launch, plan, wait=True, place=place)))
 
 
 def owner(plan: Plan) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sslpl.learn.evaluation import predict, true_losses
+from sslpl.distributed import led
+from sslpl.learn.evaluation import predict, predict_all, true_losses
 from sslpl.models.backbones import grown
 from sslpl.oracle.requests import strategy_name
 from sslpl.pool import removal_size, trimmed
@@ -43,7 +44,7 @@ def reveal(setup: Setup, state: State, cycle: int) -> None:
     assert state.picked is not None
     index, score = state.picked
     state.pool.label(index)  # before anybody is asked in vain: ValueError for a strategy's mistake
-    answer = setup.oracle(request(setup, state, cycle))
+    answer = led(setup.world, lambda: setup.oracle(request(setup, state, cycle)))
     told = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):
         state.class_names = answer.class_names
@@ -63,7 +64,7 @@ def request(setup: Setup, state: State, cycle: int) -> Request:
     index = state.picked.index
 
     def probabilities() -> Tensor:
-        return predict(setup, state.backbone, None, setup.dataset.train, index).logits.softmax(dim=1).cpu()
+        return predict_all(setup, state.backbone, None, setup.dataset.train, index).logits.softmax(dim=1).cpu()
 
     trained = len(state.ledger.index) > 0
     reason = strategy_name(setup.query) if trained else "random, to begin with"

@@ -4,7 +4,7 @@ import csv
 import json
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from sslpl import checkpoint, identity, lock
 from sslpl.build import build_setup, with_fingerprint
 from sslpl.cycle import empty_state, initial_state, run_active_learning
+from sslpl.distributed import led
 from sslpl.endings import close, failure, leave, paused
 from sslpl.estimate import dry_run
 from sslpl.files import write_whole
 from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.models.starting import fingerprint
+from sslpl.processes import ALONE, World
 from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import STEPPED, Interrupted, Recorder, read_status, wandb_names
+from sslpl.recording import STEPPED, Recorder, read_status, wandb_names
 from sslpl.runtime import Runtime, provenance
 from sslpl.search import in_sweep
 from sslpl.setup import Setup
 from sslpl.state import State
+from sslpl.stopping import Follower, Interrupted, listening
 from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
 from sslpl.validate import checked
 
@@ -48,10 +51,12 @@ class Outcome(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where one of several processes runs a plan: the GPU that it was given, and the name that its lines begin with."""
+    """Where one of several processes runs a plan: the GPU that it was given, the name that its lines begin with, and
+    the processes that share the run."""
 
     device: str | None = None
     name: str = ""
+    world: World = ALONE
 
 
 HERE = Place()
@@ -77,20 +82,25 @@ def planned(
 
 def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
-    if (outcome := finished_before(plan)) is not None:
+    world = place.world
+    if (outcome := led(world, lambda: finished_before(plan))) is not None:
         return outcome
     given = {} if place.device is None else {"device": place.device}
     runtime: Runtime = instantiate(plan.config["runtime"], **given)
-    setup = build_setup(plan.config, runtime, plan.folder)
-    runtime.set_threads(setup.dataset.train.shape)
+    if runtime.dry_run and not world.leads:  # a single process is reckoned with
+        return Outcome("reckoned")
+    setup = build_setup(plan.config, runtime, plan.folder, ALONE if runtime.dry_run else world)
+    runtime.set_threads(setup.dataset.train.shape, setup.world)
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
         return Outcome("reckoned")
-    make_folder(plan.folder, plan.config["runtime"]["output_dir"])
-    with lock.owned(plan.folder, wait) as mine:
-        if not mine:
+    led(world, lambda: make_folder(plan.folder, plan.config["runtime"]["output_dir"]))
+    with ExitStack() as stack:
+        if not led(world, lambda: stack.enter_context(lock.owned(plan.folder, wait))):
             return Outcome("elsewhere")
-        outcome = finished_before(plan) or execute(plan, setup, runtime, place.name)
+        outcome = led(world, lambda: finished_before(plan))
+        if outcome is None:
+            outcome = execute(plan, setup, runtime, place.name) if world.leads else follow(plan, setup)
     if outcome.note:
         print(outcome.note, flush=True)
     return outcome
@@ -116,14 +126,14 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
     facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
     facts["compiled"] = setup.captures or runtime.compile
-    origin, changes = resumed_provenance(plan.folder, provenance(setup.device) | facts)
+    origin, changes = resumed_provenance(plan.folder, provenance(setup.device, setup.world) | facts)
     run = described(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
     with Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name) as progress:
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         try:
-            with recorder.signals():
+            with recorder.signals(setup.world):
                 open_folder(run)
                 state, resumed, lines = last_state(setup, run.folder)
                 for line in [*lines, *(changes if resumed else [])]:
@@ -150,6 +160,21 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     return Outcome("resumed" if resumed else "finished", area)
 
 
+def follow(plan: Plan, setup: Setup) -> Outcome:
+    """Computes along with the process that executes a plan; writes and shows nothing."""
+    follower = Follower(setup.world)
+    try:
+        with listening(follower, lambda _: None, setup.world):
+            run_active_learning(setup, last_state(setup, plan.folder)[0], follower)
+    except Waiting:
+        return Outcome("waiting")
+    except (Interrupted, KeyboardInterrupt, LabelsRefused):
+        raise
+    except Exception as error:
+        raise RunFailed(failure(error)) from error
+    return Outcome("finished")
+
+
 def described(plan: Plan, origin: Mapping[str, Any]) -> RunInfo:
     """What a tracker is told of a plan's run."""
     config, folder = plan.config, plan.folder
@@ -170,8 +195,11 @@ def retell(plan: Plan, area: float) -> None:
 
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
-    """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it."""
-    saved, warning = checkpoint.load(folder / "checkpoint")
+    """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it.
+
+    The first of several processes reads the checkpoint: the others need not see its disk.
+    """
+    saved, warning = led(setup.world, lambda: checkpoint.load(folder / "checkpoint"))
     lines = [warning] if warning is not None else []
     if saved is None:
         return initial_state(setup), False, lines

@@ -51,6 +51,7 @@ class Sweep(NamedTuple):
 
 def launch_sweep(sweep: Sweep, command: Command, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Finishes every run of a sweep; Hydra's sweeper gets the area under the budget curve of each, or None."""
+    command.refuse_sweep()
     plugin = launcher_class(sweep)
     plans = [told(planned_job(sweep, command, each, first + place)) for place, each in enumerate(overrides)]
     ends: dict[int, End] = {place: plan for place, plan in enumerate(plans) if isinstance(plan, Mistake)}

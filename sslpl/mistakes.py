@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslpl.endings import failure
 from sslpl.launch import RunFailed
-from sslpl.recording import Interrupted
+from sslpl.stopping import Interrupted
 from sslpl.types import LabelsRefused, UserError
 from sslpl.validate import nearest
 

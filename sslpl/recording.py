@@ -6,35 +6,28 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType
 from typing import Any
 
 from sslpl import checkpoint, views
 from sslpl.cycle import cycle_row
 from sslpl.data.batches import split
+from sslpl.distributed import agreed
 from sslpl.files import write_whole
 from sslpl.learn.joint import trained_index
 from sslpl.oracle.requests import image_names
 from sslpl.plots import learning_curve
+from sslpl.processes import ALONE, World
 from sslpl.progress import Progress
 from sslpl.setup import Setup, Step, Training
 from sslpl.state import FINISHED, State
+from sslpl.stopping import Interrupted, listening
 from sslpl.types import RunInfo, Tracker
 
 STEPPED = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
 SPARING = 50  # a phase's border is not saved before so many times the cost of a checkpoint has gone by: at most 2%
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; all is saved."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
-        self.signum = signum
 
 
 class Recorder:
@@ -65,16 +58,18 @@ class Recorder:
         if step.metrics is not None:
             self.tracker.log(self._moment(state), step.metrics)
             self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
-        if state.phase in STEPPED and (self.signal or self._unsaved() >= self.save_every):
+        stop = self._agreed()
+        if state.phase in STEPPED and (stop or self._unsaved() >= self.save_every):
             self._save(state)
-        if self.signal:
-            raise Interrupted(self.signal)
+        if stop:
+            raise Interrupted(stop)
 
     def border(self, state: State) -> None:
         """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
+        stop = self._agreed()
         cycle_ends = state.phase in ("train", FINISHED)  # or labels to begin with have come
         asks = state.phase == "label" and self.setup.asks  # what people are asked is never asked otherwise
-        if cycle_ends or asks or self.signal or self._unsaved() >= min(self.save_every, SPARING * self.cost):
+        if cycle_ends or asks or stop or self._unsaved() >= min(self.save_every, SPARING * self.cost):
             self._save(state)
         if cycle_ends:
             self.file(state)
@@ -83,8 +78,8 @@ class Recorder:
             if state.received and state.received[-1].cycle == state.cycle:
                 count = int((state.ledger.cycle == state.cycle).sum())
                 self.progress.message(f"labels of {count:,} images received from {state.received[-1].source}")
-        if self.signal and state.phase != FINISHED:
-            raise Interrupted(self.signal)
+        if stop and state.phase != FINISHED:
+            raise Interrupted(stop)
 
     def pause(self, state: State) -> None:
         """Saves a run that waits for labels, and files what is known of the cycle under way."""
@@ -93,14 +88,9 @@ class Recorder:
         if state.phase == "label":
             write_whole(self.run.folder / "metrics.csv", views.metrics_csv([*state.history, cycle_row(state)]))
 
-    def signals(self) -> AbstractContextManager[None]:
-        """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once."""
-
-        def note(signum: int) -> None:
-            self.signal = signum
-            self.progress.message(f"{signal.Signals(signum).name}: finishing the current step, then saving")
-
-        return noted_signals(note)
+    def signals(self, world: World = ALONE) -> AbstractContextManager[None]:
+        """See `stopping.listening`."""
+        return listening(self, lambda line: self.progress.message(line), world)
 
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
@@ -125,6 +115,13 @@ class Recorder:
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * moments(training) - 1, wandb_names(row))
 
+    def _agreed(self) -> int | None:
+        """The signal that has come to any process by now: one that comes later waits for the next step."""
+        stop = agreed(self.setup.world, self.signal)
+        if stop and self.setup.world.size > 1:
+            self.progress.message(f"{signal.Signals(stop).name}: saving")
+        return stop
+
     def _unsaved(self) -> float:
         return time.monotonic() - self.saved_at
 
@@ -133,39 +130,6 @@ class Recorder:
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - since
-
-
-@contextmanager
-def noted_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Calls `note` with the first signal of each kind that asks this process to end; a second one is left alone.
-
-    The signal by which a scheduler tells a job to make room is one of them where somebody listens to it. In a thread
-    nothing can be listened to.
-    """
-    if current_thread() is not main_thread():
-        yield
-        return
-
-    def handle(signum: int, _: FrameType | None) -> None:
-        signal.signal(signum, before[signum])
-        note(signum)
-
-    named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    named += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
-    before = {int(signum): signal.getsignal(signum) for signum in named}
-    before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}  # as nohup sets it
-    for signum in before:
-        signal.signal(signum, handle)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def scheduler_signals() -> list[int]:
-    """The signals by which a scheduler tells a job to make room: the one that submitit listens to."""
-    return [int(getattr(signal, name)) for name in ("SIGUSR2",) if hasattr(signal, name)]
 
 
 def moments(training: Training) -> int:

@@ -15,6 +15,8 @@ import torch
 from pydantic import Field
 
 import sslpl
+from sslpl.processes import ALONE, World
+from sslpl.sharing import threads_each
 from sslpl.types import Count, PositiveOrZero, UserError
 
 SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
@@ -42,12 +44,14 @@ class Runtime:
     dry_run: bool = False
     held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
 
-    def prepare(self) -> torch.device:
-        """Sets determinism for this process and returns the device; UserError if it is not there."""
+    def prepare(self, world: World = ALONE) -> torch.device:
+        """Sets determinism for this process and returns its device; UserError if it is not there."""
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"runtime.device={self.device}: no CUDA device was found; use runtime.device=cpu or auto")
         name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         device = torch.device("cpu" if name == "auto" else name)
+        if world.size > 1:
+            device = self.device_of(world, device)
         keep_freed_memory()
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -58,12 +62,25 @@ class Runtime:
             choose_gpu(device)
         return device
 
-    def set_threads(self, shape: tuple[int, int, int]) -> None:
-        """Sets the threads of this process for images of a shape (channels, height, width)."""
+    def device_of(self, world: World, device: torch.device) -> torch.device:
+        """The device of one of several processes; UserError for what they cannot do together."""
+        if self.compile is True:
+            raise UserError("runtime.compile=true: must be auto or false with several processes")
+        if ":" in self.device:
+            raise UserError(f"runtime.device={self.device}: must be auto, cpu or cuda with several processes")
+        return torch.device(device.type, world.local_rank) if device.type == "cuda" else device
+
+    def set_threads(self, shape: tuple[int, int, int], world: World = ALONE) -> None:
+        """Sets the threads of this process for images of a shape (channels, height, width).
+
+        The processes of one machine share its cores; torchrun would leave each of them a single thread.
+        """
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         elif shape[1] * shape[2] <= SMALL_IMAGE:
             torch.set_num_threads(1)
+        elif world.size > 1:
+            torch.set_num_threads(threads_each(world.local_size, os.cpu_count() or 1))
 
 
 def choose_gpu(device: torch.device) -> None:
@@ -91,7 +108,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported())  # the only public sign of bf16 matrix units is private
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device, world: World = ALONE) -> dict[str, Any]:
     """What a reader needs to know of how a run came about: command, versions, commit, device."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -101,6 +118,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": world.size,
     }
 
 

@@ -14,6 +14,7 @@ from sslpl.data.augment import Augmentation
 from sslpl.learn.task import TaskSSL
 from sslpl.oracle.oracles import Simulated
 from sslpl.pool import Budget
+from sslpl.processes import ALONE, World
 from sslpl.query.context import Needs
 from sslpl.types import (
     Count,
@@ -91,6 +92,7 @@ class Setup(NamedTuple):
     captures: bool = False  # training steps are captured as CUDA graphs, without a task method
     oracle: Oracle = Simulated()
     folder: Path = Path()  # of the run, where an oracle leaves what it asks
+    world: World = ALONE  # the processes that share the run
 
     @property
     def true_labels(self) -> Tensor:

@@ -16,6 +16,7 @@ from test_query import STRATEGIES, strategy
 
 from sslpl.learn import evaluation, storage
 from sslpl.pool import Budget
+from sslpl.processes import ALONE
 from sslpl.query import large, limits
 from sslpl.query.coverage import probcover
 from sslpl.query.diversity import badge, gradient_distances, gradients_between, k_center_greedy, kmeans
@@ -72,6 +73,7 @@ class TestTables:
     def test_predictions_do_not_depend_on_where_they_lie(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
+        setup.world = ALONE
         setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
         monkeypatch.setattr(evaluation, "forward_batch", lambda *_: 16)
         ask = partial(evaluation.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])

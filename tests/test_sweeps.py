@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from sslpl import jobs, lock
-from sslpl.launch import Outcome, Plan
+from sslpl.launch import Outcome, Place, Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
 
@@ -168,9 +168,9 @@ def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch
     fcntl.flock(owner, fcntl.LOCK_EX)
     waiting = jobs.await_other
 
-    def ending(plan: Plan) -> Outcome:
+    def ending(plan: Plan, place: Place) -> Outcome:
         owner.close()
-        return waiting(plan)
+        return waiting(plan, place)
 
     monkeypatch.setattr(jobs, "await_other", ending)
     done = sslpl(*search)

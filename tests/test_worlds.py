@@ -123,8 +123,8 @@ def test_a_folder_of_another_version_is_refused(
 def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, monkeypatch: Patch) -> None:
     facts = launch.provenance
 
-    def moved(device: torch.device) -> dict[str, Any]:
-        return facts(device) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
+    def moved(*where: Any) -> dict[str, Any]:
+        return facts(*where) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
 
     monkeypatch.setattr(launch, "provenance", moved)
     done = sslpl(*RUN, "runtime.progress=plain")

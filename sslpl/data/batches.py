@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.data.augment import Augmentation, Draws, WeakDraws, rows
+from sslpl.distributed import starts
+from sslpl.processes import World
 from sslpl.seeds import shuffled
 from sslpl.types import Images
 
@@ -24,6 +26,15 @@ def split(order: Tensor, batch_size: int) -> list[Tensor]:
 def epoch_batches(index: Tensor, pool_size: int, batch_size: int, generator: Generator) -> list[Tensor]:
     """One shuffled pass over `index`."""
     return split(shuffled(index, pool_size, generator), batch_size)
+
+
+def held_part(world: World, batches: Sequence[Tensor], draws: WeakDraws) -> tuple[list[Tensor], WeakDraws]:
+    """What this process holds of each batch of an epoch, and the draws for these images."""
+    if world.size == 1:
+        return list(batches), draws
+    places = [world.held(len(batch)) for batch in batches]
+    at = [place + start for place, start in zip(places, starts([len(batch) for batch in batches]), strict=True)]
+    return [batch[place] for batch, place in zip(batches, places, strict=True)], rows(draws, torch.cat(at))
 
 
 def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: int = 1536) -> int:

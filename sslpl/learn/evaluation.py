@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sslpl.distributed import gathered
 from sslpl.learn.storage import Table
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -18,13 +19,26 @@ from sslpl.types import Features, Images, Predictions
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
     """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout.
 
-    Large tables lie in files: see `Table`.
+    Large tables lie in files: see `Table`. Several processes predict a part each, and all have the whole; of fewer
+    images than processes each predicts all.
     """
+    world = setup.world
     if len(index) == 0:
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
         widths = (len(setup.dataset.class_names), channels[-1])
         none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
         return Predictions(index, none, embedding, None if module is None else none[:, 0])
+    if not 1 < world.size <= len(index):
+        return predict_all(setup, backbone, module, images, index)
+    own, lengths = index[world.share(len(index))], world.lengths(len(index))
+    _, *values = predict_all(setup, backbone, module, images, own)
+    return Predictions(index, *(gathered(world, each, lengths) if each is not None else None for each in values))  # type: ignore[arg-type]
+
+
+def predict_all(
+    setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor
+) -> Predictions:
+    """The same in this process."""
     frozen = Frozen(backbone, setup.bfloat16)
     logits, embeddings, losses = (Table(len(index)) for _ in range(3))
     with torch.inference_mode():

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.batches import epoch_batches, weak_views
+from sslpl.data.batches import epoch_batches, held_part, weak_views
 from sslpl.data.images import to_device
+from sslpl.distributed import adopt_weights, summed
 from sslpl.learn.average import adopt_average, averaged, follow
 from sslpl.learn.capture import CapturedSteps, JointStep
 from sslpl.learn.evaluation import accuracy, predict
+from sslpl.learn.normalization import synchronized
 from sslpl.learn.unlabeled import (
     Task,
     UnlabeledBatch,
@@ -30,7 +32,8 @@ from sslpl.state import Best, State, weights_of
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
     """Trains on the labeled images that are not trimmed or held out, from where `state` stands (SSLPM, Algorithm 1)."""
-    training, device = setup.training, setup.device
+    training, device, alone = setup.training, setup.device, setup.world.size == 1
+    adopt_weights(setup.world, state.backbone, state.module)
     index = trained_index(state)
     labels = state.labels().to(device)
     optimizer = joint_optimizer(setup, state)
@@ -43,19 +46,21 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         moment = (state.cycle, epoch)
         batches = epoch_batches(index, state.pool.size, training.batch_size, rng(setup.seed, "order", *moment))
         draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
+        held, draws = held_part(setup.world, batches, draws)
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
         tally = torch.zeros(4 if task is None else 8, device=device) if state.tally is None else state.tally.to(device)
-        truths = torch.split(labels[to_device(torch.cat(batches), device)], [len(batch) for batch in batches])
-        views = weak_views(setup.dataset.train, setup.augmentation, device, batches, draws, state.step)
+        truths = torch.split(labels[to_device(torch.cat(held), device)], [len(batch) for batch in held])
+        views = weak_views(setup.dataset.train, setup.augmentation, device, held, draws, state.step)
         beside = unlabeled_batches(setup, state, task, epoch, len(batches))
-        for view, truth, batch in zip(views, truths[state.step :], beside, strict=True):
-            if task is None:
+        sizes = [len(batch) for batch in batches[state.step :]]
+        for view, truth, batch, size in zip(views, truths[state.step :], beside, sizes, strict=True):
+            if task is None and alone:
                 tally += step(view, truth, training.detached(epoch))
             else:
-                tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch), task, batch)
+                tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch), task, batch, size)
             state.tally, state.step = tally, state.step + 1
-            steps, images = epoch * len(batches) + state.step, len(truth) + (len(batch.places) if batch else 0)
+            steps, images = epoch * len(batches) + state.step, size + (len(batch.places) if batch else 0)
             if setup.teacher_decay is not None:
                 state.teacher = averaged(state.teacher, state.backbone, setup.teacher_decay, steps)
             if task is not None:
@@ -144,37 +149,47 @@ def joint_step(
     detached: bool,
     task: Task | None = None,
     batch: UnlabeledBatch | None = None,
+    size: int | None = None,
 ) -> Tensor:
     """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device.
 
-    With a task those of its unlabeled batch follow, see `unlabeled_sums`.
+    With a task those of its unlabeled batch follow, see `unlabeled_sums`. The batches may be this process's parts of
+    larger ones, the labeled one of `size` images: the losses are parts of its means, gradients and sums those over all.
     """
     state.backbone.train()
-    size, unlabeled = len(views), None
+    held, unlabeled = len(views), None
+    size = held if size is None else size
     # Compiled networks are compiled for whole batches: another size is not worth another compilation.
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     optimizer.zero_grad(set_to_none=True)
     inputs = views if task is None or batch is None else torch.cat([views, *task.views(batch)])
-    with setup.autocast(), frozen_statistics(state.backbone, len(inputs) == 1):
+    single = size == 1 and batch is None
+    with setup.autocast(), frozen_statistics(state.backbone, single), synchronized(setup.world):
         logits, maps, _ = network(inputs)
         if task is not None and batch is not None:
             unlabeled = task.loss(batch, logits)
-            logits, maps = logits[:size], tuple(stage[:size] for stage in maps)
+            logits, maps = logits[:held], tuple(stage[:held] for stage in maps)
         losses = cross_entropy(logits.float(), labels, reduction="none")
         ranking = losses.new_zeros(())
         if state.module is not None:
             predicted = state.module([stage.detach() for stage in maps] if detached else maps)
             ranking = setup.ranking(predicted, losses)
-    loss = losses.mean() + setup.training.ranking_weight * ranking
+    mean = losses.mean()
+    if held != size:  # the ranking is a mean over the pairs that are here
+        mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
+    loss = mean + setup.training.ranking_weight * ranking
     if task is not None and batch is not None and unlabeled is not None:
         loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
     loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
-    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, size)]
+    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held)]
     if task is not None:
-        sums += unlabeled_sums(batch, unlabeled, ranking)
-    return torch.stack([value.float() for value in sums])
+        sums += [value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking)]  # all have the whole
+    tally = torch.stack([value.float() for value in sums])
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    summed(setup.world, [*(weight.grad for weight in weights if weight.grad is not None), tally])
+    optimizer.step()
+    return tally
 
 
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,12 @@ from torch.nn.functional import cross_entropy
 from sslpl.data.augment import StrongDraws, WeakDraws, rows
 from sslpl.data.batches import epoch_batches, fetched, grouped, in_parts, unlabeled_batch_size
 from sslpl.data.images import to_device
+from sslpl.distributed import gathered, starts
 from sslpl.learn.ssl import confident, label_counts
 from sslpl.learn.task import begun
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.processes import World
 from sslpl.seeds import rng
 from sslpl.setup import Setup
 from sslpl.state import State, Weights, weights_of
@@ -109,54 +110,70 @@ def epoch_plan(setup: Setup, state: State, epoch: int) -> Plan:
 def measured_labeled(
     setup: Setup, frozen: Frozen, module: LossPredictionModule, plan: Plan, labels: Tensor, first: int
 ) -> Iterator[Measured]:
-    """True cross-entropy and summaries of the weak views of each labeled batch from `first` on."""
-    images, augmentation = setup.dataset.train, setup.augmentation
+    """True cross-entropy and summaries of the weak views of each labeled batch from `first` on.
+
+    Several processes measure a part of each group, and all have the whole: then all take the same small steps.
+    """
+    images, augmentation, world = setup.dataset.train, setup.augmentation, setup.world
     groups = grouped(plan.labeled[first:], setup.device, images.shape)
     start = sum(len(batch) for batch in plan.labeled[:first])
-    for group, fetch in zip(groups, fetched(images, groups), strict=True):
-        views = in_parts(augmentation.weak, fetch, rows(plan.labeled_draws, slice(start, start + len(fetch))))
-        truth = labels[to_device(torch.cat(group), setup.device)]
+    for group, fetch in zip(groups, fetched(images, own_part(world, groups)), strict=True):
+        index = torch.cat(group)
+        own = world.share(len(index))
+        draws = rows(plan.labeled_draws, slice(start + own.start, start + own.stop))
+        views = in_parts(augmentation.weak, fetch, draws)
+        truth = labels[to_device(index[own], setup.device)]
         whole = measure(frozen, module, views, truth, classification)
+        whole = gathered_measured(world, whole, world.lengths(len(index)))
         yield from parts(whole, [len(batch) for batch in group])
-        start += len(fetch)
+        start += len(index)
 
 
 def measured_unlabeled(
     setup: Setup, state: State, frozen: Frozen, module: LossPredictionModule, plan: Plan, by: Labeler
 ) -> Iterator[Unlabeled | None]:
     """What each step from the state's on learns from its unlabeled batch; None for a step without one."""
-    images, augmentation, first = setup.dataset.train, setup.augmentation, state.step
+    images, augmentation, first, world = setup.dataset.train, setup.augmentation, state.step, setup.world
     unlabeled = state.pool.unlabeled
     groups = grouped(plan.unlabeled[first:], setup.device, images.shape)
     start = sum(len(batch) for batch in plan.unlabeled[:first])
     loss: Loss = getattr(by.method, "loss", classification)
-    for group, fetch in zip(groups, fetched(images, groups), strict=True):
+    for group, fetch in zip(groups, fetched(images, own_part(world, groups)), strict=True):
         assert plan.strong_draws is not None
-        sizes, span, index = [len(batch) for batch in group], slice(start, start + len(fetch)), torch.cat(group)
+        sizes, index = [len(batch) for batch in group], torch.cat(group)
+        own, lengths = world.share(len(index)), world.lengths(len(index))
+        span = slice(start + own.start, start + own.stop)
         weak = (in_parts(augmentation.weak, fetch, rows(draws, span)) for draws in plan.weak_draws)
         places = to_device(torch.searchsorted(unlabeled, index), setup.device)
-        (target, weight), states = pseudo_labels(by, weak, places, sizes)
+        (target, weight), states = pseudo_labels(world, by, weak, places, sizes)
         counts = label_counts(target, weight, to_device(setup.true_labels[index], setup.device))
         # The one wait of a group: which images are confident decides what is augmented and forwarded next.
         used = used_rows(weight.cpu(), sizes)
         chosen = torch.cat(used)
-        there = to_device(chosen, setup.device)
-        strong = in_parts(augmentation.strong, fetch[there], rows(rows(plan.strong_draws, span), chosen))
-        whole = measure(frozen, module, strong, target[there], loss)._replace(weight=weight[there])
+        held = [chosen[(chosen >= at) & (chosen < at + n)] for at, n in zip(starts(lengths), lengths, strict=True)]
+        there, mine = to_device(chosen, setup.device), held[world.rank]
+        within = mine - own.start
+        draws = rows(rows(plan.strong_draws, span), within)
+        strong = in_parts(augmentation.strong, fetch[to_device(within, setup.device)], draws)
+        whole = measure(frozen, module, strong, target[to_device(mine, setup.device)], loss)
+        whole = gathered_measured(world, whole, [len(part) for part in held])._replace(weight=weight[there])
         batches = zip(parts(whole, [len(part) for part in used]), torch.split(counts, sizes), states, strict=True)
         for part, count, after in batches:
             yield Unlabeled(part if len(part.loss) else None, count.sum(dim=0), after)
-        start += len(fetch)
+        start += len(index)
     yield from [None] * (len(plan.labeled) - max(first, len(plan.unlabeled)))
 
 
 @torch.no_grad()
 def pseudo_labels(
-    by: Labeler, views: Iterable[Iterable[Tensor]], places: Tensor, sizes: list[int]
+    world: World, by: Labeler, views: Iterable[Iterable[Tensor]], places: Tensor, sizes: list[int]
 ) -> tuple[PseudoLabel, list[Weights | None]]:
-    """What is said of weak views of a group of batches, each in parts, and the state of the method after each batch."""
-    said = [torch.cat([seen.logits for part in view for seen in by.frozen.parts(part)]) for view in views]
-    logits = [torch.split(each, sizes) for each in said]
+    """What is said of weak views of a group of batches, each in parts, and the state of the method after each batch.
+
+    Several processes pass a part of the views each; the method is told of the whole in all of them.
+    """
+    own = (torch.cat([seen.logits for part in view for seen in by.frozen.parts(part)]) for view in views)
+    logits = [torch.split(gathered(world, part, world.lengths(len(places))), sizes) for part in own]
     labels, states = [], []
     for batch, index in zip(zip(*logits, strict=True), torch.split(places, sizes), strict=True):
         labels.append(by(torch.cat(batch), index))
@@ -175,6 +192,22 @@ def measure(
     return Measured(tuple(summaries), loss(logits, target))
 
 
+def own_part(world: World, groups: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The images of each group that this process fetches, in one piece."""
+    if world.size == 1:
+        return groups
+    whole = [torch.cat(group) for group in groups]
+    return [[index[world.share(len(index))]] for index in whole]
+
+
+def gathered_measured(world: World, part: Measured, lengths: list[int]) -> Measured:
+    """What all processes measured of a group, of so many images each."""
+    if world.size == 1 or sum(lengths) == 0:
+        return part
+    summaries = tuple(gathered(world, summary, lengths) for summary in part.summaries)
+    return Measured(summaries, gathered(world, part.loss, lengths))
+
+
 def parts(whole: Measured, sizes: list[int]) -> list[Measured]:
     """What was measured of a group, batch by batch."""
     losses = torch.split(whole.loss, sizes)
@@ -188,5 +221,5 @@ def used_rows(weight: Tensor, sizes: list[int]) -> list[Tensor]:
 
     The backbone is frozen, so a strong view whose loss is not ranked need not be seen at all (ours).
     """
-    starts = [0, *accumulate(sizes[:-1])]
-    return [confident(part) + start for part, start in zip(torch.split(weight, sizes), starts, strict=True)]
+    begins = zip(torch.split(weight, sizes), starts(sizes), strict=True)
+    return [confident(part) + start for part, start in begins]

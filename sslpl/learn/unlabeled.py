@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sslpl.data.augment import rows
 from sslpl.data.batches import fetched, grouped
 from sslpl.data.images import to_device
+from sslpl.distributed import gathered, gathered_alive
 from sslpl.learn.ssl import label_counts
 from sslpl.learn.task import TaskCriterion, TaskLoss, TaskSSL
+from sslpl.processes import World
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -23,9 +25,9 @@ class UnlabeledBatch(NamedTuple):
     """What a step sees of its unlabeled images, and how much they count."""
 
     weight: float  # of the term
-    weak: Tensor  # [B, C, H, W], pseudo-labeled
-    learned: Tensor  # [B, C, H, W], learned from; the same views where they are not others
-    places: Tensor  # [B], among the unlabeled images
+    weak: Tensor  # [H, C, h, w], pseudo-labeled; those of this process
+    learned: Tensor  # [H, C, h, w], learned from; the same views where they are not others
+    places: Tensor  # [B], of all processes' images among the unlabeled ones
     truth: Tensor  # [B], for analysis alone
 
 
@@ -36,20 +38,29 @@ class Task(NamedTuple):
     criterion: TaskCriterion
     average: nn.Module  # the backbone with averaged weights
     order: Callable[[int], Tensor]  # of the unlabeled images in each pass over them
+    world: World
 
     def views(self, batch: UnlabeledBatch) -> list[Tensor]:
         """What passes the backbone behind the labeled views, in one forward pass with them (published code)."""
         return [batch.weak, batch.learned][-self.method.views_passed :]
 
     def loss(self, batch: UnlabeledBatch, logits: Tensor) -> TaskLoss:
-        """The unlabeled term, from the logits of all that passed the backbone."""
-        size = len(batch.places)
+        """The unlabeled term, from the logits of all that passed the backbone.
+
+        Several processes hold a part of the batch each. All have the loss of the whole, which may be no mean over
+        images (FreeMatch's fairness), and each the gradient of its own logits: their sum is the whole's.
+        """
+        held, size = len(batch.weak), len(batch.places)
+        passed = logits[len(logits) - self.method.views_passed * held :]
         if not self.method.teacher:
-            said = logits[-self.method.views_passed * size :][:size]
+            said = passed[:held]
         else:
             with torch.no_grad(), frozen_statistics(self.average, size == 1):
                 said = self.average(batch.weak).logits
-        loss: TaskLoss = self.criterion(said, logits[-size:], batch.places)
+        lengths = self.world.lengths(size)
+        said = gathered(self.world, said.detach(), lengths)
+        learned = gathered_alive(self.world, passed[len(passed) - held :], lengths)
+        loss: TaskLoss = self.criterion(said, learned, batch.places)
         return loss
 
 
@@ -76,7 +87,7 @@ def task_of(setup: Setup, state: State) -> Task | None:
     def order(turn: int) -> Tensor:
         return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, turn))
 
-    return Task(method, criterion, average, order)
+    return Task(method, criterion, average, order, setup.world)
 
 
 def normalize_by_batch(network: nn.Module) -> None:
@@ -140,9 +151,13 @@ def unlabeled_batches(
     other = augmentation.draw_weak(steps * size, stream("task_weak_1"))
     strong = augmentation.draw_strong(steps * size, stream("task_strong"))
     groups = grouped(order[first:], setup.device, images.shape)
+    own = setup.world.share(size)
+    held = own.stop - own.start
     start, step = first * size, epoch * steps + first
-    for group, fetch in zip(groups, fetched(images, groups), strict=True):
-        span, index = slice(start, start + len(fetch)), torch.cat(group)
+    parts = [[batch[own] for batch in group] for group in groups]
+    for group, fetch in zip(groups, fetched(images, parts), strict=True):
+        index = torch.cat(group)
+        span = torch.arange(start, start + len(index)).view(-1, size)[:, own].flatten()
         weak = augmentation.weak(fetch, rows(asked, span))
         learned = weak
         if task.method.view == "weak":
@@ -151,10 +166,12 @@ def unlabeled_batches(
             learned = augmentation.strong(fetch, rows(strong, span))
         places = to_device(torch.searchsorted(unlabeled, index), setup.device)
         truth = to_device(setup.true_labels[index], setup.device)
-        for parts in zip(*(torch.split(whole, size) for whole in (weak, learned, places, truth)), strict=True):
-            yield UnlabeledBatch(task.method.weight_at(step, total), *parts)
+        views = (torch.split(part, held) if held else (part,) * len(group) for part in (weak, learned))
+        known = (torch.split(whole, size) for whole in (places, truth))
+        for batch in zip(*views, *known, strict=True):
+            yield UnlabeledBatch(task.method.weight_at(step, total), *batch)
             step += 1
-        start += len(fetch)
+        start += len(index)
 
 
 def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:

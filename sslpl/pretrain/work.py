@@ -31,9 +31,9 @@ from sslpl.learn.contrastive import (
 )
 from sslpl.models.starting import HEAD
 from sslpl.progress import Progress, duration
-from sslpl.recording import Interrupted, noted_signals
 from sslpl.runtime import Runtime, has_bfloat16, provenance
 from sslpl.seeds import seeded
+from sslpl.stopping import Interrupted, noted_signals
 from sslpl.types import Dataset, RunInfo, UserError
 
 WEIGHTS, COLUMNS = "backbone.pt", ("epoch", "loss", "knn_accuracy", "images_per_second")

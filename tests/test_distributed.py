@@ -1,0 +1,235 @@
+"""Several processes share one run: who holds what, and that they compute what one computes."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, Result, run_folder
+from hydra.utils import instantiate
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sslpl.data.augment import WeakDraws
+from sslpl.data.batches import held_part
+from sslpl.distributed import failure_of, gathered, led, starts, summed
+from sslpl.folder import resumed_provenance
+from sslpl.learn import ranking
+from sslpl.learn.normalization import synchronized
+from sslpl.learn.task import TaskCriterion, TaskSSL
+from sslpl.learn.unlabeled import Task, UnlabeledBatch
+from sslpl.models.backbones import small_cnn
+from sslpl.processes import World, joined
+from sslpl.recording import write_json
+from sslpl.runtime import Runtime
+from sslpl.stopping import Follower, Interrupted
+from sslpl.types import Features, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def worlds(size: int) -> list[World]:
+    return [World(rank, size) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 50])
+def test_parts_make_up_the_whole(size: int, count: int) -> None:
+    shares = [torch.arange(count)[world.share(count)] for world in worlds(size)]
+    assert torch.cat(shares).tolist() == list(range(count))
+    assert [len(share) for share in shares] == worlds(size)[0].lengths(count)
+    held = [world.held(count) for world in worlds(size)]
+    assert sorted(torch.cat(held).tolist()) == list(range(count))
+    assert max(map(len, held)) - min(map(len, held)) <= 3
+
+
+@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7, 16, 17])
+def test_the_ranking_loss_of_the_parts_is_that_of_the_batch(loss, size: int, count: int) -> None:
+    torch.manual_seed(0)
+    predicted, target = torch.randn(count), torch.randn(count)
+    parts = [world.held(count) for world in worlds(size)]
+    weights = [(len(part) // 2) / max(count // 2, 1) for part in parts]
+    assert sum(weights) == pytest.approx(float(count > 1))
+    total = sum(weight * loss(predicted[part], target[part]) for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(total, loss(predicted, target))
+
+
+def test_the_draws_of_an_image_stay_with_it() -> None:
+    batches = [torch.tensor([7, 3, 9, 4, 8]), torch.tensor([1, 5])]
+    draws = WeakDraws(torch.zeros(7), torch.cat(batches)[:, None].expand(7, 2))
+    for world in worlds(3):
+        held, own = held_part(world, batches, draws)
+        assert own.shift[:, 0].tolist() == torch.cat(held).tolist()
+    assert [batch.tolist() for batch in held_part(World(0, 2), batches, draws)[0]] == [[7, 4], [1, 5]]
+    assert [batch.tolist() for batch in held_part(World(1, 2), batches, draws)[0]] == [[3, 9, 8], []]
+    assert starts([5, 2]) == [0, 5]
+
+
+def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as some schedulers set it, without torchrun
+    with joined() as world:
+        assert world == World()
+    values = torch.ones(2)
+    summed(world, [values])
+    assert values.tolist() == [1, 1]
+    assert gathered(world, values, [2]) is values
+    assert led(world, lambda: 3) == 3
+    assert failure_of(world) == ""
+    assert not isinstance(synchronized(world), TorchFunctionMode)
+
+
+def test_what_several_processes_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1, 2, local_rank=1, local_size=2)
+    for runtime, key in ((Runtime(compile=True), "runtime.compile=true"), (Runtime(device="cuda:1"), "cuda:1")):
+        with pytest.raises(UserError, match=key):
+            runtime.device_of(world, torch.device("cpu"))
+    assert Runtime().device_of(world, torch.device("cuda")) == torch.device("cuda:1")
+    assert Runtime().device_of(world, torch.device("cpu")) == torch.device("cpu")
+
+
+def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
+    facts = dict.fromkeys(("git", "device_name", "threads", "precision", "compiled"))
+    write_json(tmp_path / "provenance.json", facts | {"processes": 2})
+    assert resumed_provenance(tmp_path, facts | {"processes": 4})[1] == [
+        "this run began with processes 2: it goes on with 4"
+    ]
+    write_json(tmp_path / "provenance.json", facts)
+    assert resumed_provenance(tmp_path, facts | {"processes": 4})[1] == []
+
+
+def test_a_follower_stops_for_a_signal() -> None:
+    follower = Follower(World())
+    follower.border(None)  # type: ignore[arg-type]
+    follower.signal = 15
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        follower.step(None, None)  # type: ignore[arg-type]
+
+
+def started(size: int, script: list[str], folder: Path) -> list[Result]:
+    """The ends of some processes that meet as torchrun would have them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    common |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *script],
+            cwd=folder,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    ends = [process.communicate(timeout=300) for process in processes]
+    return [Result(process.returncode, *end) for process, end in zip(processes, ends, strict=True)]
+
+
+def test_two_processes_share_a_run(tmp_path: Path) -> None:
+    options = [*TINY, "budget.cycles=2", "budget.initial=25", "training.epochs=1", "runtime.progress=plain"]
+    first, second = started(2, [str(ROOT / "run.py"), *options], tmp_path)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "files  " in first.out
+    assert (second.out, second.err) == ("", "")
+    assert '"processes": 2' in (run_folder(tmp_path) / "provenance.json").read_text()
+
+
+def test_batch_norm_and_collectives_of_two_processes(tmp_path: Path) -> None:
+    for end in started(2, [str(Path(__file__))], tmp_path):
+        assert end.code == 0, end.err
+    saved = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    images, network = example()
+    expected = outcome(network, images, len(images))
+    for part, dtype in ((saved[0], torch.float32), (saved[1], torch.float32)):
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                part[name], value.to(dtype), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
+            )
+
+    for rank, option in product(range(2), TASKS):
+        part = torch.load(tmp_path / f"task{rank}.pt")[option]
+        whole = unlabeled_outcome(option)
+        assert whole["0 w"].any()
+        for name, value in whole.items():
+            torch.testing.assert_close(part[name], value, msg=lambda m, n=f"{option} {name}": f"{n} {m}")
+
+
+def example() -> tuple[torch.Tensor, nn.Module]:
+    torch.manual_seed(0)
+    return 3 + torch.randn(7, 1, 8, 8), small_cnn(num_classes=3, in_channels=1)
+
+
+def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
+    """What a training step of all the images leaves: gradients and running statistics."""
+    with synchronized(world):
+        logits = network.train()(images).logits
+    ((logits**2).sum() / count).backward()
+    gradients = {f"grad {name}": value.grad for name, value in network.named_parameters()}
+    summed(world, list(gradients.values()))
+    return gradients | {name: value.float() for name, value in network.state_dict().items()}
+
+
+def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
+    """Loss and gradients of two steps of a method of `task_ssl`, by a linear network without a kink."""
+    method, generator = task_method(option), torch.Generator().manual_seed(0)
+    network = nn.Linear(4, 3)
+    with torch.no_grad():
+        network.weight.copy_(torch.randn(3, 4, generator=generator))
+        network.bias.zero_()
+    criterion = TaskCriterion(method, torch.full((3,), 1 / 3), 7)
+    task = Task(
+        method, criterion, lambda images: Features(network(images), (), images), lambda _: torch.arange(7), world
+    )
+    found = {}
+    for step in range(2):
+        weak, learned = torch.randn(2, 7, 4, generator=generator)
+        own = world.share(7)
+        batch = UnlabeledBatch(1.0, weak[own], learned[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
+        network.zero_grad()
+        loss = task.loss(batch, network(torch.cat([torch.ones(world.rank + 1, 4), *task.views(batch)])))
+        (loss.pseudo + loss.fairness).backward()
+        gradients = [network.weight.grad, network.bias.grad]
+        summed(world, gradients)
+        parts = (loss.pseudo.detach(), loss.fairness.detach(), *gradients)
+        found |= {f"{step} {name}": part.clone() for name, part in zip(("loss", "fair", "w", "b"), parts, strict=True)}
+    return found
+
+
+TASKS = ("freematch", "flexmatch", "softmatch", "mean_teacher")
+
+
+def task_method(option: str) -> TaskSSL:
+    config = yaml.safe_load((ROOT / "conf" / "task_ssl" / f"{option}.yaml").read_text())
+    method: TaskSSL = instantiate(config)
+    return dataclasses.replace(method, fairness=0.5) if method.fairness else method
+
+
+def in_one_of_two() -> None:
+    """What `test_batch_norm_and_collectives_of_two_processes` has two processes do."""
+    with joined() as world:
+        images, network = example()
+        torch.save(outcome(network, images[world.held(len(images))], len(images), world), f"{world.rank}.pt")
+        torch.save({option: unlabeled_outcome(option, world) for option in TASKS}, f"task{world.rank}.pt")
+        rows = torch.arange(5)[world.share(5)]
+        assert gathered(world, rows, world.lengths(5)).tolist() == [0, 1, 2, 3, 4]
+        seen: list[int] = []
+        assert led(world, lambda: "said" if world.leads else 1 / 0, seen.append) == "said"
+        try:
+            led(world, lambda: int("x"))
+        except (ValueError, RuntimeError) as error:
+            assert "invalid literal" in str(error)  # noqa: PT017
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    in_one_of_two()
