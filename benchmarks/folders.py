@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the che
 import numpy as np
 from PIL import Image
 
-from sslpl import cli, cycle
+from sslpl import cycle
+from sslpl.command import cli
 from sslpl.data.images import StreamedImages, cores
 
 CLASSES, SIDE, TEST = 10, 256, 0.05

@@ -31,7 +31,7 @@ from torch.nn.functional import linear
 
 from benchmarks.measure import MIB, Peak, Row, timed
 from benchmarks.run import machine_line, seconds
-from sslpl.cli import CONF
+from sslpl.command.cli import CONF
 from sslpl.data.images import TensorImages
 from sslpl.query.context import Context, Weights
 from sslpl.runtime import Runtime

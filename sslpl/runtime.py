@@ -16,7 +16,6 @@ from pydantic import Field
 
 import sslpl
 from sslpl.processes import ALONE, World
-from sslpl.sharing import threads_each
 from sslpl.types import Count, PositiveOrZero, UserError
 
 SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
@@ -81,6 +80,11 @@ class Runtime:
             torch.set_num_threads(1)
         elif world.size > 1:
             torch.set_num_threads(threads_each(world.local_size, os.cpu_count() or 1))
+
+
+def threads_each(jobs: int, cores: int) -> int:
+    """The cores that each of some jobs has to itself, at least one."""
+    return max(1, cores // max(jobs, 1))
 
 
 def choose_gpu(device: torch.device) -> None:

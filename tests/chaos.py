@@ -56,10 +56,10 @@ def dies_before(module: Any, name: str, call: int) -> None:
 
 def dies_while_writing(file: str, call: int) -> None:
     """Kills the process when half of a file has been written."""
-    from sslpl import checkpoint, recording
+    from sslpl.recording import checkpoint, recorder
 
     calls = Counter[str]()
-    for module in (checkpoint, recording):
+    for module in (checkpoint, recorder):
         whole = module.write_whole
 
         def half(path: Path, content: str | bytes, whole: Callable[..., None] = whole) -> None:
@@ -77,8 +77,10 @@ def dies_while_writing(file: str, call: int) -> None:
 
 def doom(name: str) -> None:
     """Arms one of the chosen moments in this process."""
-    from sslpl import checkpoint, labeling, launch, recording
+    from sslpl import labeling
+    from sslpl.command import launch
     from sslpl.learn import finetune
+    from sslpl.recording import checkpoint, recorder
 
     chosen: dict[str, Callable[[], None]] = {
         "between query and label": lambda: dies_before(labeling, "reveal", 2),
@@ -86,7 +88,7 @@ def doom(name: str) -> None:
         "while writing metrics.csv": lambda: dies_while_writing("metrics.csv", 2),
         "while writing status.json": lambda: dies_while_writing("status.json", 7),
         "during the fine-tune": lambda: dies_before(finetune, "finetune_step", 17),
-        "between a checkpoint and its tables": lambda: dies_before(recording.views, "metrics_csv", 3),
+        "between a checkpoint and its tables": lambda: dies_before(recorder.views, "metrics_csv", 3),
         "before the last weights": lambda: dies_before(checkpoint, "keep_weights", 1),
         "between the last weights and the status": lambda: dies_before(checkpoint, "discard", 1),
         "before the first epoch": lambda: dies_before(launch, "run_active_learning", 1),
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.doomed is not None:
-        from sslpl.cli import main as run
+        from sslpl.command.cli import main as run
 
         doom(arguments.doomed)
         sys.argv[1:] = arguments.options

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sslpl import identity, views
+from sslpl import identity
+from sslpl.recording import views
 
 CONFIG: dict[str, Any] = {
     "dataset": {"_target_": "sslpl.data.datasets.digits", "root": "data"},

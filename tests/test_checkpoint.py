@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslpl import checkpoint
-from sslpl.files import write_whole
+from sslpl.recording import checkpoint
+from sslpl.recording.files import write_whole
 
 
 def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_mistake_gets_one_line(sslpl: Command, mistake: str) -> None:
 
 
 def test_help_explains_every_group(sslpl: Command) -> None:
-    from sslpl.cli import CONF
+    from sslpl.command.cli import CONF
 
     done = sslpl("--help")
     assert done.code == 0

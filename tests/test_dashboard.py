@@ -11,8 +11,8 @@ from test_report import report, sweep  # noqa: F401 - a fixture
 from test_tracking import server, stranger  # noqa: F401 - fixtures
 from wandb_server import WandbServer
 
-from sslpl import views
-from sslpl.recording import wandb_names
+from sslpl.recording import views
+from sslpl.recording.recorder import wandb_names
 from sslpl.report import dashboard, markdown, tables
 from sslpl.report.boards import Board, boards
 from sslpl.report.read import read_runs

@@ -35,7 +35,7 @@ from test_identity import composed, config_of
 from torch import Tensor
 
 from sslpl.build import build_setup
-from sslpl.cli import CONF
+from sslpl.command.cli import CONF
 from sslpl.cycle import initial_state, query_context, run_active_learning
 from sslpl.learn.evaluation import predict
 from sslpl.learn.joint import train

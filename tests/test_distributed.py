@@ -19,16 +19,16 @@ from torch.overrides import TorchFunctionMode
 from sslpl.data.augment import WeakDraws
 from sslpl.data.batches import held_part
 from sslpl.distributed import failure_of, gathered, led, starts, summed
-from sslpl.folder import resumed_provenance
 from sslpl.learn import ranking
 from sslpl.learn.normalization import synchronized
 from sslpl.learn.task import TaskCriterion, TaskSSL
 from sslpl.learn.unlabeled import Task, UnlabeledBatch
 from sslpl.models.backbones import small_cnn
 from sslpl.processes import World, joined
-from sslpl.recording import write_json
+from sslpl.recording.folder import resumed_provenance
+from sslpl.recording.recorder import write_json
+from sslpl.recording.stopping import Follower, Interrupted
 from sslpl.runtime import Runtime
-from sslpl.stopping import Follower, Interrupted
 from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

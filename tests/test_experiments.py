@@ -14,8 +14,8 @@ from layouts import write_caltech101, write_cifar10, write_cifar100, write_fashi
 from omegaconf import OmegaConf, open_dict
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from sslpl.cli import CONF
-from sslpl.validate import checked
+from sslpl.command.cli import CONF
+from sslpl.command.validate import checked
 
 Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]

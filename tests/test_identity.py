@@ -8,7 +8,8 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sslpl import cli, identity
+from sslpl import identity
+from sslpl.command import cli
 from sslpl.types import UserError
 
 

@@ -14,15 +14,15 @@ from conftest import TINY, Result
 from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 
-from sslpl import launchers, sharing
-from sslpl.cli import CONF
-from sslpl.errands import Errand, obeying, work
-from sslpl.launch import Outcome, Plan
-from sslpl.mistakes import Mistake
-from sslpl.recording import Interrupted, Recorder, write_status
-from sslpl.runtime import Runtime, choose_gpu
+from sslpl.command import launchers, sharing
+from sslpl.command.cli import CONF
+from sslpl.command.errands import Errand, obeying, work
+from sslpl.command.launch import Outcome, Plan
+from sslpl.command.mistakes import Mistake
+from sslpl.command.watch import watched
+from sslpl.recording.recorder import Interrupted, Recorder, write_status
+from sslpl.runtime import Runtime, choose_gpu, threads_each
 from sslpl.types import UserError
-from sslpl.watch import watched
 
 Command = Callable[..., Result]
 OURS = [path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")]
@@ -109,7 +109,7 @@ def test_jobs_at_once() -> None:
     assert sharing.at_once(None, gpus=4, jobs_per_gpu=2, cores=64) == 8
     assert sharing.at_once(3, gpus=4, jobs_per_gpu=1, cores=64) == 3
     assert sharing.at_once(-1, gpus=4, jobs_per_gpu=1, cores=64) == 64
-    assert [sharing.threads_each(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
+    assert [threads_each(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
 
 
 def test_gpus_fill_one_by_one() -> None:

@@ -13,7 +13,6 @@ from conftest import TINY, Result, run_folder, timeless
 from PIL import Image
 from studio import annotated, minimal, valid_tasks
 
-from sslpl import checkpoint, recording
 from sslpl.data.datasets import digits
 from sslpl.data.images import TensorImages
 from sslpl.learn.evaluation import loss_rank_correlation
@@ -26,8 +25,9 @@ from sslpl.oracle.label_studio import export_rows, interface, tasks
 from sslpl.oracle.oracles import LabelFiles, Simulated
 from sslpl.oracle.requests import write_request
 from sslpl.query.strategies import random
+from sslpl.recording import checkpoint, recorder
+from sslpl.recording.tracking import NoTracker
 from sslpl.report.read import read_run
-from sslpl.tracking import NoTracker
 from sslpl.types import Dataset, LabelsRefused, Picked, Predictions, Request, UserError, Waiting
 
 Command = Callable[..., Result]
@@ -125,7 +125,7 @@ def test_a_run_through_files_is_the_same_run(sslpl: Command, tmp_path: Path, kno
 @pytest.fixture(autouse=True)
 def no_pictures_of_curves(monkeypatch: Patch) -> None:
     """They are tested elsewhere, and take most of the time of so small a run."""
-    monkeypatch.setattr(recording, "learning_curve", lambda *_: None)
+    monkeypatch.setattr(recorder, "learning_curve", lambda *_: None)
 
 
 class Killed(BaseException):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslpl.plots import accuracy_limits, correlation_limits, draw, learning_curve, points, wrapped
+from sslpl.recording.plots import accuracy_limits, correlation_limits, draw, learning_curve, points, wrapped
 
 SIX = [
     {"cycle": i, "labeled": 2500 * (i + 1), "test_accuracy": a, "loss_rank_correlation": c}

@@ -16,8 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import Tensor, nn
 
-from sslpl import checkpoint, cli
-from sslpl.checkpoint import Signature
+from sslpl.command import cli
 from sslpl.data.datasets import digits
 from sslpl.data.decoding import Form, read_image
 from sslpl.models.backbones import small_cnn
@@ -25,6 +24,8 @@ from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.models.resnets import resnet18
 from sslpl.predict import command, export, stream
 from sslpl.predict.trained import Trained
+from sslpl.recording import checkpoint
+from sslpl.recording.checkpoint import Signature
 
 Predict = Callable[..., Result]
 needs_onnx = pytest.mark.skipif(any(find_spec(name) is None for name in export.PACKAGES), reason="needs sslpl[export]")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sslpl import progress as module
-from sslpl.progress import Phase, Progress, cycles_table, duration, expected_seconds, print_result
+from sslpl.recording import progress as module
+from sslpl.recording.progress import Phase, Progress, cycles_table, duration, expected_seconds, print_result
 
 ROW = {
     "cycle": 0,

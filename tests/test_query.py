@@ -14,7 +14,7 @@ from querying import context, predicting
 from test_docs import code
 from torch import Generator
 
-from sslpl.cli import CONF
+from sslpl.command.cli import CONF
 from sslpl.query.scorers import entropy
 from sslpl.query.selectors import ranked, selective_clustering
 from sslpl.query.strategies import picked

@@ -14,6 +14,7 @@ import pytest
 from conftest import TINY, Result
 from folders import CLASSES, write_run
 
+from sslpl.recording.views import aubc
 from sslpl.report import command, compare, sections, tables
 from sslpl.report.boards import Board, area, boards, curve
 from sslpl.report.caveats import caveats
@@ -22,7 +23,6 @@ from sslpl.report.figures import draw_board, png
 from sslpl.report.looks import looks
 from sslpl.report.page import page
 from sslpl.report.read import read_run, read_runs
-from sslpl.views import aubc
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:

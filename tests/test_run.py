@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
+from sslpl.recorder.views import COLUMNS
 
-from sslpl import checkpoint, recording
-from sslpl.views import COLUMNS
+from sslpl.recording import checkpoint, recorder
 
 Command = Callable[..., Result]
 METHODS = ("sslpm", "scal", "learning_loss", "entropy", "random")
@@ -123,17 +123,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 def test_a_kill_before_the_last_tables_loses_nothing(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sslpl(*TINY, "runtime.output_dir=whole").code == 0
-    file = recording.Recorder.file
+    file = recorder.Recorder.file
 
-    def dying_file(self: recording.Recorder, state: recording.State) -> None:
+    def dying_file(self: recorder.Recorder, state: recorder.State) -> None:
         if len(state.history) == 3:
             raise Killed
         file(self, state)
 
-    monkeypatch.setattr(recording.Recorder, "file", dying_file)
+    monkeypatch.setattr(recorder.Recorder, "file", dying_file)
     with pytest.raises(Killed):
         sslpl(*TINY, "runtime.output_dir=killed")
-    monkeypatch.setattr(recording.Recorder, "file", file)
+    monkeypatch.setattr(recorder.Recorder, "file", file)
     (run_folder(Path("killed")) / ".metrics.csv.partial-1").write_text("half")
     assert sslpl(*TINY, "runtime.output_dir=killed").code == 0
     assert not list(Path("killed").rglob(".*"))
@@ -147,20 +147,20 @@ def test_a_signal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: pyte
     import os
     import signal
 
-    step, seen = recording.Recorder.step, []
+    step, seen = recorder.Recorder.step, []
 
-    def signalled(self: recording.Recorder, *arguments: object) -> None:
+    def signalled(self: recorder.Recorder, *arguments: object) -> None:
         seen.append(1)
         if len(seen) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recording.Recorder, "step", signalled)
+    monkeypatch.setattr(recorder.Recorder, "step", signalled)
     done = sslpl(*TINY)
     assert done.code == 128 + signal.SIGTERM
     assert done.err == "sslpl: interrupted by SIGTERM; the same command goes on\n"
     assert json.loads((run_folder() / "status.json").read_text())["state"] == "interrupted"
-    monkeypatch.setattr(recording.Recorder, "step", step)
+    monkeypatch.setattr(recorder.Recorder, "step", step)
     assert sslpl(*TINY).code == 0
 
 

@@ -12,8 +12,7 @@ from conftest import TINY, Result, run_folder, timeless
 from test_run import Killed
 from torch import Tensor
 
-from sslpl import checkpoint
-from sslpl.cli import CONF
+from sslpl.command.cli import CONF
 from sslpl.cycle import initial_state, proceed
 from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
@@ -27,6 +26,7 @@ from sslpl.models.backbones import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.pool import Budget
 from sslpl.query.strategies import score_then_select
+from sslpl.recording import checkpoint
 from sslpl.seeds import seeded
 from sslpl.setup import Setup, Training
 from sslpl.state import State, weights_of

@@ -12,10 +12,11 @@ from conftest import TINY, Result, run_folder
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from sslpl import jobs, lock
-from sslpl.launch import Outcome, Place, Plan
+from sslpl.command import jobs
+from sslpl.command.launch import Outcome, Place, Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
+from sslpl.recording import lock
 
 Command = Callable[..., Result]
 SWEEP = ("-m", *TINY, "method=entropy,random", "seed=0,1")

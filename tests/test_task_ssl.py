@@ -15,8 +15,7 @@ from test_run import Killed
 from test_ssl import make_setup, reloaded
 from torch import Tensor
 
-from sslpl import checkpoint
-from sslpl.cli import CONF
+from sslpl.command.cli import CONF
 from sslpl.cycle import begin_training, evaluate, initial_state, proceed
 from sslpl.labeling import enroll
 from sslpl.learn import joint
@@ -27,6 +26,7 @@ from sslpl.learn.ssl import pseudo_label_hard, pseudo_label_soft
 from sslpl.learn.task import TaskCriterion, TaskSSL
 from sslpl.learn.unlabeled import task_of, unlabeled_batches, unlabeled_order
 from sslpl.models.backbones import small_cnn
+from sslpl.recording import checkpoint
 from sslpl.setup import Setup
 from sslpl.state import State, weights_of
 from sslpl.types import Picked

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from wandb_server import wandb_server
 
-from sslpl import tracking
-from sslpl.tracking import NoTracker, WandbTracker
+from sslpl.recording import tracking
+from sslpl.recording.tracking import NoTracker, WandbTracker
 from sslpl.types import RunInfo
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -19,7 +19,7 @@ LIFE = """
 import logging, os, signal, sys, time
 logging.basicConfig(level=logging.DEBUG)  # as Hydra does; wandb stays quiet all the same
 from pathlib import Path
-from sslpl import tracking
+from sslpl.recording import tracking
 from sslpl.types import RunInfo
 tracking.INIT_SECONDS = 2
 tracker = tracking.WandbTracker()

@@ -16,13 +16,13 @@ from querying import CLASSES, context, predicting
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from sslpl import checkpoint
 from sslpl.query import disagreement, uncertainty
 from sslpl.query.batch_bald import NEGLIGIBLE, Configurations, batch_bald, extended, greedy, information, stratified
 from sslpl.query.context import Context
 from sslpl.query.dropout import bald, dropout_entropy, dropout_masks, mean_std, sampled_logits, variation_ratio
 from sslpl.query.selectors import power
 from sslpl.query.strategies import class_balanced_random
+from sslpl.recording import checkpoint
 from sslpl.types import UserError
 
 Command = Callable[..., Result]

@@ -13,15 +13,16 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from sslpl import checkpoint, cli
 from sslpl.build import build_setup
+from sslpl.command import cli
+from sslpl.command.estimate import cycle_counts
 from sslpl.cycle import initial_state, query_context, run_active_learning
-from sslpl.estimate import cycle_counts
 from sslpl.learn import joint, measured
+from sslpl.recording import checkpoint
+from sslpl.recording.tracking import NoTracker
+from sslpl.recording.views import COLUMNS
 from sslpl.setup import Setup
 from sslpl.state import State, weights_of
-from sslpl.tracking import NoTracker
-from sslpl.views import COLUMNS
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch

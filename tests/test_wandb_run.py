@@ -10,7 +10,7 @@ from conftest import TINY, Result, run_folder
 from test_tracking import KEY, server, stranger  # noqa: F401 - fixtures
 from wandb_server import ENTITY, WandbServer
 
-from sslpl import recording
+from sslpl.recording import recorder
 from sslpl.report.read import read_run
 
 Command = Callable[..., Result]
@@ -49,17 +49,17 @@ def test_an_interrupted_run_goes_on_under_its_id_without_doubled_steps(
     server: WandbServer,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step, seen = recording.Recorder.step, []
+    step, seen = recorder.Recorder.step, []
 
-    def interrupting(self: recording.Recorder, *arguments: object) -> None:
+    def interrupting(self: recorder.Recorder, *arguments: object) -> None:
         seen.append(1)
         if len(seen) == 6:
             self.signal = 2
         step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recording.Recorder, "step", interrupting)
+    monkeypatch.setattr(recorder.Recorder, "step", interrupting)
     assert sslpl(*RUN).code == 130
-    monkeypatch.setattr(recording.Recorder, "step", step)
+    monkeypatch.setattr(recorder.Recorder, "step", step)
     assert sslpl(*RUN).code == 0
     (run_id,) = server.runs
     assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-from sslpl import checkpoint, folder, launch, progress, recording
+from sslpl.command import launch
 from sslpl.learn import joint
 from sslpl.query import linkage, scorers
+from sslpl.recording import checkpoint, folder, progress, recorder
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -209,14 +210,14 @@ def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeyp
 
 
 def test_a_folder_that_is_removed_is_written_again(sslpl: Command, monkeypatch: Patch) -> None:
-    border, removed = recording.Recorder.border, []
+    border, removed = recorder.Recorder.border, []
 
-    def removing(self: recording.Recorder, state: recording.State) -> None:
+    def removing(self: recorder.Recorder, state: recorder.State) -> None:
         if state.cycle == 1 and not removed:
             removed.append(shutil.rmtree(self.run.folder))
         border(self, state)
 
-    monkeypatch.setattr(recording.Recorder, "border", removing)
+    monkeypatch.setattr(recorder.Recorder, "border", removing)
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert timeless(run_folder()) == whole_run(sslpl)
@@ -233,17 +234,17 @@ def hang_up() -> Iterator[Callable[[Any], None]]:
 def test_a_lost_terminal_saves_and_ends_with_its_code(
     sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
 ) -> None:
-    step, seen = recording.Recorder.step, []
+    step, seen = recorder.Recorder.step, []
     hang_up(signal.SIG_DFL)
 
-    def lost(self: recording.Recorder, *arguments: Any) -> None:
+    def lost(self: recorder.Recorder, *arguments: Any) -> None:
         seen.append(1)
         if len(seen) == 3:
             os.kill(os.getpid(), signal.SIGHUP)
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.Recorder, "step", lost)
+        patch.setattr(recorder.Recorder, "step", lost)
         assert sslpl(*RUN).code == 128 + signal.SIGHUP
     assert status()["state"] == "interrupted"
     assert sslpl(*RUN).code == 0
@@ -252,14 +253,14 @@ def test_a_lost_terminal_saves_and_ends_with_its_code(
 def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(
     sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
 ) -> None:
-    step = recording.Recorder.step
+    step = recorder.Recorder.step
     hang_up(signal.SIG_IGN)
 
-    def hung_up(self: recording.Recorder, *arguments: Any) -> None:
+    def hung_up(self: recorder.Recorder, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         step(self, *arguments)
 
-    monkeypatch.setattr(recording.Recorder, "step", hung_up)
+    monkeypatch.setattr(recorder.Recorder, "step", hung_up)
     assert sslpl(*RUN).code == 0
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sslpl.data.decoding import Form, opened
 from sslpl.data.images import cores
 from sslpl.data.listing import File, Listing, checked
-from sslpl.files import write_whole
+from sslpl.recording.files import write_whole
 from sslpl.types import UserError
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sslpl.files import write_whole
 from sslpl.oracle import label_studio, pictures
+from sslpl.recording.files import write_whole
 from sslpl.types import Dataset, Request
 
 TABLE, LABELS, SHEET, TASKS = "to_label.csv", "labels.csv", "contact_sheet.png", "label_studio.json"

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from sslpl.files import write_whole
 from sslpl.predict.export import TOLERANCE, check_packages, difference, onnx_model
 from sslpl.predict.predictions import Predicted, joined, predictor, write_tables
 from sslpl.predict.stream import Group, groups, image_files
 from sslpl.predict.trained import Trained, read_run
+from sslpl.recording.files import write_whole
 from sslpl.runtime import Runtime
 from sslpl.types import UserError
 

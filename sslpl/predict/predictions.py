@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslpl.checkpoint import Signature
 from sslpl.data.augment import Augmentation
-from sslpl.files import write_whole
 from sslpl.learn.evaluation import outputs
 from sslpl.models.backbones import Frozen
 from sslpl.predict.stream import Group
 from sslpl.predict.trained import Trained
+from sslpl.recording.checkpoint import Signature
+from sslpl.recording.files import write_whole
 
 Floats = NDArray[np.float32]
 

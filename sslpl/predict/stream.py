@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslpl.checkpoint import Signature
 from sslpl.data.decoding import Form, read_image
+from sslpl.recording.checkpoint import Signature
 
 AHEAD = 2  # batches that are read while one is predicted
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sslpl.build import backbone_builder
-from sslpl.checkpoint import Signature, Weights, load_weights
-from sslpl.recording import read_status
+from sslpl.recording.checkpoint import Signature, Weights, load_weights
+from sslpl.recording.recorder import read_status
 from sslpl.types import UserError
 
 

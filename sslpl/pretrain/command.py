@@ -11,16 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sslpl import identity, lock
+from sslpl import identity
 from sslpl.build import read_dataset
+from sslpl.command.jobs import group_choices
+from sslpl.command.launch import Plan
+from sslpl.command.mistakes import CONF, Mistake, Stopped, guarded, told
+from sslpl.command.validate import typed
 from sslpl.data.images import placed
-from sslpl.folder import check_folder, make_folder
-from sslpl.jobs import group_choices
-from sslpl.launch import Plan
-from sslpl.mistakes import CONF, Mistake, Stopped, guarded, told
 from sslpl.pretrain.work import WEIGHTS, begun, execute, reckon
+from sslpl.recording import lock
+from sslpl.recording.folder import check_folder, make_folder
 from sslpl.runtime import Runtime
-from sslpl.validate import typed
 
 WORDS = ("dataset", "backbone", "pretraining", "runtime", "seed")
 

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from sslpl import checkpoint, identity, lock
+from sslpl import identity
 from sslpl.build import backbone_builder
+from sslpl.command.launch import Plan
 from sslpl.data.contrastive import Views
-from sslpl.files import write_whole
-from sslpl.folder import open_folder, resumed_provenance
-from sslpl.launch import Plan
 from sslpl.learn.contrastive import (
     Learner,
     Pretraining,
@@ -30,10 +28,13 @@ from sslpl.learn.contrastive import (
     projection_head,
 )
 from sslpl.models.starting import HEAD
-from sslpl.progress import Progress, duration
+from sslpl.recording import checkpoint, lock
+from sslpl.recording.files import write_whole
+from sslpl.recording.folder import open_folder, resumed_provenance
+from sslpl.recording.progress import Progress, duration
+from sslpl.recording.stopping import Interrupted, noted_signals
 from sslpl.runtime import Runtime, has_bfloat16, provenance
 from sslpl.seeds import seeded
-from sslpl.stopping import Interrupted, noted_signals
 from sslpl.types import Dataset, RunInfo, UserError
 
 WEIGHTS, COLUMNS = "backbone.pt", ("epoch", "loss", "knn_accuracy", "images_per_second")

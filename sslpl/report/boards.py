@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sslpl.recording.views import PHASE_SECONDS, aubc
 from sslpl.report.read import Row, Run
 from sslpl.report.statistics import Estimate, estimate, labels_to_reach
-from sslpl.views import PHASE_SECONDS, aubc
 
 BASELINE = "random"
 

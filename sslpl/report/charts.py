@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sslpl.recording.views import PHASE_SECONDS
 from sslpl.report.boards import Board, Line, curve, final
 from sslpl.report.compare import class_balance
 from sslpl.report.looks import Look
 from sslpl.report.statistics import Estimate, estimate
-from sslpl.views import PHASE_SECONDS
 
 Points = list[list[float | None]]  # x, mean, low, high, n
 MEASURES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from sslpl.files import write_whole
+from sslpl.recording.files import write_whole
 from sslpl.report import tables
 from sslpl.report.boards import Board, boards
 from sslpl.report.caveats import caveats, copies

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sslpl.recording.views import aubc
 from sslpl.report.boards import Board, Line, area, baseline, curve, mean_labels
 from sslpl.report.read import Queries, Run
 from sslpl.report.statistics import (
@@ -22,7 +23,6 @@ from sslpl.report.statistics import (
     paired,
     wins,
 )
-from sslpl.views import aubc
 
 
 class Test(NamedTuple):

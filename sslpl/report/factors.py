@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sslpl.identity import METHOD_GROUPS
+from sslpl.recording.views import aubc
 from sslpl.report.boards import Board, Line
 from sslpl.report.statistics import Array, Estimate, Paired, estimate, holm, paired
-from sslpl.views import aubc
 
 REFERENCE = ("none", "random")  # the options that others are measured against
 ASIDE = ("experiment", "dataset", "tracker", "runtime")  # groups that are no factors

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sslpl.plots import GRAY, GRID, INK, label_ticks
+from sslpl.recording.plots import GRAY, GRID, INK, label_ticks
 from sslpl.report.boards import Board, Line, curve, final
 from sslpl.report.looks import Look
 

@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 
 from sslpl.identity import METHOD_GROUPS, METHOD_KEYS, Config, scientific, setting
+from sslpl.recording.views import COLUMNS
 from sslpl.report.statistics import Integers
-from sslpl.views import COLUMNS
 
 FINISHED = "finished"
 Row = dict[str, float]  # a row of metrics.csv without what it leaves empty

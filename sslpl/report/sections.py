@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from sslpl.progress import duration
+from sslpl.recording.progress import duration
 from sslpl.report.boards import Board, Line, area, final, mean_of_cycles, seconds
 from sslpl.report.compare import Saving, class_shares, overlaps, penalties, ranks, savings, tests, total_penalties
 from sslpl.report.looks import Look

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sslpl.progress import duration
+from sslpl.recording.progress import duration
+from sslpl.recording.views import aubc
 from sslpl.report.boards import Board, Line, area, curve, final, mean_of_cycles, seconds
 from sslpl.report.compare import savings, tests
 from sslpl.report.factors import METRICS, effects, factorial
 from sslpl.report.statistics import Estimate
-from sslpl.views import aubc
 
 HEADER = ("dataset", "label", "n", "area under the budget curve", "final accuracy", "loss rank correlation", "time")
 SHORT_HEADER = (*HEADER[:3], "AUBC", "final accuracy", "rank correlation", "time")

@@ -9,14 +9,14 @@ from typing import NamedTuple, TypeVar
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sslpl.endings import failure
-from sslpl.launch import RunFailed
-from sslpl.stopping import Interrupted
+from sslpl.command.endings import failure
+from sslpl.command.launch import RunFailed
+from sslpl.command.validate import nearest
+from sslpl.recording.stopping import Interrupted
 from sslpl.types import LabelsRefused, UserError
-from sslpl.validate import nearest
 
 T = TypeVar("T")
-CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if path.exists())
+CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.exists())
 PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options of Hydra's that a package brings
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128  # exit codes; the last plus the number of the signal
 

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 
 import torch
 
-from sslpl.files import write_whole
+from sslpl.recording.files import write_whole
 from sslpl.types import UserError
 
 NAME, PREVIOUS, WEIGHTS = "state.ckpt", "previous.ckpt", "weights.pt"

@@ -10,9 +10,9 @@ from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 
-from sslpl.files import write_whole
-from sslpl.launch import Plan
-from sslpl.recording import read_status
+from sslpl.command.launch import Plan
+from sslpl.recording.files import write_whole
+from sslpl.recording.recorder import read_status
 
 POLL_SECONDS = 0.5
 ENDS = ("finished", "failed", "interrupted")

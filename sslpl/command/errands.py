@@ -15,11 +15,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sslpl.jobs import composed, plan_of
-from sslpl.launch import Outcome, Place, Plan, finished_before, launch
-from sslpl.mistakes import SIGNALLED, Mistake, Stopped, guarded
-from sslpl.sharing import gpu
-from sslpl.stopping import Interrupted, scheduler_signals
+from sslpl.command.jobs import composed, plan_of
+from sslpl.command.launch import Outcome, Place, Plan, finished_before, launch
+from sslpl.command.mistakes import SIGNALLED, Mistake, Stopped, guarded
+from sslpl.command.sharing import gpu
+from sslpl.recording.stopping import Interrupted, scheduler_signals
 from sslpl.types import UserError
 
 End = Outcome | Mistake

@@ -12,8 +12,8 @@ from sslpl.data.batches import split, unlabeled_batch_size
 from sslpl.learn.joint import joint_optimizer, joint_step
 from sslpl.learn.unlabeled import batch_size
 from sslpl.pool import removal_size
-from sslpl.progress import duration
 from sslpl.query.linkage import complete_linkage_bytes
+from sslpl.recording.progress import duration
 from sslpl.setup import Setup
 
 

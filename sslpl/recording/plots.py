@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from sslpl.files import write_whole
+from sslpl.recording.files import write_whole
 
 Row = Mapping[str, float | int | None]
 Points = list[tuple[float, float]]

@@ -9,11 +9,11 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from sslpl.command.jobs import Command, composed, print_jobs
+from sslpl.command.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.command.search import swept
 from sslpl.distributed import confess
-from sslpl.jobs import Command, composed, print_jobs
-from sslpl.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
 from sslpl.processes import World, joined
-from sslpl.search import swept
 
 __all__ = ["CONF", "composed", "main"]
 

@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslpl import __version__
-from sslpl.files import write_whole
 from sslpl.identity import Config, run_id
-from sslpl.recording import write_json
+from sslpl.recording.files import write_whole
+from sslpl.recording.recorder import write_json
 from sslpl.types import RunInfo, UserError
 
 # Of provenance: a run that is resumed under others says so.

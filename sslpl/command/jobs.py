@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.launch import Outcome, Place, Plan, launch, planned
-from sslpl.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.command.launch import Outcome, Place, Plan, launch, planned
+from sslpl.command.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.command.search import searching
+from sslpl.command.validate import checked
 from sslpl.processes import ALONE, World
-from sslpl.progress import Terminal
-from sslpl.recording import read_status
-from sslpl.search import searching
-from sslpl.validate import checked
+from sslpl.recording.progress import Terminal
+from sslpl.recording.recorder import read_status
 
 
 class Job(NamedTuple):

@@ -16,15 +16,16 @@ from hydra.utils import get_class
 from joblib import cpu_count
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from sslpl import lock
-from sslpl.errands import End, Errand, work
-from sslpl.jobs import Command, Job, owner, plan_of
-from sslpl.launch import Outcome, Plan, finished_before
-from sslpl.mistakes import FAILED, SIGNALLED, Mistake, Stopped, guarded, mistake, told
-from sslpl.recording import read_status
-from sslpl.sharing import at_once, threads_each
+from sslpl.command.errands import End, Errand, work
+from sslpl.command.jobs import Command, Job, owner, plan_of
+from sslpl.command.launch import Outcome, Plan, finished_before
+from sslpl.command.mistakes import FAILED, SIGNALLED, Mistake, Stopped, guarded, mistake, told
+from sslpl.command.sharing import at_once
+from sslpl.command.watch import watched
+from sslpl.recording import lock
+from sslpl.recording.recorder import read_status
+from sslpl.runtime import threads_each
 from sslpl.types import UserError
-from sslpl.watch import watched
 
 UNSEEN = Mistake("no end was seen; the same command goes on", FAILED)
 OWN_CLUSTER = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sslpl import lock
+from sslpl.recording import lock
 
 
 def at_once(asked: int | None, gpus: int, jobs_per_gpu: int, cores: int) -> int:
@@ -14,11 +14,6 @@ def at_once(asked: int | None, gpus: int, jobs_per_gpu: int, cores: int) -> int:
     if asked is not None:
         return cores if asked < 1 else asked
     return gpus * jobs_per_gpu or cores
-
-
-def threads_each(jobs: int, cores: int) -> int:
-    """The cores that each of some runs has to itself, at least one."""
-    return max(1, cores // max(jobs, 1))
 
 
 def gpu_names(environment: Mapping[str, str], count: int) -> list[str]:

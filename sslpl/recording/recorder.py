@@ -11,19 +11,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sslpl import checkpoint, views
 from sslpl.cycle import cycle_row
 from sslpl.data.batches import split
 from sslpl.distributed import agreed
-from sslpl.files import write_whole
 from sslpl.learn.joint import trained_index
 from sslpl.oracle.requests import image_names
-from sslpl.plots import learning_curve
 from sslpl.processes import ALONE, World
-from sslpl.progress import Progress
+from sslpl.recording import checkpoint, views
+from sslpl.recording.files import write_whole
+from sslpl.recording.plots import learning_curve
+from sslpl.recording.progress import Progress
+from sslpl.recording.stopping import Interrupted, listening
 from sslpl.setup import Setup, Step, Training
 from sslpl.state import FINISHED, State
-from sslpl.stopping import Interrupted, listening
 from sslpl.types import RunInfo, Tracker
 
 STEPPED = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps

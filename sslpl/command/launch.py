@@ -11,25 +11,26 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sslpl import checkpoint, identity, lock
+from sslpl import identity
 from sslpl.build import build_setup, with_fingerprint
+from sslpl.command.endings import close, failure, leave, paused
+from sslpl.command.estimate import dry_run
+from sslpl.command.search import in_sweep
+from sslpl.command.validate import checked
 from sslpl.cycle import empty_state, initial_state, run_active_learning
 from sslpl.distributed import led
-from sslpl.endings import close, failure, leave, paused
-from sslpl.estimate import dry_run
-from sslpl.files import write_whole
-from sslpl.folder import check_folder, make_folder, open_folder, resumed_provenance
 from sslpl.models.starting import fingerprint
 from sslpl.processes import ALONE, World
-from sslpl.progress import Progress, Terminal, print_result
-from sslpl.recording import STEPPED, Recorder, read_status, wandb_names
+from sslpl.recording import checkpoint, lock
+from sslpl.recording.files import write_whole
+from sslpl.recording.folder import check_folder, make_folder, open_folder, resumed_provenance
+from sslpl.recording.progress import Progress, Terminal, print_result
+from sslpl.recording.recorder import STEPPED, Recorder, read_status, wandb_names
+from sslpl.recording.stopping import Follower, Interrupted, listening
 from sslpl.runtime import Runtime, provenance
-from sslpl.search import in_sweep
 from sslpl.setup import Setup
 from sslpl.state import State
-from sslpl.stopping import Follower, Interrupted, listening
 from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
-from sslpl.validate import checked
 
 
 class Plan(NamedTuple):

@@ -5,13 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sslpl import checkpoint, lock
 from sslpl.distributed import ProcessLost
-from sslpl.recording import Recorder, write_status
+from sslpl.recording import checkpoint, lock
+from sslpl.recording.recorder import Recorder, write_status
+from sslpl.recording.views import aubc
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
-from sslpl.views import aubc
 
 
 def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> str:
