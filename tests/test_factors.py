@@ -24,6 +24,7 @@ def crossing(root: Path, **skipped: str) -> Factorial | None:
         top = 0.6 + 0.01 * seed + 0.02 * (query == "entropy") + 0.1 * (task == "fixmatch") + 0.04 * (ssl == "a")
         top += 0.03 * (query == "entropy" and task == "fixmatch")
         choices = {"method": "sslpm", "query": query, "task_ssl": task, "ssl": ssl, "tracker": "none"}
+        choices |= {"query/scorer": query, "query/selector": "top"} if query == "entropy" else {}  # what it is made of
         write_run(root, f"sslpm+query={query}+ssl={ssl}+task_ssl={task}", seed, [0.5, top], choices=choices)
     (board,) = boards(read_runs([root])[0])
     return factorial(board)

@@ -54,11 +54,13 @@ def factorial(board: Board) -> Factorial | None:
 
 
 def crossed_groups(chosen: Sequence[dict[str, str]]) -> list[str]:
-    """The groups that may be factors: where methods differ, a method is one option and not those that it is made of."""
+    """The groups that may be factors: where methods differ, a method is one option and not those that it is made of,
+    and where queries differ a query is one, not its scorer and selector."""
     groups = dict.fromkeys(group for one in chosen for group in one if group not in ASIDE)
-    several = len({one.get("method") for one in chosen}) > 1
-    made_of = (*METHOD_GROUPS, "training") if several else ("method",)
-    return [group for group in groups if group.partition("/")[0] not in made_of]
+    differ = {group for group in groups if len({one.get(group) for one in chosen}) > 1}
+    made_of = (*METHOD_GROUPS, "training") if "method" in differ else ("method",)
+    heads = ((group, *group.split("/", 1)) for group in groups)
+    return [group for group, head, *part in heads if head not in made_of and not (part and head in differ)]
 
 
 def ordered(options: set[str]) -> tuple[str, ...]:
