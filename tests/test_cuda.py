@@ -11,8 +11,9 @@ from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.images import StreamedImages
 from sslpl.learn import ranking, ssl
-from sslpl.learn.capture import WARM_UP, CapturedSteps
-from sslpl.learn.joint import joint_optimizer, joint_step, set_rates, train
+from sslpl.learn.capture import WARM_UP
+from sslpl.learn.joint import Inputs, stepper, train
+from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.models.backbones import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.pool import Budget
@@ -76,15 +77,13 @@ def test_a_gpu_starts_from_the_same_world_as_a_cpu() -> None:
 def losses(setup: Setup, steps: int) -> tuple[list[float], Tensor]:
     state = initial_state(setup)
     optimizer = joint_optimizer(setup, state)
-    step = partial(joint_step, setup, state, optimizer)
-    if setup.captures:
-        step = CapturedSteps(step)  # type: ignore[assignment]
+    step = stepper(setup, state, optimizer, None)
     views = setup.augmentation.plain(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
     labels = setup.dataset.train_labels[:32].cuda()
     seen = []
     for k in range(steps):
         set_rates(optimizer, (0.01, 0.01) if k < steps // 2 else (0.001, 0.001))
-        seen.append(step(views, labels, k % 2 == 1).tolist()[0])
+        seen.append(step(Inputs(views, labels, 32), k % 2 == 1).tolist()[0])
     return seen, next(state.backbone.parameters()).detach().clone()
 
 

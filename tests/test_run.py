@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
-from sslpl.recorder.views import COLUMNS
 
 from sslpl.recording import checkpoint, recorder
+from sslpl.recording.views import COLUMNS
 
 Command = Callable[..., Result]
 METHODS = ("sslpm", "scal", "learning_loss", "entropy", "random")

@@ -18,10 +18,10 @@ from torch import Tensor
 from sslpl.command.cli import CONF
 from sslpl.cycle import begin_training, evaluate, initial_state, proceed
 from sslpl.labeling import enroll
-from sslpl.learn import joint
 from sslpl.learn.average import adopt_average, follow
 from sslpl.learn.evaluation import predict
-from sslpl.learn.joint import joint_optimizer, joint_step, train
+from sslpl.learn.joint import Inputs, joint_step, train
+from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.ssl import pseudo_label_hard, pseudo_label_soft
 from sslpl.learn.task import TaskCriterion, TaskSSL
 from sslpl.learn.unlabeled import task_of, unlabeled_batches, unlabeled_order
@@ -177,8 +177,8 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     loss = torch.nn.functional.cross_entropy(logits[:16], labels) + 3.0 * term
     loss.backward()
     before, optimizer = weights_of(task.average), joint_optimizer(setup, state)
-    joint.set_rates(optimizer, (0.1,))
-    sums = joint_step(setup, state, optimizer, views, labels, False, task, batch)
+    set_rates(optimizer, (0.1,))
+    sums = joint_step(setup, state, optimizer, Inputs(views, labels, 16, batch), False, task)
     torch.testing.assert_close(sums[4] / 32, term.detach())
     assert all(torch.equal(value, before[name]) for name, value in task.average.state_dict().items() if "run" in name)
     for ours, theirs in zip(state.backbone.parameters(), network.parameters(), strict=True):

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from sslpl.cycle import empty_state
 from sslpl.data.batches import split, unlabeled_batch_size
-from sslpl.learn.joint import joint_optimizer, joint_step
+from sslpl.learn.joint import Inputs, joint_step
+from sslpl.learn.optimizers import joint_optimizer
 from sslpl.learn.unlabeled import batch_size
 from sslpl.pool import removal_size
 from sslpl.query.linkage import complete_linkage_bytes
@@ -96,6 +97,6 @@ def speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
     since = 0.0
     for step in range(steps + 1):
         since = time.perf_counter() if step == 1 else since  # the first step warms up
-        joint_step(setup, state, optimizer, views, labels, detached=False).tolist()
+        joint_step(setup, state, optimizer, Inputs(views, labels, size), detached=False).tolist()
     seconds = (time.perf_counter() - since) / (steps * size)
     return seconds, seconds / 3

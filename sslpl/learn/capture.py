@@ -6,18 +6,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-JointStep = Callable[[Tensor, Tensor, bool], Tensor]  # views, labels, detached -> sums
 WARM_UP = 3  # steps of each kind that run as usual first: libraries choose their kernels, memory is laid out
 
 
 class CapturedSteps:
-    """Runs a step as usual a few times for each batch size, then captures it and replays it ever after.
+    """Runs a step (views, labels, detached -> sums) as usual a few times for each batch size, then as a CUDA graph.
 
     The first steps are real ones, so nothing is trained twice and nothing has to be undone (whole-network
     capture after PyTorch's notes on CUDA graphs; the warm-up on real data is ours).
     """
 
-    def __init__(self, step: JointStep) -> None:
+    def __init__(self, step: Callable[[Tensor, Tensor, bool], Tensor]) -> None:
         self.step = step
         self.seen: Counter[tuple[int, bool]] = Counter()
         self.captured: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}

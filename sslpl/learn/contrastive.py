@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from sslpl.data.contrastive import Views
 from sslpl.data.images import to_device
-from sslpl.learn.joint import rate_tensor, set_rates
+from sslpl.learn.optimizers import rate_tensor, set_rates
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.query.neighbors import blocks
 from sslpl.seeds import rng

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sslpl.learn.joint import resumed
 from sslpl.learn.measured import Measured, epoch_plan, labeler, measured_labeled, measured_unlabeled
+from sslpl.learn.optimizers import resumed
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup, Step

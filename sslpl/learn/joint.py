@@ -1,8 +1,9 @@
 """Joint training: the backbone learns the classes while the module learns to rank the losses."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from sslpl.data.batches import epoch_batches, held_part, weak_views
 from sslpl.data.images import to_device
 from sslpl.distributed import adopt_weights, summed
 from sslpl.learn.average import adopt_average, averaged, follow
-from sslpl.learn.capture import CapturedSteps, JointStep
+from sslpl.learn.capture import CapturedSteps
 from sslpl.learn.evaluation import accuracy, predict
 from sslpl.learn.normalization import synchronized
+from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled import (
     Task,
     UnlabeledBatch,
@@ -30,50 +32,84 @@ from sslpl.setup import Setup, Step
 from sslpl.state import Best, State, weights_of
 
 
+class Inputs(NamedTuple):
+    """What a step sees: this process's part of a labeled batch, and of an unlabeled one beside it."""
+
+    views: Tensor  # [H, C, h, w], of `size` in all processes
+    labels: Tensor  # [H]
+    size: int
+    unlabeled: UnlabeledBatch | None = None
+
+    @property
+    def images(self) -> int:
+        """How many images all processes see."""
+        return self.size + (len(self.unlabeled.places) if self.unlabeled is not None else 0)
+
+
+JointStep = Callable[[Inputs, bool], Tensor]  # inputs, detached -> sums
+
+
 def train(setup: Setup, state: State) -> Iterator[Step]:
     """Trains on the labeled images that are not trimmed or held out, from where `state` stands (SSLPM, Algorithm 1)."""
-    training, device, alone = setup.training, setup.device, setup.world.size == 1
+    training = setup.training
     adopt_weights(setup.world, state.backbone, state.module)
-    index = trained_index(state)
-    labels = state.labels().to(device)
-    optimizer = joint_optimizer(setup, state)
-    task = task_of(setup, state)
-    step: JointStep = partial(joint_step, setup, state, optimizer)
-    if setup.captures and task is None:
-        step = CapturedSteps(step)
+    index, labels = trained_index(state), state.labels().to(setup.device)
+    optimizer, task = joint_optimizer(setup, state), task_of(setup, state)
+    step = stepper(setup, state, optimizer, task)
     snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
     for epoch in range(state.epoch, training.epochs):
-        moment = (state.cycle, epoch)
-        batches = epoch_batches(index, state.pool.size, training.batch_size, rng(setup.seed, "order", *moment))
-        draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", *moment))
-        held, draws = held_part(setup.world, batches, draws)
+        order = rng(setup.seed, "order", state.cycle, epoch)
+        batches = epoch_batches(index, state.pool.size, training.batch_size, order)
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
-        tally = torch.zeros(4 if task is None else 8, device=device) if state.tally is None else state.tally.to(device)
-        truths = torch.split(labels[to_device(torch.cat(held), device)], [len(batch) for batch in held])
-        views = weak_views(setup.dataset.train, setup.augmentation, device, held, draws, state.step)
-        beside = unlabeled_batches(setup, state, task, epoch, len(batches))
-        sizes = [len(batch) for batch in batches[state.step :]]
-        for view, truth, batch, size in zip(views, truths[state.step :], beside, sizes, strict=True):
-            if task is None and alone:
-                tally += step(view, truth, training.detached(epoch))
-            else:
-                tally += joint_step(setup, state, optimizer, view, truth, training.detached(epoch), task, batch, size)
+        tally = no_sums(task) if state.tally is None else state.tally
+        tally = tally.to(setup.device)
+        for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
+            tally += step(inputs, training.detached(epoch))
             state.tally, state.step = tally, state.step + 1
-            steps, images = epoch * len(batches) + state.step, size + (len(batch.places) if batch else 0)
-            if setup.teacher_decay is not None:
-                state.teacher = averaged(state.teacher, state.backbone, setup.teacher_decay, steps)
-            if task is not None:
-                follow(task.average, state.backbone, task.method.average, steps)
+            follow_weights(setup, state, task, epoch * len(batches) + state.step)
             if state.step < len(batches):
-                yield Step(images)
+                yield Step(inputs.images)
         if epoch in snapshots:
             state.snapshots.append(weights_of(state.backbone))
         metrics = epoch_metrics(tally, epoch) | validated(setup, state, task)
         state.tally, state.epoch, state.step = None, epoch + 1, 0
-        yield Step(images, metrics)
+        yield Step(inputs.images, metrics)
     restore_best(state)
     adopt_average(state)
+
+
+def stepper(setup: Setup, state: State, optimizer: torch.optim.SGD, task: Task | None) -> JointStep:
+    """`joint_step`, as a CUDA graph where steps are captured."""
+    if not setup.captures or task is not None:
+        return partial(joint_step, setup, state, optimizer, task=task)
+
+    def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+        return joint_step(setup, state, optimizer, Inputs(views, labels, len(views)), detached)
+
+    captured = CapturedSteps(step)
+    return lambda inputs, detached: captured(inputs.views, inputs.labels, detached)
+
+
+def epoch_inputs(
+    setup: Setup, state: State, task: Task | None, epoch: int, batches: list[Tensor], labels: Tensor
+) -> Iterator[Inputs]:
+    """What the steps of an epoch see, from the state's step on."""
+    first, images, device = state.step, setup.dataset.train, setup.device
+    draws = setup.augmentation.draw_weak(sum(map(len, batches)), rng(setup.seed, "weak", state.cycle, epoch))
+    held, draws = held_part(setup.world, batches, draws)
+    truths = torch.split(labels[to_device(torch.cat(held), device)], [len(batch) for batch in held])
+    views = weak_views(images, setup.augmentation, device, held, draws, first)
+    beside = unlabeled_batches(setup, state, task, epoch, len(batches))
+    yield from map(Inputs, views, truths[first:], map(len, batches[first:]), beside)
+
+
+def follow_weights(setup: Setup, state: State, task: Task | None, steps: int) -> None:
+    """Moves the averages of the weights after so many steps, those of the teacher of the module and of the task."""
+    if setup.teacher_decay is not None:
+        state.teacher = averaged(state.teacher, state.backbone, setup.teacher_decay, steps)
+    if task is not None:
+        follow(task.average, state.backbone, task.method.average, steps)
 
 
 def trained_index(state: State) -> Tensor:
@@ -108,88 +144,63 @@ def restore_best(state: State) -> None:
         state.best = None
 
 
-def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
-    """SGD over backbone and module, each with its own rate; continues what a checkpoint interrupted."""
-    training = setup.training
-    networks = [network for network in (state.backbone, state.module) if network is not None]
-    # The rates are tensors on the device, so that a captured step reads them anew at each replay.
-    groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
-    optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
-    return resumed(optimizer, state)
-
-
-def rate_tensor(device: torch.device) -> Tensor | float:
-    """Where a learning rate is kept."""
-    return torch.zeros((), device=device) if device.type == "cuda" else 0.0
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> None:
-    """Sets the learning rate of each group of parameters."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=False):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def resumed(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
-    """The optimizer of the phase under way, with the momentum that a checkpoint holds."""
-    if state.optimizer_state is not None:
-        optimizer.load_state_dict(state.optimizer_state)
-    state.optimizer, state.optimizer_state = optimizer, None
-    return optimizer
-
-
 def joint_step(
     setup: Setup,
     state: State,
     optimizer: torch.optim.Optimizer,
-    views: Tensor,
-    labels: Tensor,
+    inputs: Inputs,
     detached: bool,
     task: Task | None = None,
-    batch: UnlabeledBatch | None = None,
-    size: int | None = None,
 ) -> Tensor:
-    """One step; returns the sums [cross-entropy, ranking loss, correct, images] of the batch on the device.
-
-    With a task those of its unlabeled batch follow, see `unlabeled_sums`. The batches may be this process's parts of
-    larger ones, the labeled one of `size` images: the losses are parts of its means, gradients and sums those over all.
-    """
+    """One step; returns sums over the batch of all processes on the device, see `joint_loss`."""
     state.backbone.train()
-    held, unlabeled = len(views), None
-    size = held if size is None else size
-    # Compiled networks are compiled for whole batches: another size is not worth another compilation.
-    network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     optimizer.zero_grad(set_to_none=True)
-    inputs = views if task is None or batch is None else torch.cat([views, *task.views(batch)])
-    single = size == 1 and batch is None
-    with setup.autocast(), frozen_statistics(state.backbone, single), synchronized(setup.world):
-        logits, maps, _ = network(inputs)
-        if task is not None and batch is not None:
-            unlabeled = task.loss(batch, logits)
-            logits, maps = logits[:held], tuple(stage[:held] for stage in maps)
-        losses = cross_entropy(logits.float(), labels, reduction="none")
-        ranking = losses.new_zeros(())
-        if state.module is not None:
-            predicted = state.module([stage.detach() for stage in maps] if detached else maps)
-            ranking = setup.ranking(predicted, losses)
-    mean = losses.mean()
-    if held != size:  # the ranking is a mean over the pairs that are here
-        mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
-    loss = mean + setup.training.ranking_weight * ranking
-    if task is not None and batch is not None and unlabeled is not None:
-        loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
+    loss, sums = joint_loss(setup, state, inputs, detached, task)
     loss.backward()  # type: ignore[no-untyped-call]
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held)]
-    if task is not None:
-        sums += [value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking)]  # all have the whole
     tally = torch.stack([value.float() for value in sums])
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     summed(setup.world, [*(weight.grad for weight in weights if weight.grad is not None), tally])
     optimizer.step()
     return tally
+
+
+def joint_loss(
+    setup: Setup, state: State, inputs: Inputs, detached: bool, task: Task | None
+) -> tuple[Tensor, list[Tensor]]:
+    """This process's part of the loss, and of the sums [cross-entropy, ranking loss, correct, images] of the batch.
+
+    With a task those of `unlabeled_sums` follow.
+    """
+    batch, size, held = inputs.unlabeled, inputs.size, len(inputs.views)
+    views = inputs.views if task is None or batch is None else torch.cat([inputs.views, *task.views(batch)])
+    # Compiled networks are compiled for whole batches: another size is not worth another compilation.
+    network = state.backbone if size == setup.training.batch_size else state.backbone.forward
+    single = size == 1 and batch is None
+    with setup.autocast(), frozen_statistics(state.backbone, single), synchronized(setup.world):
+        logits, maps, _ = network(views)
+        unlabeled = None if task is None or batch is None else task.loss(batch, logits)
+        logits, maps = logits[:held], [stage[:held].detach() if detached else stage[:held] for stage in maps]
+        losses = cross_entropy(logits.float(), inputs.labels, reduction="none")
+        ranking = losses.new_zeros(())
+        if state.module is not None:
+            ranking = setup.ranking(state.module(maps), losses)
+    mean = losses.mean()
+    if held != size:  # the ranking is a mean over the pairs that are here
+        mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
+    loss = mean + setup.training.ranking_weight * ranking
+    correct = (logits.detach().argmax(dim=1) == inputs.labels).sum()
+    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held)]
+    if task is None:
+        return loss, sums
+    if batch is not None and unlabeled is not None:
+        loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
+    # All processes have the whole of these.
+    return loss, [*sums, *(value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking))]
+
+
+def no_sums(task: Task | None) -> Tensor:
+    """The tally of no step."""
+    return torch.zeros(4 if task is None else 8)
 
 
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
