@@ -78,7 +78,7 @@ def dies_while_writing(file: str, call: int) -> None:
 def doom(name: str) -> None:
     """Arms one of the chosen moments in this process."""
     from sslpl import labeling
-    from sslpl.command import launch
+    from sslpl.command import execute
     from sslpl.learn import finetune
     from sslpl.recording import checkpoint, recorder
 
@@ -91,7 +91,7 @@ def doom(name: str) -> None:
         "between a checkpoint and its tables": lambda: dies_before(recorder.views, "metrics_csv", 3),
         "before the last weights": lambda: dies_before(checkpoint, "keep_weights", 1),
         "between the last weights and the status": lambda: dies_before(checkpoint, "discard", 1),
-        "before the first epoch": lambda: dies_before(launch, "run_active_learning", 1),
+        "before the first epoch": lambda: dies_before(execute, "run_active_learning", 1),
     }
     chosen[name]()
 

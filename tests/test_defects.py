@@ -36,10 +36,11 @@ from torch import Tensor
 
 from sslpl.build import build_setup
 from sslpl.command.cli import CONF
-from sslpl.cycle import initial_state, query_context, run_active_learning
+from sslpl.cycle import initial_state, run_active_learning
 from sslpl.learn.evaluation import predict
 from sslpl.learn.joint import train
 from sslpl.pool import without
+from sslpl.querying import query_context
 from sslpl.runtime import Runtime
 from sslpl.setup import Setup
 from sslpl.state import State

@@ -17,8 +17,8 @@ from hydra.plugins.launcher import Launcher
 from sslpl.command import launchers, sharing
 from sslpl.command.cli import CONF
 from sslpl.command.errands import Errand, obeying, work
-from sslpl.command.launch import Outcome, Plan
 from sslpl.command.mistakes import Mistake
+from sslpl.command.plans import Outcome, Plan
 from sslpl.command.watch import watched
 from sslpl.recording.recorder import Interrupted, Recorder, write_status
 from sslpl.runtime import Runtime, choose_gpu, threads_each

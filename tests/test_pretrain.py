@@ -21,12 +21,13 @@ from torchvision.transforms.v2 import functional as reference
 from sslpl import identity
 from sslpl.build import build_setup
 from sslpl.command import cli
-from sslpl.cycle import empty_state, first_picked, initial_state, query_context
+from sslpl.cycle import empty_state, initial_state
 from sslpl.data.contrastive import Views, draw_boxes, jittered, resized_crop
 from sslpl.learn.contrastive import SimCLR, neighbors_accuracy, nt_xent, whole_batches
 from sslpl.models.backbones import small_cnn
 from sslpl.models.starting import fingerprint, start_from, starting_weights
 from sslpl.pretrain import command, work
+from sslpl.querying import first_picked, query_context
 from sslpl.recording import checkpoint
 from sslpl.seeds import rng
 from sslpl.setup import Setup

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from sslpl.recording import progress as module
-from sslpl.recording.progress import Phase, Progress, cycles_table, duration, expected_seconds, print_result
+from sslpl.recording.progress import Phase, Progress, duration, expected_seconds
+from sslpl.recording.terminal import cycles_table, print_result
 
 ROW = {
     "cycle": 0,

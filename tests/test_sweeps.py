@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from sslpl.command import jobs
-from sslpl.command.launch import Outcome, Place, Plan
+from sslpl.command.plans import Outcome, Place, Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
 from sslpl.recording import lock

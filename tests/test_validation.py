@@ -16,8 +16,9 @@ from hydra.utils import instantiate
 from sslpl.build import build_setup
 from sslpl.command import cli
 from sslpl.command.estimate import cycle_counts
-from sslpl.cycle import initial_state, query_context, run_active_learning
-from sslpl.learn import joint, measured
+from sslpl.cycle import initial_state, run_active_learning
+from sslpl.learn import best, joint, measured
+from sslpl.querying import query_context
 from sslpl.recording import checkpoint
 from sslpl.recording.tracking import NoTracker
 from sslpl.recording.views import COLUMNS
@@ -114,7 +115,7 @@ def test_the_best_networks_are_copies_of_the_later_of_the_best_epochs(
 ) -> None:
     setup = setup_of(*VALIDATED, "training.epochs=4", "training.checkpoint=best")
     state, said = initial_state(setup), iter(accuracies)
-    monkeypatch.setattr(joint, "accuracy", lambda *_: next(said))
+    monkeypatch.setattr(best, "accuracy", lambda *_: next(said))
     after = []
     for step in joint.train(setup, state):
         if step.metrics is not None:
@@ -133,7 +134,7 @@ def test_validation_accuracy_is_that_of_the_revealed_labels(monkeypatch: Patch) 
     setup = setup_of(*VALIDATED, "dataset.label_noise=1.0")
     state = initial_state(setup)
     metrics = [step.metrics for step in joint.train(setup, state) if step.metrics is not None]
-    said = joint.predict(setup, state.backbone, None, setup.dataset.train, state.held_out).logits.argmax(dim=1)
+    said = best.predict(setup, state.backbone, None, setup.dataset.train, state.held_out).logits.argmax(dim=1)
     right = (said == setup.dataset.train_labels[state.held_out]).double().mean().item()
     assert metrics[-1]["train/validation_accuracy"] == state.row["validation_accuracy"] == right
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-from sslpl.command import launch
+from sslpl.command import execute
 from sslpl.learn import joint
 from sslpl.query import linkage, scorers
-from sslpl.recording import checkpoint, folder, progress, recorder
+from sslpl.recording import checkpoint, folder, recorder, terminal
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -122,12 +122,12 @@ def test_a_folder_of_another_version_is_refused(
 
 
 def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, monkeypatch: Patch) -> None:
-    facts = launch.provenance
+    facts = execute.provenance
 
     def moved(*where: Any) -> dict[str, Any]:
         return facts(*where) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
 
-    monkeypatch.setattr(launch, "provenance", moved)
+    monkeypatch.setattr(execute, "provenance", moved)
     done = sslpl(*RUN, "runtime.progress=plain")
     assert done.code == 0
     assert "it goes on with another machine" in done.out
@@ -267,7 +267,7 @@ def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(
 def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -> None:
     hushed = []
 
-    class Gone(progress.Terminal):
+    class Gone(terminal.Terminal):
         class _File:
             encoding = "utf-8"
 
@@ -283,8 +283,8 @@ def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch:
         def __init__(self) -> None:
             super().__init__(file=self._File())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(launch, "Terminal", Gone)
-    monkeypatch.setattr(progress, "hush", lambda: hushed.append(1))
+    monkeypatch.setattr(execute, "Terminal", Gone)
+    monkeypatch.setattr(terminal, "hush", lambda: hushed.append(1))
     done = sslpl(*RUN, "runtime.progress=plain")
     assert done.code == 0, done.err
     assert hushed

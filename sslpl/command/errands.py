@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sslpl.command.jobs import composed, plan_of
-from sslpl.command.launch import Outcome, Place, Plan, finished_before, launch
+from sslpl.command.launch import finished_before, launch
 from sslpl.command.mistakes import SIGNALLED, Mistake, Stopped, guarded
+from sslpl.command.plans import Outcome, Place, Plan
 from sslpl.command.sharing import gpu
 from sslpl.recording.stopping import Interrupted, scheduler_signals
 from sslpl.types import UserError

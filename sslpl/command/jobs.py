@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.command.launch import Outcome, Place, Plan, launch, planned
+from sslpl.command.launch import launch
 from sslpl.command.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.command.plans import Outcome, Place, Plan, planned
 from sslpl.command.search import searching
 from sslpl.command.validate import checked
 from sslpl.processes import ALONE, World
-from sslpl.recording.progress import Terminal
 from sslpl.recording.recorder import read_status
+from sslpl.recording.terminal import Terminal
 
 
 class Job(NamedTuple):

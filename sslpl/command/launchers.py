@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sslpl.command.errands import End, Errand, work
 from sslpl.command.jobs import Command, Job, owner, plan_of
-from sslpl.command.launch import Outcome, Plan, finished_before
+from sslpl.command.launch import finished_before
 from sslpl.command.mistakes import FAILED, SIGNALLED, Mistake, Stopped, guarded, mistake, told
+from sslpl.command.plans import Outcome, Plan
 from sslpl.command.sharing import at_once
 from sslpl.command.watch import watched
 from sslpl.recording import lock

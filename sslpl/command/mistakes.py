@@ -10,7 +10,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sslpl.command.endings import failure
-from sslpl.command.launch import RunFailed
+from sslpl.command.plans import RunFailed
 from sslpl.command.validate import nearest
 from sslpl.recording.stopping import Interrupted
 from sslpl.types import LabelsRefused, UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 
-from sslpl.command.launch import Plan
+from sslpl.command.plans import Plan
 from sslpl.recording.files import write_whole
 from sslpl.recording.recorder import read_status
 

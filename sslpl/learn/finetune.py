@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sslpl.learn.measured import Measured, epoch_plan, labeler, measured_labeled, measured_unlabeled
+from sslpl.learn.measured import Measured, labeler, measured_labeled, measured_unlabeled
 from sslpl.learn.optimizers import resumed
+from sslpl.learn.plan import epoch_plan
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup, Step

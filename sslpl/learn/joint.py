@@ -13,8 +13,8 @@ from sslpl.data.batches import epoch_batches, held_part, weak_views
 from sslpl.data.images import to_device
 from sslpl.distributed import adopt_weights, summed
 from sslpl.learn.average import adopt_average, averaged, follow
+from sslpl.learn.best import restore_best, validated
 from sslpl.learn.capture import CapturedSteps
-from sslpl.learn.evaluation import accuracy, predict
 from sslpl.learn.normalization import synchronized
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled import (
@@ -29,7 +29,7 @@ from sslpl.learn.unlabeled import (
 from sslpl.pool import without
 from sslpl.seeds import rng
 from sslpl.setup import Setup, Step
-from sslpl.state import Best, State, weights_of
+from sslpl.state import State, weights_of
 
 
 class Inputs(NamedTuple):
@@ -115,33 +115,6 @@ def follow_weights(setup: Setup, state: State, task: Task | None, steps: int) ->
 def trained_index(state: State) -> Tensor:
     """Positions of the labeled images that the joint training sees: those that are not trimmed or held out."""
     return without(state.learned, state.excluded)
-
-
-def validated(setup: Setup, state: State, task: Task | None = None) -> dict[str, float]:
-    """Accuracy on the held-out labels, of averaged weights if there are any.
-
-    Copies the best networks so far, of equal ones the later, if asked to.
-    """
-    if len(state.held_out) == 0:
-        return {}
-    said = predict(setup, state.backbone if task is None else task.average, None, setup.dataset.train, state.held_out)
-    now = accuracy(said.logits.cpu(), state.labels()[state.held_out])
-    if setup.training.checkpoint == "best" and (state.best is None or now >= state.best.accuracy):
-        module = None if state.module is None else weights_of(state.module)
-        average = None if task is None else weights_of(task.average)
-        state.best = Best(now, weights_of(state.backbone), module, average)
-    state.row["validation_accuracy"] = now if state.best is None else state.best.accuracy
-    return {"train/validation_accuracy": now}
-
-
-def restore_best(state: State) -> None:
-    """Gives the networks the weights of their best epoch, if that was kept."""
-    if state.best is not None:
-        state.backbone.load_state_dict(state.best.backbone)
-        if state.module is not None and state.best.module is not None:
-            state.module.load_state_dict(state.best.module)
-        state.average = state.best.average
-        state.best = None
 
 
 def joint_step(

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.data.augment import StrongDraws, WeakDraws, rows
-from sslpl.data.batches import epoch_batches, fetched, grouped, in_parts, unlabeled_batch_size
+from sslpl.data.augment import rows
+from sslpl.data.batches import fetched, grouped, in_parts
 from sslpl.data.images import to_device
 from sslpl.distributed import gathered, starts
+from sslpl.learn.plan import Plan
 from sslpl.learn.ssl import confident, label_counts
 from sslpl.learn.task import begun
 from sslpl.models.backbones import Frozen
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.processes import World
-from sslpl.seeds import rng
 from sslpl.setup import Setup
 from sslpl.state import State, Weights, weights_of
 from sslpl.types import PseudoLabel
@@ -41,20 +41,6 @@ class Unlabeled(NamedTuple):
     measured: Measured | None  # None without a confident image
     counts: Tensor  # [3], see `label_counts`
     ssl: Weights | None  # state of the SSL method after this batch
-
-
-class Plan(NamedTuple):
-    """One epoch's batches and draws: of the labeled images, and of the unlabeled ones beside them."""
-
-    labeled: list[Tensor]
-    labeled_draws: WeakDraws
-    unlabeled: list[Tensor]  # empty without an unlabeled term
-    weak_draws: list[WeakDraws]  # one for each weak view
-    strong_draws: StrongDraws | None
-
-    def images(self, step: int) -> int:
-        """How many images a step sees."""
-        return len(self.labeled[step]) + (len(self.unlabeled[step]) if step < len(self.unlabeled) else 0)
 
 
 class Labeler(NamedTuple):
@@ -85,26 +71,6 @@ def labeler(setup: Setup, state: State, frozen: Frozen) -> Labeler:
         network.load_state_dict(state.teacher)
         frozen = Frozen(network, setup.bfloat16)
     return Labeler(method, frozen)
-
-
-def epoch_plan(setup: Setup, state: State, epoch: int) -> Plan:
-    """Draws one epoch: which images are seen when, and how they are augmented."""
-    training, pool, augmentation = setup.training, state.pool, setup.augmentation
-    size, unlabeled, learned = training.batch_size, pool.unlabeled, state.learned
-
-    def stream(purpose: str) -> torch.Generator:
-        return rng(setup.seed, purpose, state.cycle, epoch)
-
-    labeled = epoch_batches(learned, pool.size, size, stream("finetune_order"))
-    labeled_draws = augmentation.draw_weak(len(learned), stream("finetune_weak"))
-    many = unlabeled_batch_size(len(unlabeled), len(learned), size, training.unlabeled_batch_limit)
-    if setup.ssl is None or many == 0:
-        return Plan(labeled, labeled_draws, [], [], None)
-    batches = epoch_batches(unlabeled, pool.size, many, stream("unlabeled_order"))[: len(labeled)]
-    count = sum(len(batch) for batch in batches)
-    purposes = ["unlabeled_weak", *(f"unlabeled_weak_{view}" for view in range(1, setup.weak_views))]
-    weak = [augmentation.draw_weak(count, stream(purpose)) for purpose in purposes]
-    return Plan(labeled, labeled_draws, batches, weak, augmentation.draw_strong(count, stream("unlabeled_strong")))
 
 
 def measured_labeled(

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from sslpl import identity
 from sslpl.build import read_dataset
 from sslpl.command.jobs import group_choices
-from sslpl.command.launch import Plan
 from sslpl.command.mistakes import CONF, Mistake, Stopped, guarded, told
+from sslpl.command.plans import Plan
 from sslpl.command.validate import typed
 from sslpl.data.images import placed
 from sslpl.pretrain.work import WEIGHTS, begun, execute, reckon

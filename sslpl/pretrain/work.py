@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from sslpl import identity
 from sslpl.build import backbone_builder
-from sslpl.command.launch import Plan
+from sslpl.command.plans import Plan
 from sslpl.data.contrastive import Views
 from sslpl.learn.contrastive import (
     Learner,

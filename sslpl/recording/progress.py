@@ -1,34 +1,24 @@
-"""What a person sees of a run: a live block on a terminal, plain lines elsewhere, a table at the end."""
+"""What a person sees of a run under way: a live block on a terminal, plain lines elsewhere."""
 
 import math
-import os
-import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import linear_regression
 from time import monotonic
 from typing import Literal, Self
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-Row = Mapping[str, float | int | None]
+from sslpl.recording.terminal import SHOWN, Row, Terminal, cell, hush
+
 Mode = Literal["auto", "live", "plain", "none"]
 
 LINE_SECONDS = 5.0  # the least time between two plain lines of a phase
 WINDOW_SECONDS = 30.0  # speeds are those of the recent past: compiling and loading are soon forgotten
-LEAD = ["cycle", "labeled"]
-SHOWN = [
-    *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
-    *("pseudo_label_rate", "pseudo_label_accuracy"),
-    *("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds"),
-]
 
 
 def duration(seconds: float) -> str:
@@ -47,59 +37,6 @@ def expected_seconds(seen: Sequence[tuple[int, float]], labeled: int) -> float:
         slope, intercept = linear_regression([labels for labels, _ in seen], [took for _, took in seen])
         return max(0.0, slope * labeled + intercept)
     return seen[-1][1] * labeled / max(seen[-1][0], 1)  # training, the longest phase, grows with the labels
-
-
-def cell(row: Row, key: str) -> str:
-    """The text of one value, nothing where it is missing or not finite; cycles are shown from 1."""
-    value = row.get(key)
-    if value is None or not math.isfinite(value):
-        return ""
-    if key in ("cycle", "labeled"):
-        return f"{int(value) + (key == 'cycle'):,}"
-    percent = key.endswith(("accuracy", "f1", "rate"))
-    return f"{value:.2%}" if percent else f"{value:,.1f}" if key.endswith("seconds") else f"{value:.3f}"
-
-
-def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
-    """The metrics of every cycle, in as many tables below one another as the width demands."""
-    texts = {key: [cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
-    widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
-    groups = [[*LEAD]]
-    for key in (key for key in SHOWN if any(texts[key])):
-        if len(groups[-1]) > len(LEAD) and sum(widths[each] for each in [*groups[-1], key]) > width:
-            groups.append([*LEAD])
-        groups[-1].append(key)
-    tables = [Table(box=box.SIMPLE_HEAD, show_edge=False) for _ in groups]
-    for table, group in zip(tables, groups, strict=True):
-        for key in group:
-            table.add_column(key.replace("_", "\n"), justify="right", vertical="bottom", overflow="fold")
-        for line in zip(*(texts[key] for key in group), strict=True):
-            table.add_row(*(text or "-" for text in line))
-    return Group(*(part for table in tables for part in (table, "")))
-
-
-def print_result(console: Console, rows: Sequence[Row], folder: Path, aubc: float | None) -> None:
-    """Prints what a finished run found and where its files are."""
-    console.print("", cycles_table(rows, console.width), sep="\n")
-    if aubc is not None and math.isfinite(aubc):
-        console.print(f"area under the budget curve  {aubc:.2%}", highlight=False)
-    # A path stays in one piece, so that it can be copied.
-    console.print(f"files  {folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-class Terminal(Console):
-    """A console that falls silent, and stops nothing, when its reader has gone (`| head`)."""
-
-    def on_broken_pipe(self) -> None:
-        """Sends the rest nowhere."""
-        self.quiet = True
-        hush()
-
-
-def hush() -> None:
-    """Sends what is still printed to standard output nowhere, for its reader has gone."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Phase:

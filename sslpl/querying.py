@@ -1,0 +1,80 @@
+"""A query strategy, or chance, says which images are labeled next."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sslpl.distributed import ask, led
+from sslpl.learn.evaluation import predict
+from sslpl.pool import initial_pool
+from sslpl.query.context import Context, Weights
+from sslpl.seeds import rng, shuffled
+from sslpl.setup import Setup, Step
+from sslpl.state import State
+from sslpl.types import Picked, Predictions
+
+
+def first_picked(setup: Setup, state: State) -> Picked:
+    """The first images: those that are labeled already if only some are, else random ones, an oracle's choice by class,
+    or the strategy's, which sees no label."""
+    labels, initial = setup.dataset.train_labels, int(setup.budget.initial)
+    known, stream = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
+    if 0 < len(known) < state.pool.size:
+        first = shuffled(known, state.pool.size, stream)
+    elif setup.budget.initial_pool == "query":
+        return setup.query(query_context(setup, state), initial, rng(setup.seed, "initial query"))
+    else:
+        frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+        classes = (labels, frequency) if frequency is not None else None
+        first = initial_pool(state.pool.size, initial, stream, classes).labeled
+    return Picked(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
+
+
+def query(setup: Setup, state: State) -> Iterator[Step]:
+    """Asks the query strategy which images to label: in one process, others take part in predictions alone."""
+    context = query_context(setup, state)
+    n, generator = int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle)
+    state.picked = led(setup.world, lambda: setup.query(context, n, generator), partial(outputs, setup, state))
+    state.predictions = None
+    yield Step(len(context.unlabeled))
+
+
+def outputs(setup: Setup, state: State, weights: Weights | None, index: Tensor) -> Predictions:
+    """What the networks of a state, or a backbone with other weights, say of images of the pool."""
+    if weights is None:
+        return predict(setup, state.backbone, state.module, setup.dataset.train, index)
+    backbone = copy.deepcopy(state.backbone)
+    backbone.load_state_dict(weights)
+    return predict(setup, backbone, None, setup.dataset.train, index)
+
+
+def query_context(setup: Setup, state: State) -> Context:
+    """What the strategy sees of the state: all but the hidden labels."""
+    data = setup.dataset
+
+    def asked(weights: Weights | None, index: Tensor) -> Predictions:
+        if setup.world.size > 1:
+            ask(setup.world, None if weights is None else {name: value.cpu() for name, value in weights.items()}, index)
+        return outputs(setup, state, weights, index)
+
+    return Context(
+        unlabeled=state.pool.unlabeled,
+        labeled=state.learned,
+        labels=state.labels()[state.learned],
+        candidates=int(setup.budget.candidates),
+        num_classes=len(data.class_names),
+        device=setup.device,
+        backbone=state.backbone,
+        module=state.module,
+        images=data.train,
+        normalize=setup.augmentation.plain,
+        predict=asked,
+        cycle=state.cycle,
+        known=state.predictions,
+        earlier=state.earlier,
+        snapshots=state.snapshots,
+        truth=data.train_labels if setup.needs.oracle else None,
+    )

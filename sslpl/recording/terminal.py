@@ -1,0 +1,74 @@
+"""What is printed of a finished run, and where to."""
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+Row = Mapping[str, float | int | None]
+
+LEAD = ["cycle", "labeled"]
+SHOWN = [
+    *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
+    *("pseudo_label_rate", "pseudo_label_accuracy"),
+    *("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds"),
+]
+
+
+def cell(row: Row, key: str) -> str:
+    """The text of one value, nothing where it is missing or not finite; cycles are shown from 1."""
+    value = row.get(key)
+    if value is None or not math.isfinite(value):
+        return ""
+    if key in ("cycle", "labeled"):
+        return f"{int(value) + (key == 'cycle'):,}"
+    percent = key.endswith(("accuracy", "f1", "rate"))
+    return f"{value:.2%}" if percent else f"{value:,.1f}" if key.endswith("seconds") else f"{value:.3f}"
+
+
+def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
+    """The metrics of every cycle, in as many tables below one another as the width demands."""
+    texts = {key: [cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
+    widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
+    groups = [[*LEAD]]
+    for key in (key for key in SHOWN if any(texts[key])):
+        if len(groups[-1]) > len(LEAD) and sum(widths[each] for each in [*groups[-1], key]) > width:
+            groups.append([*LEAD])
+        groups[-1].append(key)
+    tables = [Table(box=box.SIMPLE_HEAD, show_edge=False) for _ in groups]
+    for table, group in zip(tables, groups, strict=True):
+        for key in group:
+            table.add_column(key.replace("_", "\n"), justify="right", vertical="bottom", overflow="fold")
+        for line in zip(*(texts[key] for key in group), strict=True):
+            table.add_row(*(text or "-" for text in line))
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def print_result(console: Console, rows: Sequence[Row], folder: Path, aubc: float | None) -> None:
+    """Prints what a finished run found and where its files are."""
+    console.print("", cycles_table(rows, console.width), sep="\n")
+    if aubc is not None and math.isfinite(aubc):
+        console.print(f"area under the budget curve  {aubc:.2%}", highlight=False)
+    # A path stays in one piece, so that it can be copied.
+    console.print(f"files  {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Terminal(Console):
+    """A console that falls silent, and stops nothing, when its reader has gone (`| head`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends the rest nowhere."""
+        self.quiet = True
+        hush()
+
+
+def hush() -> None:
+    """Sends what is still printed to standard output nowhere, for its reader has gone."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
