@@ -16,7 +16,7 @@ from sslpl.command.cli import CONF
 from sslpl.cycle import initial_state, proceed
 from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
-from sslpl.learn import measured, ranking
+from sslpl.learn import measured, plan, ranking
 from sslpl.learn.adaptive import FlexMatch, FreeMatch, SoftMatch
 from sslpl.learn.average import averaged
 from sslpl.learn.finetune import finetune
@@ -329,9 +329,9 @@ def test_the_teacher_pseudo_labels_and_the_backbone_is_ranked() -> None:
 
     setup = make_setup(Recording(teacher_decay=0.6), finetune_epochs=1, unlabeled_batch_limit=4)
     state = trained(setup)
-    plan = measured.epoch_plan(setup, state, 0)
-    images = next(setup.dataset.train.batches(plan.unlabeled[:1]))
-    draws = type(plan.weak_draws[0])(*(field[:4] for field in plan.weak_draws[0]))
+    drawn = plan.epoch_plan(setup, state, 0)
+    images = next(setup.dataset.train.batches(drawn.unlabeled[:1]))
+    draws = type(drawn.weak_draws[0])(*(field[:4] for field in drawn.weak_draws[0]))
     teacher = setup.build(0)[0]
     assert state.teacher is not None
     teacher.load_state_dict(state.teacher)
@@ -344,7 +344,7 @@ def test_the_teacher_pseudo_labels_and_the_backbone_is_ranked() -> None:
 def test_more_weak_views_leave_the_other_draws_as_they_are() -> None:
     one, two = (make_setup(method) for method in (pseudo_label_soft, LabelGuessing(views=2)))
     state = initial_state(one)
-    ours, theirs = (measured.epoch_plan(setup, state, 0) for setup in (one, two))
+    ours, theirs = (plan.epoch_plan(setup, state, 0) for setup in (one, two))
     assert (len(ours.weak_draws), len(theirs.weak_draws)) == (1, 2)
     pairs = [(ours.weak_draws[0], theirs.weak_draws[0]), (ours.strong_draws, theirs.strong_draws)]
     for mine, other in pairs:

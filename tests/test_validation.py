@@ -17,7 +17,8 @@ from sslpl.build import build_setup
 from sslpl.command import cli
 from sslpl.command.estimate import cycle_counts
 from sslpl.cycle import initial_state, run_active_learning
-from sslpl.learn import best, joint, measured
+from sslpl.learn import best as best_epoch
+from sslpl.learn import joint, plan
 from sslpl.querying import query_context
 from sslpl.recording import checkpoint
 from sslpl.recording.tracking import NoTracker
@@ -63,7 +64,7 @@ class Watching:
 def test_what_is_held_out_is_labeled_and_never_learned_from(monkeypatch: Patch, method: str) -> None:
     setup = setup_of(*TINY, f"method={method}", "budget.validation=0.2", "budget.initial=260")
     state, strangers = initial_state(setup), []
-    for module in (joint, measured):
+    for module in (joint, plan):
         whole = module.epoch_batches
 
         def noted(index: torch.Tensor, *rest: Any, _whole: Callable[..., Any] = whole) -> list[torch.Tensor]:
@@ -115,7 +116,7 @@ def test_the_best_networks_are_copies_of_the_later_of_the_best_epochs(
 ) -> None:
     setup = setup_of(*VALIDATED, "training.epochs=4", "training.checkpoint=best")
     state, said = initial_state(setup), iter(accuracies)
-    monkeypatch.setattr(best, "accuracy", lambda *_: next(said))
+    monkeypatch.setattr(best_epoch, "accuracy", lambda *_: next(said))
     after = []
     for step in joint.train(setup, state):
         if step.metrics is not None:
@@ -134,7 +135,7 @@ def test_validation_accuracy_is_that_of_the_revealed_labels(monkeypatch: Patch) 
     setup = setup_of(*VALIDATED, "dataset.label_noise=1.0")
     state = initial_state(setup)
     metrics = [step.metrics for step in joint.train(setup, state) if step.metrics is not None]
-    said = best.predict(setup, state.backbone, None, setup.dataset.train, state.held_out).logits.argmax(dim=1)
+    said = best_epoch.predict(setup, state.backbone, None, setup.dataset.train, state.held_out).logits.argmax(dim=1)
     right = (said == setup.dataset.train_labels[state.held_out]).double().mean().item()
     assert metrics[-1]["train/validation_accuracy"] == state.row["validation_accuracy"] == right
 
