@@ -104,3 +104,14 @@ def test_page_and_csv_hold_the_effects(tmp_path, monkeypatch):
     assert float(row["difference"]) == pytest.approx(0.03)
     assert row["reference"] == "query=random x task_ssl=none"
     assert int(row["n"]) == 3
+
+
+def test_markdown_holds_the_effects(tmp_path, monkeypatch, capsys):
+    crossing(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--markdown"])
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| query=entropy") and "=fixmatch (against none) | 3.00" in line for line in lines)
+    at = lines.index("**query by task_ssl: final accuracy**")
+    assert lines[at + 2] == "|  | none | fixmatch | uda |"
+    assert lines[at + 4].startswith("| random | ")

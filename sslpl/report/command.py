@@ -17,6 +17,7 @@ from sslpl.report.caveats import caveats, copies
 from sslpl.report.factors import factorial
 from sslpl.report.figures import draw_board, png
 from sslpl.report.looks import looks
+from sslpl.report.markdown import crossed_tables
 from sslpl.report.page import page
 from sslpl.report.read import read_runs
 
@@ -52,7 +53,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, CSV, LaTeX and PNG files")
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="make a W&B report and a workspace view there")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    form.add_argument("--markdown", action="store_true", help="print the tables, also of crossed options, in Markdown")
     form.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
     return parser.parse_args()
 
@@ -84,12 +85,13 @@ def send(found: Sequence[Board], damaged: Sequence[str], place: str) -> None:
 
 
 def show(found: Sequence[Board], markdown: bool, latex: bool) -> None:
-    """Prints the main table."""
+    """Prints the main table, in Markdown those of crossed options too."""
     rows = tables.measured(found)
     if not rows:
         print("no finished run yet")
     elif markdown or latex:
-        print(tables.markdown(rows) if markdown else tables.latex(rows))
+        crossed = [text for board in found if markdown and (text := crossed_tables(board))]
+        print(tables.markdown(rows) if markdown else tables.latex(rows), *crossed, sep="\n\n")
     else:
         table = Table(*(Column(name, no_wrap=True) for name in tables.SHORT_HEADER), box=None)
         for row in rows:

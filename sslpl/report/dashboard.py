@@ -112,6 +112,7 @@ def board_blocks(board: Board, entity: str, project: str) -> list[Any]:
         grid,
         *tabled("Label savings", markdown.savings_table(board)),
         *tabled("Paired tests", markdown.tests_table(board)),
+        *tabled("Crossed options", markdown.crossed_tables(board)),
     ]
 
 

@@ -42,7 +42,7 @@ def effects_table(found: list[Effect]) -> str:
     """Main effects and interactions."""
     rows = [
         [
-            described(effect),
+            name(described(effect)),
             number(100 * effect.result.difference, 2) + interval(100 * effect.result.low, 100 * effect.result.high, 2),
             f"{effect.result.p:.3f}",
             f"<b>{effect.adjusted:.3f}</b>" if effect.adjusted < 0.05 else f"{effect.adjusted:.3f}",
@@ -55,4 +55,4 @@ def effects_table(found: list[Effect]) -> str:
 def described(effect: Effect) -> str:
     """The options of an effect in words."""
     sides = [f"{group}={option} (against {usual or DASH})" for group, option, usual in effect.options]
-    return name(" \N{MULTIPLICATION SIGN} ".join(sides))
+    return " \N{MULTIPLICATION SIGN} ".join(sides)

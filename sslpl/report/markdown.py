@@ -1,12 +1,14 @@
-"""The page's tables in Markdown, for a W&B report."""
+"""The page's tables in Markdown, to paste and for a W&B report."""
 
 import math
 import re
 from collections.abc import Sequence
+from itertools import combinations
 
-from sslpl.report import sections, tables
+from sslpl.report import factor_tables, sections, tables
 from sslpl.report.boards import Board
 from sslpl.report.compare import ranks, savings, tests
+from sslpl.report.factors import METRICS, Effect, Factorial, effects, factorial, two_way
 from sslpl.report.markup import MINUS, number
 
 
@@ -54,6 +56,43 @@ def tests_table(board: Board) -> str:
         for test in tests(board)
     ]
     return table(["pair", "seeds", "difference", "dz", "p", "p (Holm)", "p (Wilcoxon)"], rows, sections.TESTS)
+
+
+def crossed_tables(board: Board) -> str:
+    """Two-way tables and effects; nothing unless the lines cross two groups or more."""
+    found = factorial(board)
+    if found is None:
+        return ""
+    pairs = list(combinations(range(len(found.groups)), 2))
+    means = [two_way_table(found, *pair, metric) for metric in range(len(METRICS)) for pair in pairs]
+    changes = [effects_table(effects(found, metric)) for metric in range(len(METRICS))]
+    parts = [factor_tables.MEANS.format(len(found.seeds)), *means, factor_tables.EFFECTS, *changes]
+    return "\n\n".join(parts)
+
+
+def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str:
+    """The mean for each pair of options of two groups."""
+    cells = two_way(found, first, second, metric)
+    rows = [
+        [option, *(between(100 * cell.mean, 100 * cell.low, 100 * cell.high) for cell in row)]
+        for option, row in zip(found.options[first], cells, strict=True)
+    ]
+    caption = f"**{found.groups[first]} by {found.groups[second]}: {METRICS[metric]}**"
+    return table(["", *found.options[second]], rows, caption)
+
+
+def effects_table(found: Sequence[Effect]) -> str:
+    """Main effects and interactions."""
+    rows = [
+        [
+            factor_tables.described(effect),
+            between(100 * effect.result.difference, 100 * effect.result.low, 100 * effect.result.high),
+            f"{effect.result.p:.3f}",
+            f"{effect.adjusted:.3f}",
+        ]
+        for effect in found
+    ]
+    return table(["", "change", "p", "p (Holm)"], rows, f"**Effects on the {found[0].metric}**")
 
 
 def between(value: float, low: float, high: float) -> str:
