@@ -18,7 +18,8 @@ from sslpl.processes import World
 from sslpl.types import UserError, Waiting
 
 T = TypeVar("T")
-FAILURE = "failure"  # where in the store a process leaves why it ends
+ROWS = 8192  # of a table, sent at once
+FAILURE, TRACEBACK = "failure", "traceback"  # where in the store a process leaves why it ends
 
 
 class ProcessLost(Exception):
@@ -40,19 +41,19 @@ def connected(world: World) -> Iterator[None]:
         raise ProcessLost(failure_of(world) or world.lost) from error
 
 
-def failure_of(world: World) -> str:
-    """Why a process ended, if it could say so."""
+def failure_of(world: World, kind: str = FAILURE) -> str:
+    """Why a process ended, if it could say so, or its traceback."""
     with suppress(RuntimeError):  # the store may be gone too
-        if world.store is not None and world.store.check([FAILURE]):
-            return str(world.store.get(FAILURE).decode())
+        if world.store is not None and world.store.check([kind]):
+            return str(world.store.get(kind).decode())
     return ""
 
 
-def confess(world: World, line: str) -> None:
-    """Leaves to the first process why this one ends, unless it is for the end of another."""
+def confess(world: World, line: str, kind: str = FAILURE) -> None:
+    """Leaves to the first process why this one ends, unless it is for the end of another; the first to do so stays."""
     with suppress(RuntimeError):
-        if world.store is not None and line != world.lost and not failure_of(world):
-            world.store.set(FAILURE, f"process {world.rank} of {world.size}: {line}")
+        if world.store is not None and line != world.lost and not failure_of(world) and not failure_of(world, kind):
+            world.store.set(kind, f"process {world.rank} of {world.size}: {line}")
 
 
 def summed(world: World, tensors: Sequence[Tensor]) -> None:
@@ -77,6 +78,17 @@ def gathered(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:
     with connected(world):
         dist.all_gather(whole, padded)
     return torch.cat([rows[:length] for rows, length in zip(whole, lengths, strict=True)])
+
+
+def in_turn(world: World, part: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
+    """The parts [length, ...] of all processes, one after the other, some rows at a time."""
+    for rank, length in enumerate(lengths):
+        for start in range(0, length, ROWS):
+            span = slice(start, min(start + ROWS, length))
+            rows = part[span].clone() if rank == world.rank else part.new_empty(span.stop - start, *part.shape[1:])
+            with connected(world):
+                dist.broadcast(rows, src=rank)
+            yield rows
 
 
 def gathered_alive(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sslpl.distributed import ask, led
 from sslpl.learn.evaluation import predict
@@ -25,7 +25,7 @@ def first_picked(setup: Setup, state: State) -> Picked:
     if 0 < len(known) < state.pool.size:
         first = shuffled(known, state.pool.size, stream)
     elif setup.budget.initial_pool == "query":
-        return setup.query(query_context(setup, state), initial, rng(setup.seed, "initial query"))
+        return asked(setup, state, initial, rng(setup.seed, "initial query"))
     else:
         frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
         classes = (labels, frequency) if frequency is not None else None
@@ -34,12 +34,16 @@ def first_picked(setup: Setup, state: State) -> Picked:
 
 
 def query(setup: Setup, state: State) -> Iterator[Step]:
-    """Asks the query strategy which images to label: in one process, others take part in predictions alone."""
-    context = query_context(setup, state)
-    n, generator = int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle)
-    state.picked = led(setup.world, lambda: setup.query(context, n, generator), partial(outputs, setup, state))
+    """Asks the query strategy which images to label."""
+    state.picked = asked(setup, state, int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle))
     state.predictions = None
-    yield Step(len(context.unlabeled))
+    yield Step(len(state.pool.unlabeled))
+
+
+def asked(setup: Setup, state: State, n: int, generator: Generator) -> Picked:
+    """What the strategy picks in the first process; others take part in predictions alone."""
+    choose = partial(setup.query, query_context(setup, state), n, generator)
+    return led(setup.world, choose, partial(outputs, setup, state))
 
 
 def outputs(setup: Setup, state: State, weights: Weights | None, index: Tensor) -> Predictions:
@@ -55,7 +59,7 @@ def query_context(setup: Setup, state: State) -> Context:
     """What the strategy sees of the state: all but the hidden labels."""
     data = setup.dataset
 
-    def asked(weights: Weights | None, index: Tensor) -> Predictions:
+    def predicted(weights: Weights | None, index: Tensor) -> Predictions:
         if setup.world.size > 1:
             ask(setup.world, None if weights is None else {name: value.cpu() for name, value in weights.items()}, index)
         return outputs(setup, state, weights, index)
@@ -71,7 +75,7 @@ def query_context(setup: Setup, state: State) -> Context:
         module=state.module,
         images=data.train,
         normalize=setup.augmentation.plain,
-        predict=asked,
+        predict=predicted,
         cycle=state.cycle,
         known=state.predictions,
         earlier=state.earlier,

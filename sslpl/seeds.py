@@ -22,9 +22,9 @@ def rng(seed: int, purpose: str, *counters: int) -> Generator:
 
 
 def seeded(build: Callable[[], T], seed: int, purpose: str) -> T:
-    """What `build` returns when it draws from its own stream (initial weights), global state untouched."""
+    """What `build` returns when it draws on the CPU from its own stream (initial weights), global state untouched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, purpose))
+        torch.default_generator.manual_seed(derive(seed, purpose))
         return build()
 
 

@@ -16,11 +16,16 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sslpl.command.jobs import Command
+from sslpl.command.launch import check_same
+from sslpl.command.mistakes import Stopped
+from sslpl.command.plans import Plan
 from sslpl.data.augment import WeakDraws
-from sslpl.data.batches import held_part
-from sslpl.distributed import failure_of, gathered, led, starts, summed
+from sslpl.data.batches import grouped, held_part
+from sslpl.distributed import failure_of, gathered, in_turn, led, starts, summed
 from sslpl.learn import ranking
-from sslpl.learn.normalization import synchronized
+from sslpl.learn.joint import gradients
+from sslpl.learn.normalization import empty_handed, synchronized
 from sslpl.learn.task import TaskCriterion, TaskSSL
 from sslpl.learn.unlabeled import Task, UnlabeledBatch
 from sslpl.models.backbones import small_cnn
@@ -71,6 +76,28 @@ def test_the_draws_of_an_image_stay_with_it() -> None:
     assert [batch.tolist() for batch in held_part(World(0, 2), batches, draws)[0]] == [[7, 4], [1, 5]]
     assert [batch.tolist() for batch in held_part(World(1, 2), batches, draws)[0]] == [[3, 9, 8], []]
     assert starts([5, 2]) == [0, 5]
+
+
+def test_a_process_may_hold_nothing_of_the_first_batch() -> None:
+    batches = [torch.arange(0), torch.arange(2)]
+    assert sum(map(len, grouped(batches, torch.device("cpu"), (1, 8, 8)))) == 2
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_network_without_batch_norm_passes_no_empty_part(normalized: bool) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1) if normalized else nn.GroupNorm(1, 1))
+    assert empty_handed(network, torch.ones(0, 1, 8, 8)) != normalized
+    assert not empty_handed(network, torch.ones(1, 1, 8, 8))
+
+
+def test_weights_without_a_gradient_count_nothing() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3), requires_grad=False)], lr=1)
+    assert [gradient.tolist() for gradient in gradients(optimizer)] == [[0, 0]]
+
+
+def test_a_sweep_is_refused_before_there_is_a_run() -> None:
+    with pytest.raises(Stopped, match="not a sweep"):
+        Command(World(1, 2)).refuse_sweep()
 
 
 def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +249,14 @@ def in_one_of_two() -> None:
         torch.save({option: unlabeled_outcome(option, world) for option in TASKS}, f"task{world.rank}.pt")
         rows = torch.arange(5)[world.share(5)]
         assert gathered(world, rows, world.lengths(5)).tolist() == [0, 1, 2, 3, 4]
+        assert torch.cat(list(in_turn(world, rows, world.lengths(5)))).tolist() == [0, 1, 2, 3, 4]
+        try:
+            check_same(Plan({"dataset": {}, "seed": world.rank}, {}, "", Path()), world)
+        except UserError as error:
+            assert "must be that of the first process" in str(error)  # noqa: PT017
+            assert world.rank == 1
+        else:
+            assert world.leads
         seen: list[int] = []
         assert led(world, lambda: "said" if world.leads else 1 / 0, seen.append) == "said"
         try:

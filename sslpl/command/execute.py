@@ -12,7 +12,7 @@ from sslpl import identity
 from sslpl.command.endings import close, failure, leave, paused
 from sslpl.command.plans import Outcome, Plan, RunFailed
 from sslpl.cycle import empty_state, initial_state, run_active_learning
-from sslpl.distributed import led
+from sslpl.distributed import TRACEBACK, ProcessLost, confess, failure_of, led
 from sslpl.recording import checkpoint
 from sslpl.recording.files import write_whole
 from sslpl.recording.folder import open_folder, resumed_provenance
@@ -54,7 +54,8 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
             raise
         except Exception as error:
             with suppress(OSError):
-                write_whole(run.folder / "error.log", traceback.format_exc())
+                parts = failure_of(setup.world, TRACEBACK), traceback.format_exc()
+                write_whole(run.folder / "error.log", "\n".join(filter(None, parts)))
             leave(run.folder, tracker, "failed", state, error=failure(error))
             raise RunFailed(failure(error)) from error
     if runtime.progress != "none" and not name:
@@ -75,6 +76,8 @@ def follow(plan: Plan, setup: Setup) -> Outcome:
     except (Interrupted, KeyboardInterrupt, LabelsRefused):
         raise
     except Exception as error:
+        if not isinstance(error, ProcessLost):
+            confess(setup.world, traceback.format_exc(), TRACEBACK)
         raise RunFailed(failure(error)) from error
     return Outcome("finished")
 

@@ -40,7 +40,8 @@ class Command:
 
     def run(self, cfg: DictConfig) -> float | None:
         """Runs one composed config in this process; returns the area under its budget curve, for a sweeper."""
-        self.refuse_sweep()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            self.refuse_sweep()
         plan = told(plan_of(cfg, HydraConfig.get(), self.presets))
         if isinstance(plan, Mistake):
             return self.ended(Job(HydraConfig.get().job.override_dirname or "run", plan))
@@ -53,8 +54,8 @@ class Command:
         return self.ended(Job(str(plan.folder), end))
 
     def refuse_sweep(self) -> None:
-        """Stopped if this is a sweep that several processes would run together."""
-        if self.place.world.size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        """Stopped if several processes would run a sweep together."""
+        if self.place.world.size > 1:
             line = "torchrun: several processes share one run, not a sweep; give its runs one after the other"
             raise Stopped(Mistake(line, BAD_INPUT))
 

@@ -6,24 +6,26 @@ from contextlib import ExitStack
 
 from hydra.utils import instantiate
 
+from sslpl import __version__, identity
 from sslpl.build import build_setup
 from sslpl.command.estimate import dry_run
 from sslpl.command.execute import described, execute, follow
 from sslpl.command.plans import HERE, Outcome, Place, Plan
 from sslpl.command.search import in_sweep
 from sslpl.distributed import led
-from sslpl.processes import ALONE
+from sslpl.processes import ALONE, World
 from sslpl.recording import checkpoint, lock
 from sslpl.recording.folder import check_folder, make_folder
 from sslpl.recording.recorder import read_status, wandb_names
 from sslpl.recording.terminal import Terminal
 from sslpl.runtime import Runtime
-from sslpl.types import Tracker
+from sslpl.types import Tracker, UserError
 
 
 def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
     world = place.world
+    check_same(plan, world)
     if (outcome := led(world, lambda: finished_before(plan))) is not None:
         return outcome
     given = {} if place.device is None else {"device": place.device}
@@ -45,6 +47,15 @@ def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     if outcome.note:
         print(outcome.note, flush=True)
     return outcome
+
+
+def check_same(plan: Plan, world: World) -> None:
+    """UserError in a process that would compute another run than the first one, with other files or another version."""
+    own = identity.run_id(plan.config), __version__
+    theirs = led(world, lambda: own)
+    if own != theirs:
+        first = " of version ".join(theirs)
+        raise UserError(f"run {own[0]} of version {own[1]}: must be that of the first process, {first}")
 
 
 def finished_before(plan: Plan) -> Outcome | None:

@@ -50,9 +50,9 @@ def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, i
     channels, height, width = shape
     limit = VIEW_BYTES // (4 * channels * height * width) if device.type == "cuda" else 0
     groups: list[list[Tensor]] = []
-    images = limit
+    images = 0
     for batch in batches:
-        if images + len(batch) > limit:
+        if not groups or images + len(batch) > limit:
             groups.append([])
             images = 0
         groups[-1].append(batch)

@@ -1,6 +1,6 @@
 """What the current networks say of images, and how good that is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from scipy.stats import spearmanr
@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslpl.distributed import gathered
+from sslpl.distributed import in_turn
 from sslpl.learn.storage import Table
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -32,7 +32,16 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
         return predict_all(setup, backbone, module, images, index)
     own, lengths = index[world.share(len(index))], world.lengths(len(index))
     _, *values = predict_all(setup, backbone, module, images, own)
-    return Predictions(index, *(gathered(world, each, lengths) if each is not None else None for each in values))  # type: ignore[arg-type]
+    tables = (whole_of(in_turn(world, part, lengths), len(index)) if part is not None else None for part in values)
+    return Predictions(index, *tables)  # type: ignore[arg-type]
+
+
+def whole_of(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Parts of a table, one below the other."""
+    table = Table(rows)
+    for part in parts:
+        table.append(part)
+    return table.whole()
 
 
 def predict_all(

@@ -15,7 +15,7 @@ from sslpl.distributed import adopt_weights, summed
 from sslpl.learn.average import adopt_average, averaged, follow
 from sslpl.learn.best import restore_best, validated
 from sslpl.learn.capture import CapturedSteps
-from sslpl.learn.normalization import synchronized
+from sslpl.learn.normalization import empty_handed, synchronized
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled import (
     Task,
@@ -129,12 +129,21 @@ def joint_step(
     state.backbone.train()
     optimizer.zero_grad(set_to_none=True)
     loss, sums = joint_loss(setup, state, inputs, detached, task)
-    loss.backward()  # type: ignore[no-untyped-call]
+    if loss.requires_grad:  # not without any image
+        loss.backward()  # type: ignore[no-untyped-call]
     tally = torch.stack([value.float() for value in sums])
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    summed(setup.world, [*(weight.grad for weight in weights if weight.grad is not None), tally])
+    if setup.world.size > 1:
+        summed(setup.world, [*gradients(optimizer), tally])
     optimizer.step()
     return tally
+
+
+def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Those of all weights that learn; zeros where this process has none, as another one may."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def joint_loss(
@@ -150,12 +159,15 @@ def joint_loss(
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     single = size == 1 and batch is None
     with setup.autocast(), frozen_statistics(state.backbone, single), synchronized(setup.world):
-        logits, maps, _ = network(views)
+        if empty_handed(state.backbone, views):
+            logits, maps = views.new_zeros(0, len(setup.dataset.class_names)), []
+        else:
+            logits, maps, _ = network(views)
         unlabeled = None if task is None or batch is None else task.loss(batch, logits)
         logits, maps = logits[:held], [stage[:held].detach() if detached else stage[:held] for stage in maps]
         losses = cross_entropy(logits.float(), inputs.labels, reduction="none")
         ranking = losses.new_zeros(())
-        if state.module is not None:
+        if state.module is not None and maps:
             ranking = setup.ranking(state.module(maps), losses)
     mean = losses.mean()
     if held != size:  # the ranking is a mean over the pairs that are here

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from sslpl.distributed import gathered, summed
@@ -34,6 +35,11 @@ class Synchronized(TorchFunctionMode):
         if func is functional.batch_norm:
             return batch_norm(self.world, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def empty_handed(network: nn.Module, images: Tensor) -> bool:
+    """Whether a network need not pass the images: there are none, which some cannot pass, and no batch norm waits."""
+    return len(images) == 0 and not any(isinstance(part, _BatchNorm) for part in network.modules())
 
 
 def batch_norm(

@@ -13,6 +13,7 @@ from sslpl.data.augment import rows
 from sslpl.data.batches import fetched, grouped
 from sslpl.data.images import to_device
 from sslpl.distributed import gathered, gathered_alive
+from sslpl.learn.normalization import empty_handed
 from sslpl.learn.ssl import label_counts
 from sslpl.learn.task import TaskCriterion, TaskLoss, TaskSSL
 from sslpl.processes import World
@@ -56,7 +57,8 @@ class Task(NamedTuple):
             said = passed[:held]
         else:
             with torch.no_grad(), frozen_statistics(self.average, size == 1):
-                said = self.average(batch.weak).logits
+                nothing = empty_handed(self.average, batch.weak)
+                said = passed if nothing else self.average(batch.weak).logits
         lengths = self.world.lengths(size)
         said = gathered(self.world, said.detach(), lengths)
         learned = gathered_alive(self.world, passed[len(passed) - held :], lengths)
