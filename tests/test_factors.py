@@ -98,6 +98,7 @@ def test_page_and_csv_hold_the_effects(tmp_path, monkeypatch):
     command.main()
     page = (tmp_path / "out" / "index.html").read_text()
     assert "Crossed options" in page
+    assert (tmp_path / "out" / "effects-digits.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "out" / "effects.csv").open() as file:
         rows = {(row["metric"], row["effect"]): row for row in csv.DictReader(file)}
     row = rows["final accuracy", "query=entropy x task_ssl=fixmatch"]

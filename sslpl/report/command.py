@@ -14,6 +14,7 @@ from sslpl.recording.files import write_whole
 from sslpl.report import tables
 from sslpl.report.boards import Board, boards
 from sslpl.report.caveats import caveats, copies
+from sslpl.report.factor_figures import draw_factorial
 from sslpl.report.factors import factorial
 from sslpl.report.figures import draw_board, png
 from sslpl.report.looks import looks
@@ -115,3 +116,5 @@ def write(found: Sequence[Board], damaged: Sequence[str], folder: Path) -> None:
     for board in found:
         if board.lines:
             write_whole(folder / f"curves-{board.dataset}.png", png(draw_board(board, look)))
+        if (crossed := factorial(board)) is not None:
+            write_whole(folder / f"effects-{board.dataset}.png", png(draw_factorial(crossed, board.dataset)))
