@@ -163,12 +163,15 @@ def joint_loss(
             logits, maps = views.new_zeros(0, len(setup.dataset.class_names)), []
         else:
             logits, maps, _ = network(views)
-        unlabeled = None if task is None or batch is None else task.loss(batch, logits)
-        logits, maps = logits[:held], [stage[:held].detach() if detached else stage[:held] for stage in maps]
+        unlabeled = None
+        if task is not None and batch is not None:  # no slice without need: its gradient copies the whole stage
+            unlabeled = task.loss(batch, logits)
+            logits, maps = logits[:held], [stage[:held] for stage in maps]
         losses = cross_entropy(logits.float(), inputs.labels, reduction="none")
         ranking = losses.new_zeros(())
         if state.module is not None and maps:
-            ranking = setup.ranking(state.module(maps), losses)
+            seen = [stage.detach() for stage in maps] if detached else maps
+            ranking = setup.ranking(state.module(seen), losses)
     mean = losses.mean()
     if held != size:  # the ranking is a mean over the pairs that are here
         mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
