@@ -1,5 +1,6 @@
 """The tables of crossed options: means over two groups, main effects and interactions."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 from sslpl.report.boards import Board
@@ -16,13 +17,26 @@ EFFECTS = (
 
 def crossed_tables(board: Board) -> str:
     """Two-way tables and effects; nothing unless the lines cross two groups or more."""
+    return "".join(crossed(board, two_way_table, effects_table, "<p>{}</p>".format))
+
+
+def crossed(
+    board: Board,
+    means: Callable[[Factorial, int, int, int], str],
+    changes: Callable[[list[Effect]], str],
+    paragraph: Callable[[str], str],
+) -> list[str]:
+    """The parts of what is told of crossed options, in the forms that are given; none unless there are any."""
     found = factorial(board)
     if found is None:
-        return ""
-    pairs = list(combinations(range(len(found.groups)), 2))
-    means = [two_way_table(found, *pair, metric) for metric in range(len(METRICS)) for pair in pairs]
-    changes = [effects_table(effects(found, metric)) for metric in range(len(METRICS))]
-    return "".join([f"<p>{MEANS.format(len(found.seeds))}</p>", *means, f"<p>{EFFECTS}</p>", *changes])
+        return []
+    metrics, pairs = range(len(METRICS)), list(combinations(range(len(found.groups)), 2))
+    return [
+        paragraph(MEANS.format(len(found.seeds))),
+        *(means(found, *pair, metric) for metric in metrics for pair in pairs),
+        paragraph(EFFECTS),
+        *(changes(effects(found, metric)) for metric in metrics),
+    ]
 
 
 def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str:

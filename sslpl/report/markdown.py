@@ -3,12 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
-from itertools import combinations
 
 from sslpl.report import factor_tables, sections, tables
 from sslpl.report.boards import Board
 from sslpl.report.compare import ranks, savings, tests
-from sslpl.report.factors import METRICS, Effect, Factorial, effects, factorial, two_way
+from sslpl.report.factors import METRICS, Effect, Factorial, two_way
 from sslpl.report.markup import MINUS, number
 
 
@@ -60,14 +59,7 @@ def tests_table(board: Board) -> str:
 
 def crossed_tables(board: Board) -> str:
     """Two-way tables and effects; nothing unless the lines cross two groups or more."""
-    found = factorial(board)
-    if found is None:
-        return ""
-    pairs = list(combinations(range(len(found.groups)), 2))
-    means = [two_way_table(found, *pair, metric) for metric in range(len(METRICS)) for pair in pairs]
-    changes = [effects_table(effects(found, metric)) for metric in range(len(METRICS))]
-    parts = [factor_tables.MEANS.format(len(found.seeds)), *means, factor_tables.EFFECTS, *changes]
-    return "\n\n".join(parts)
+    return "\n\n".join(factor_tables.crossed(board, two_way_table, effects_table, str))
 
 
 def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str:
@@ -81,7 +73,7 @@ def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str
     return table(["", *found.options[second]], rows, caption)
 
 
-def effects_table(found: Sequence[Effect]) -> str:
+def effects_table(found: list[Effect]) -> str:
     """Main effects and interactions."""
     rows = [
         [
