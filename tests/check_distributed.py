@@ -118,8 +118,7 @@ def same_run(scratch: Path) -> bool:
     """Whether a whole run learns as well.
 
     The first cycle's numbers agree, those of the module after its fine-tune too; the threshold of a pseudo-label and
-    the clustering turn a float error into other images, so that later accuracies, of trainings of four epochs, are only
-    asked to be near.
+    the clustering turn a float error into other images, so that later accuracies are only asked to be near.
     """
     for processes in (1, 2):
         live(scratch / f"run{processes}", processes, RUN)
@@ -128,7 +127,7 @@ def same_run(scratch: Path) -> bool:
     orders = [float(run[0]["loss_rank_correlation"]) for run in (first, second)]
     ours, theirs = picks(scratch / "run1"), picks(scratch / "run2")
     common = [len(set(a) & set(b)) / len(a) for a, b in zip(ours, theirs, strict=True)]
-    good = gaps[0] < 0.01 and max(gaps) < 0.25 and common[0] == 1 and abs(orders[0] - orders[1]) < 0.02
+    good = gaps[0] < 0.01 and max(gaps) < 0.15 and common[0] == 1 and abs(orders[0] - orders[1]) < 0.02
     said = f"accuracies differ by {', '.join(f'{gap:.4f}' for gap in gaps)}, picks have in common {common}"
     print(f"{'alike' if good else 'DIFFERENT'}  a run in 1 and 2 processes: {said}; {orders}", flush=True)
     return good
