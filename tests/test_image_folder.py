@@ -1,6 +1,7 @@
 """Image folders and CSV files: what is read, what is refused, what is left out, and which run it is."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -203,16 +204,16 @@ def test_damaged_files_are_named_once_found_and_left_out(
     assert (len(data.train), len(data.test)) == (57, 14)
     assert "train/bee/00.jpg" not in data.paths
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "sslpl: looking for damage in 75 image files, once"
+    assert said[0] == "sslpl: reading 75 image files, once"
     assert said[1].startswith("sslpl: damaged image files are left out: 4 (train/bee/00.jpg (")
     assert said[1].endswith("; ...)")
     assert len(said) == 2
-    survey.damaged_files.cache_clear()
+    survey.file_records.cache_clear()
     survey.statistics.cache_clear()
     monkeypatch.setattr(survey, "opened", None)  # another process has nothing left to find out
     again = image_folder(str(root), **SMALL)
     assert (again.paths, again.mean, again.std) == (data.paths, data.mean, data.std)
-    assert "looking" not in capfd.readouterr().err
+    assert "reading" not in capfd.readouterr().err
     monkeypatch.undo()
     picture(root / "train" / "bee" / "01.png", 1)
     assert len(image_folder(str(root), **SMALL).train) == 58
@@ -224,10 +225,10 @@ def test_a_root_that_cannot_be_written_or_a_spoilt_cache_is_measured_again(
 ) -> None:
     expected = image_folder(str(root), **SMALL)
     kept = root / ".sslpl.json"
-    assert set(json.loads(kept.read_text())) == {"state", "damaged", "statistics 3x10x8"}
-    for spoilt in ("", "[]", '"x"', "{}", '{"state": 1}'):
+    assert set(json.loads(kept.read_text())) == {"files", "statistics"}
+    for spoilt in ("", "[]", '"x"', "{}", '{"files": 1}', '{"files": {"train/ant/00.jpg": [1]}, "statistics": []}'):
         kept.write_text(spoilt)
-        survey.damaged_files.cache_clear()
+        survey.file_records.cache_clear()
         survey.statistics.cache_clear()
         assert image_folder(str(root), **SMALL).mean == expected.mean
     kept.unlink()
@@ -236,10 +237,31 @@ def test_a_root_that_cannot_be_written_or_a_spoilt_cache_is_measured_again(
         raise PermissionError
 
     monkeypatch.setattr(survey, "write_whole", fails)
-    survey.damaged_files.cache_clear()
+    survey.file_records.cache_clear()
     survey.statistics.cache_clear()
     assert image_folder(str(root), **SMALL).std == expected.std
     assert not kept.exists()
+
+
+def test_only_files_that_changed_are_read_again(
+    root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = (str(root), None, 3, 10, 8)
+    before = file_fingerprint(*key)
+    survey.file_records.cache_clear()
+    read_again: list[str] = []
+    opened_first = survey.content_digest
+    monkeypatch.setattr(survey, "content_digest", lambda path: read_again.append(path) or opened_first(path))
+    capfd.readouterr()
+    assert file_fingerprint(*key) == before
+    assert (read_again, capfd.readouterr().err) == ([], "")
+    os.utime(root / "train" / "cow" / "00.jpg", ns=(1, 1))  # touched, and the same
+    picture(root / "train" / "ant" / "01.png", 2)  # replaced under the same name
+    (root / "test" / "bee" / "20.bmp").unlink()
+    changed = file_fingerprint(*key)
+    assert changed != before
+    assert read_again == [str(root / "train" / name) for name in ("ant/01.png", "cow/00.jpg")]
+    assert capfd.readouterr().err == "sslpl: reading 2 image files, once\n"
 
 
 def test_what_a_folder_lacks_is_said_in_one_line(root: Path) -> None:
@@ -320,6 +342,26 @@ def test_the_same_files_elsewhere_are_the_same_run(sslpl: Command, root: Path, t
     done = sslpl(*command, "runtime.output_dir=other")
     assert done.code == 0, done.err
     assert run_folder(Path("other")).name != folder.name
+
+
+def test_files_replaced_under_the_same_names_are_another_run(sslpl: Command, root: Path) -> None:
+    command = (*TINY, *KEYS, f"dataset.root={root}", "budget.initial=20", "budget.per_cycle=10")
+    done = sslpl(*command)
+    assert done.code == 0, done.err
+    first = run_folder()
+    for path in root.rglob("*.bmp"):  # of the same size
+        time = path.stat().st_mtime_ns + 10**9
+        picture(path, 2)
+        os.utime(path, ns=(time, time))
+    done = sslpl(*command)
+    assert (done.code, "finished already" in done.out) == (0, False), done.err
+    assert len([*first.parent.iterdir()]) == 2
+
+
+def test_a_copy_with_other_times_has_the_same_fingerprint(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy, copy_function=shutil.copy)
+    assert file_fingerprint(str(copy), None, 3, 10, 8) == file_fingerprint(str(root), None, 3, 10, 8)
 
 
 def test_streamed_images_make_the_same_run_as_held_ones(sslpl: Command, root: Path) -> None:

@@ -9,7 +9,7 @@ from sslpl.data.decoding import Form, form, reader
 from sslpl.data.images import StreamedImages
 from sslpl.data.listing import File, Listing, images_below, listed, ordered, subfolders
 from sslpl.data.published import Source, located
-from sslpl.data.survey import Statistics, fingerprint, surveyed, tell
+from sslpl.data.survey import Statistics, surveyed, tell
 from sslpl.seeds import rng, shuffled
 from sslpl.types import Count, CountOrZero, Dataset, UserError
 
@@ -40,14 +40,14 @@ def image_folder(
     """
     del fingerprint  # it was compared with the files when the config was resolved
     shape = form(channels, resize, size)
-    listing, damaged, statistics = surveyed(listed(root, csv), shape)
+    listing, damaged, _, statistics = surveyed(listed(root, csv), shape)
     tell(damaged)
     return dataset_of(listing, shape, statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
 
 
 def file_fingerprint(root: str, csv: str | None, channels: int, resize: int, size: int) -> str:
-    """8 hexadecimal digits of a hash over names, labels and splits of the files that can be read."""
-    return fingerprint(surveyed(listed(root, csv), form(channels, resize, size)).listing)
+    """Hashes names, labels, splits and contents of the files that can be read: 16 hexadecimal digits."""
+    return surveyed(listed(root, csv), form(channels, resize, size)).fingerprint
 
 
 image_folder.fingerprint = file_fingerprint  # type: ignore[attr-defined]  # it counts in a run's id
@@ -77,7 +77,7 @@ def caltech101(
     test = set(order[: max(1, round(CALTECH101_TEST * len(names)))].tolist())
     files = [File(name, str(folder / name), label, place in test) for place, (name, label) in enumerate(names)]
     listing = Listing(f"dataset.root={root}", folder.parent / ".sslpl.json", ordered(files), classes)
-    listing, damaged, _ = surveyed(listing, shape)
+    listing, damaged, *_ = surveyed(listing, shape)
     tell(damaged)
     return dataset_of(listing, shape, CALTECH101_STATISTICS, flip, cutout, padding=4)
 

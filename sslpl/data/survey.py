@@ -1,10 +1,10 @@
-"""What is found out once about image files: which are damaged, the mean and deviation of the others."""
+"""What is found out once about image files: their content, which are damaged, the mean and deviation of the others."""
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sslpl.data.decoding import Form, opened
 from sslpl.data.images import cores
 from sslpl.data.listing import File, Listing, checked
+from sslpl.fingerprints import DIGITS, FileState, content_digest, file_state
 from sslpl.recording.files import write_whole
 from sslpl.types import UserError
 
@@ -27,60 +28,94 @@ SAMPLE = 5000  # images of the pool, evenly spread, over which they are measured
 NAMED = 3  # damaged files that are named
 
 
+class FileRecord(NamedTuple):
+    """What is known of a file while its size and modification time stay the same."""
+
+    size: int
+    mtime_ns: int
+    digest: str  # of its content
+    damage: str | None  # why it cannot be decoded
+
+    @property
+    def state(self) -> FileState:
+        """Size and modification time when it was read."""
+        return FileState(self.size, self.mtime_ns)
+
+
 class Survey(NamedTuple):
     """The files of a listing that can be read, and what was found out."""
 
     listing: Listing
     damaged: dict[str, str]  # why a file cannot be read, by name
+    fingerprint: str  # of names, labels, splits and contents of the others
     statistics: Callable[[], Statistics]  # of the pool, in the form
 
 
 def surveyed(listing: Listing, form: Form) -> Survey:
     """Leaves damaged files out of a listing; UserError if too few are left.
 
-    What was found is kept beside the images and holds until a file's name, size or date changes; where nothing can
-    be written each process finds it out anew.
+    What was found is kept beside the images, and a file is read again once its size or modification time changes; where
+    nothing can be written each process reads all of them.
     """
     try:
-        state = digest(file_state(file) for file in listing.files)
-        damaged = damaged_files(listing.kept, state, listing.files, form)
+        states = tuple(file_state(file.path) for file in listing.files)
+        records = file_records(listing.kept, listing.files, states, form)
     except OSError as error:
         raise UserError(f"{listing.source}: {error}") from error
+    damaged = {name: record.damage for name, record in records.items() if record.damage is not None}
     left = tuple(file for file in listing.files if file.name not in damaged)
     pool = tuple(file for file in left if not file.test)
-    return Survey(checked(listing._replace(files=left)), damaged, partial(statistics, listing.kept, state, pool, form))
+    content = digest(records[file.name].digest for file in pool)
+    return Survey(
+        checked(listing._replace(files=left)),
+        damaged,
+        fingerprint(left, records),
+        partial(statistics, listing.kept, content, pool, form),
+    )
 
 
-def file_state(file: File) -> str:
-    """What changes when a file does."""
-    status = os.stat(file.path)  # noqa: PTH116
-    return f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
-def fingerprint(listing: Listing) -> str:
-    """8 hexadecimal digits of a hash over names, labels and splits: the same wherever the files lie."""
-    return digest(f"{file.name}\0{file.label or ''}\0{file.test}" for file in listing.files)
+def fingerprint(files: Iterable[File], records: Mapping[str, FileRecord]) -> str:
+    """Hashes names, labels, splits and contents: 16 hexadecimal digits, the same wherever the files lie."""
+    return digest(f"{file.name}\0{file.label or ''}\0{file.test}\0{records[file.name].digest}" for file in files)
 
 
 def digest(lines: Iterable[str]) -> str:
-    """8 hexadecimal digits of a hash over lines."""
+    """16 hexadecimal digits of a hash over lines."""
     content = hashlib.sha256()
     for line in lines:
         content.update(os.fsencode(line) + b"\n")
-    return content.hexdigest()[:8]
+    return content.hexdigest()[:DIGITS]
 
 
 @lru_cache(maxsize=8)  # a run asks twice, and perhaps nothing can be written
-def damaged_files(kept: Path, state: str, files: tuple[File, ...], form: Form) -> dict[str, str]:
-    """Why files cannot be decoded, by name; decodes them all unless it is known."""
+def file_records(
+    kept: Path, files: tuple[File, ...], states: tuple[FileState, ...], form: Form
+) -> dict[str, FileRecord]:
+    """What is known of each file, by name; reads and decodes those that are new or have changed."""
+    known = kept_records(kept)
+    fresh = [
+        file
+        for file, state in zip(files, states, strict=True)
+        if file.name not in known or known[file.name].state != state
+    ]
+    if fresh:
+        print(f"sslpl: reading {len(fresh):,} image files, once", file=sys.stderr, flush=True)
+        known |= zip((file.name for file in fresh), in_parallel(partial(file_record, form=form), fresh), strict=True)
+        keep(kept, files={file.name: known[file.name] for file in files})
+    return {file.name: known[file.name] for file in files}
 
-    def find() -> dict[str, str]:
-        print(f"sslpl: looking for damage in {len(files):,} image files, once", file=sys.stderr, flush=True)
-        reasons = in_parallel(partial(damage, form=form), files)
-        return {file.name: reason for file, reason in zip(files, reasons, strict=True) if reason is not None}
 
-    known: dict[str, str] = remembered(kept, state, "damaged", find)
-    return known
+def kept_records(kept: Path) -> dict[str, FileRecord]:
+    """The records of a file, by the images' names; none if there is no such file or a spoilt one."""
+    try:
+        return {name: FileRecord(*values) for name, values in kept_values(kept)["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def file_record(file: File, form: Form) -> FileRecord:
+    """Reads and decodes a file; OSError if it cannot even be read."""
+    return FileRecord(*file_state(file.path), content_digest(file.path), damage(file, form))
 
 
 def damage(file: File, form: Form) -> str | None:
@@ -104,19 +139,26 @@ def tell(damaged: dict[str, str]) -> None:
 
 
 @lru_cache(maxsize=8)
-def statistics(kept: Path, state: str, pool: tuple[File, ...], form: Form) -> Statistics:
-    """Mean and standard deviation of a pool's images, to four digits; of a sample of a large pool."""
-
-    def find() -> list[list[float]]:
-        sample = pool[:: -(-len(pool) // SAMPLE)]
-        counts = sum(in_parallel(partial(histogram, form=form), sample), np.zeros((form.channels, 256), np.int64))
-        share, value = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-        mean = share @ value
-        deviation = np.sqrt(share @ value**2 - mean**2).clip(1 / 255)  # above 0 where all images are of one color
-        return [mean.round(4).tolist(), deviation.round(4).tolist()]
-
-    mean, std = remembered(kept, state, "statistics " + "x".join(map(str, form)), find)
+def statistics(kept: Path, content: str, pool: tuple[File, ...], form: Form) -> Statistics:
+    """Mean and standard deviation of a pool's images, to four digits, while their content stays the same."""
+    key = " ".join([content, "x".join(map(str, form))])
+    known = kept_values(kept).get("statistics")
+    known = known if isinstance(known, dict) else {}
+    if key not in known:
+        known = {old: values for old, values in known.items() if old.startswith(content)} | {key: measured(pool, form)}
+        keep(kept, statistics=known)
+    mean, std = known[key]
     return tuple(mean), tuple(std)
+
+
+def measured(pool: Sequence[File], form: Form) -> list[list[float]]:
+    """Mean and standard deviation of each channel, over a sample of a large pool."""
+    sample = pool[:: -(-len(pool) // SAMPLE)]
+    counts = sum(in_parallel(partial(histogram, form=form), sample), np.zeros((form.channels, 256), np.int64))
+    share, value = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    mean = share @ value
+    deviation = np.sqrt(share @ value**2 - mean**2).clip(1 / 255)  # above 0 where all images are of one color
+    return [mean.round(4).tolist(), deviation.round(4).tolist()]
 
 
 def histogram(file: File, form: Form) -> NDArray[np.int64]:
@@ -130,15 +172,17 @@ def in_parallel(function: Callable[[File], T], files: Iterable[File]) -> Iterato
         yield from threads.map(function, files)
 
 
-def remembered(path: Path, state: str, key: str, find: Callable[[], Any]) -> Any:
-    """What a file says under a key for a state of the images; what it does not say is found out and written."""
+def kept_values(path: Path) -> dict[str, Any]:
+    """What was kept in a file; nothing if there is no such file or a spoilt one."""
     try:
-        known = json.loads(path.read_text())
-        known = known if known["state"] == state else {"state": state}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {"state": state}
-    if key not in known:
-        known[key] = find()
-        with suppress(OSError):
-            write_whole(path, json.dumps(known))
-    return known[key]
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def keep(path: Path, **values: Any) -> None:
+    """Replaces some of what is kept in a file, if it can be written."""
+    known = {key: value for key, value in kept_values(path).items() if key in ("files", "statistics")}
+    with suppress(OSError):
+        write_whole(path, json.dumps(known | values, separators=(",", ":")))
