@@ -15,8 +15,7 @@ from sslpl.data.augment import Augmentation
 from sslpl.data.images import placed
 from sslpl.data.variants import Variant, varied
 from sslpl.identity import Config
-from sslpl.models.pretrained import Start, started
-from sslpl.models.starting import start_from, starting_weights
+from sslpl.models.pretrained import Start, file_weights, started, weights_fingerprint
 from sslpl.pool import Budget
 from sslpl.processes import ALONE, World
 from sslpl.query.context import needs
@@ -90,11 +89,19 @@ def beside(node: Config, kind: type[T]) -> tuple[Config, T]:
     return own, kind(**{key: value for key, value in node.items() if key in keys})
 
 
-def with_fingerprint(node: Config) -> Config:
-    """The config of a dataset with the fingerprint of its files, where its function has one: it counts in the run's id.
+def with_fingerprints(config: Config) -> Config:
+    """A config with the fingerprints of the user's files, images and weights, which count in a run's id.
 
     UserError if the config holds another one.
     """
+    return config | {
+        "dataset": with_images_fingerprint(config["dataset"]),
+        "backbone": with_weights_fingerprint(config["backbone"]),
+    }
+
+
+def with_images_fingerprint(node: Config) -> Config:
+    """The config of a dataset with the fingerprint of its files, where its function has one."""
     found = getattr(get_object(node["_target_"]), "fingerprint", None)
     if found is None:
         return node
@@ -104,17 +111,33 @@ def with_fingerprint(node: Config) -> Config:
     return node | {"fingerprint": here}
 
 
+def with_weights_fingerprint(node: Config) -> Config:
+    """The config of a backbone with the fingerprint of its file of weights, if it starts from one."""
+    start = beside(node, Start)[1]
+    given = start.weights_fingerprint
+    if start.file is None:
+        if given is not None:
+            raise UserError(f"backbone.weights_fingerprint={given}: must be null unless backbone.weights is a file")
+        return node
+    here = weights_fingerprint(start.file)
+    if given not in (None, here):
+        raise UserError(f"backbone.weights_fingerprint={given}: {start.file} has {here}")
+    return node | {"weights_fingerprint": here}
+
+
 def backbone_builder(node: Config, shape: tuple[int, int, int], weights: bool = True) -> Callable[[int], nn.Module]:
     """What builds the backbone of a config for some number of classes and for images of a shape.
 
-    Without `weights` it does not begin with those that the config names, because others follow.
+    Without `weights` it does not begin with those that the config names, because others follow. A file of weights is
+    read once, here.
     """
     own, start = beside(node, Start)
     backbone_of = partial(instantiate(own), in_channels=shape[0])
     if "image_size" in signature(backbone_of).parameters:
         backbone_of = partial(backbone_of, image_size=shape[1])
     start = start if weights else replace(start, weights=None)
-    return lambda classes: started(backbone_of(num_classes=classes), start)
+    known = None if start.file is None else file_weights(start.file, start.weights_fingerprint)
+    return lambda classes: started(backbone_of(num_classes=classes), start, known)
 
 
 def network_builder(
@@ -122,17 +145,13 @@ def network_builder(
 ) -> Callable[[int], Networks]:
     """What builds fresh networks for a cycle, of the dataset's classes if no number is given.
 
-    Their initial weights depend on seed, cycle and classes alone, or are those of `training.init`.
+    Their initial weights depend on seed, cycle and classes alone, or are those of `backbone.weights`.
     """
     module_of, seed, known = instantiate(config["module"]), config["seed"], len(dataset.class_names)
     backbone_of = backbone_builder(config["backbone"], dataset.train.shape)
-    init: str | None = config["training"].get("init")
-    weights = None if init is None else starting_weights(init)
 
     def build(cycle: int, classes: int = known) -> Networks:
         backbone: Any = seeded(lambda: backbone_of(classes), seed, f"backbone {cycle}")
-        if init is not None and weights is not None:
-            start_from(backbone, weights, init)
         module = seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:

@@ -23,22 +23,17 @@ PLACES = ("root", "csv", "download")  # of a dataset: where its files lie
 def scientific(config: Config) -> Config:
     """The part of a resolved config that can change a result: without runtime, tracker, where files lie, strictness.
 
-    Of a file of starting weights its content counts (`init_content`, see `with_content`), not where it lies.
+    Of a file of weights the content counts (`weights_fingerprint`), not where it lies.
     """
     science = {key: value for key, value in config.items() if key not in ("runtime", "tracker", "hydra")}
     science["dataset"] = {key: value for key, value in science["dataset"].items() if key not in PLACES}
-    if "training" in science:
-        science["training"] = {key: value for key, value in science["training"].items() if key != "init"}
+    if "backbone" in science:
+        ignored = "weights_fingerprint" if science["backbone"].get("weights_fingerprint") is None else "weights"
+        science["backbone"] = {key: value for key, value in science["backbone"].items() if key != ignored}
     # How strictly a file of labels is read does not change what it says.
     oracle = science.get("oracle", {})
     science["oracle"] = {key: value for key, value in oracle.items() if key not in ("partial", "new_classes")}
     return science
-
-
-def with_content(config: Config, fingerprint: Callable[[str], str]) -> Config:
-    """A config that also says what is in its file of starting weights, if it has one."""
-    init = config["training"].get("init")
-    return config if init is None else config | {"init_content": fingerprint(init)}
 
 
 def run_id(config: Config) -> str:

@@ -57,7 +57,6 @@ class Training:
         "last"  # the epoch of joint training whose networks go on; best: in validation
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    init: str | None = None  # file of weights that every fresh backbone starts from
 
     def decay(self, epoch: int) -> float:
         """By what the rates are multiplied in an epoch (from 0)."""

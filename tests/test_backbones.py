@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     )
     assert "backbone.stem=imagenet" in said(resnet18(**SIZES), torchvision.models.resnet18().state_dict())
     for content in (b"", b"<html>", [1], {}, {"a": 1}):
-        assert "state dict" in said(small_cnn(**SIZES), content)
+        assert "weights" in said(small_cnn(**SIZES), content)
     assert "must be imagenet or a file" in refusal(lambda: started(small_cnn(**SIZES), Start(str(tmp_path / "none"))))
     assert "must be null or a file" in refusal(lambda: started(small_cnn(**SIZES), Start("imagenet")))
 
@@ -263,7 +263,7 @@ def test_a_frozen_run_with_weights_of_another(sslpl: Command, tmp_path: Path) ->
     }
     done = sslpl(*TINY, "backbone.weights=none.pt", "runtime.output_dir=other")
     assert (done.code, Path("other").exists()) == (2, False)
-    assert "backbone.weights=none.pt: must be imagenet or a file with a state dict" in done.err
+    assert "backbone.weights=none.pt: must be imagenet or a file with weights" in done.err
 
 
 def test_a_run_with_a_network_of_timm(sslpl: Command) -> None:

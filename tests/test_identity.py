@@ -56,7 +56,7 @@ SCIENCE = [
     "budget.validation=0.1", "training.checkpoint=best budget.validation=0.1", "budget.initial_pool=balanced",
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
     "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3", "oracle=file",
-    "training.init=a.pt budget.initial_pool=query method=typiclust",
+    "backbone.weights=a.pt budget.initial_pool=query method=typiclust",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip
@@ -87,9 +87,20 @@ def test_every_value_of_a_config_counts_but_where_and_how_it_runs(overrides: lis
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = "something else"
-        places = (("dataset", "root"), ("dataset", "download"), ("training", "init"))  # of weights the content counts
+        places = (("dataset", "root"), ("dataset", "download"))
         free = path[0] in ("runtime", "tracker") or path in places
         assert (identity.run_id(other) == run["id"]) == free, path
+
+
+def test_of_a_file_of_weights_the_content_counts_and_not_its_place() -> None:
+    config = config_of()[0]
+    ids = {
+        identity.run_id(
+            config | {"backbone": config["backbone"] | {"weights": weights, "weights_fingerprint": content}}
+        )
+        for weights, content in (("a.pt", "1"), ("b.pt", "1"), ("a.pt", "2"))
+    }
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize(

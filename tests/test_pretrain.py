@@ -1,6 +1,7 @@
 """Starting weights: views and loss against their formulas, the command, and runs that begin with them."""
 
 import csv
+import hashlib
 import io
 import math
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, Result, run_folder, timeless
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,13 +21,13 @@ from torch.nn.functional import cosine_similarity
 from torchvision.transforms.v2 import functional as reference
 
 from sslpl import identity
-from sslpl.build import build_setup
+from sslpl.build import build_setup, with_fingerprints
 from sslpl.command import cli
 from sslpl.cycle import empty_state, initial_state
 from sslpl.data.contrastive import Views, draw_boxes, jittered, resized_crop
 from sslpl.learn.contrastive import SimCLR, neighbors_accuracy, nt_xent, whole_batches
 from sslpl.models.backbones import small_cnn
-from sslpl.models.starting import fingerprint, start_from, starting_weights
+from sslpl.models.pretrained import Start, file_weights, started
 from sslpl.pretrain import command, work
 from sslpl.querying import first_picked, query_context
 from sslpl.recording import checkpoint
@@ -166,7 +168,7 @@ class TestCommand:
         assert float(rows[2]["loss"]) < float(rows[1]["loss"]) < math.log(600)
         assert 0.5 < float(rows[0]["knn_accuracy"]) <= 1 >= float(rows[2]["knn_accuracy"]) > 0.5
         line = done.out.splitlines()[-1]
-        assert line.startswith("use it: python run.py dataset=digits backbone=small_cnn training.init=")
+        assert line.startswith("use it: python run.py dataset=digits backbone=small_cnn backbone.weights=")
         again = pretrain(*QUICK)
         assert (again.code, again.out) == (0, f"finished already: {folder}\n{line}\n")
         ran = sslpl(*SHORT, *line.split()[4:])
@@ -265,9 +267,11 @@ def setup_of(*overrides: str) -> Setup:
 class TestStart:
     def test_every_fresh_backbone_begins_with_the_file_and_a_head_of_its_own(self, tmp_path: Path) -> None:
         path = weights_file(tmp_path / "backbone.pt")
-        weights, plain, started = starting_weights(str(path)), setup_of(), setup_of(f"training.init={path}")
+        weights, plain = torch.load(path, weights_only=True), setup_of()
+        begun = setup_of(f"backbone.weights={path}")
+        path.unlink()  # it was read once
         for cycle in (0, 3):
-            (before, module), (after, other) = plain.build(cycle), started.build(cycle)
+            (before, module), (after, other) = plain.build(cycle), begun.build(cycle)
             assert module is not None
             assert other is not None
             for name, value in after.state_dict().items():
@@ -276,27 +280,44 @@ class TestStart:
             assert all(values.is_contiguous(memory_format=torch.channels_last) for values in after.parameters()
                        if values.ndim == 4)  # fmt: skip
 
-    def test_a_head_comes_with_its_file_if_the_classes_are_as_many(self, tmp_path: Path) -> None:
-        weights = starting_weights(str(weights_file(tmp_path / "whole.pt", head=True)))
-        same, fewer = backbone_of(seed=1), backbone_of(classes=4, seed=1)
-        head = fewer.head.weight.clone()
+    def test_a_head_comes_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        path = weights_file(tmp_path / "whole.pt", head=True)
+        weights = torch.load(path, weights_only=True)
+        same, fewer, half = backbone_of(seed=1), backbone_of(classes=4, seed=1), backbone_of(seed=1)
+        heads = [backbone.head.weight.clone() for backbone in (fewer, half)]
         for backbone in (same, fewer):
-            start_from(backbone, weights, "whole.pt")
+            started(backbone, Start(str(path)))
             assert torch.equal(backbone.state_dict()["stages.0.0.0.weight"], weights["stages.0.0.0.weight"])
+        del weights["head.bias"]
+        torch.save(weights, path)
+        started(half, Start(str(path)))
         assert torch.equal(same.head.weight, weights["head.weight"])
-        assert torch.equal(fewer.head.weight, head)
+        assert all(map(torch.equal, heads, (fewer.head.weight, half.head.weight)))
 
-    def test_a_finished_runs_weights_are_a_start(self, sslpl: Command) -> None:
-        assert sslpl(*SHORT).code == 0
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_a_finished_runs_weights_are_a_start(self, sslpl: Command, frozen: bool) -> None:
+        done = sslpl(*SHORT, f"backbone.freeze={str(frozen).lower()}")
+        assert done.code == 0, done.err
         path = run_folder() / "checkpoint" / "weights.pt"
-        built = setup_of(f"training.init={path}").build(0)[0].state_dict()
         saved = torch.load(path, weights_only=True)["backbone"]
-        assert all(torch.equal(value, saved[name]) for name, value in built.items())
+        for freeze in (False, True):  # the layer that freezes names its weights otherwise
+            built = setup_of(f"backbone.weights={path}", f"backbone.freeze={str(freeze).lower()}").build(0)[0]
+            for (name, value), (there, expected) in zip(built.state_dict().items(), saved.items(), strict=True):
+                assert name.removeprefix("network.") == there.removeprefix("network.")
+                assert torch.equal(value, expected)
+
+    def test_pretrained_weights_are_a_start_of_a_frozen_run(self, sslpl: Command, tmp_path: Path) -> None:
+        path = weights_file(tmp_path / "a.pt")
+        done = sslpl(*SHORT, f"backbone.weights={path}", "backbone.freeze=true")
+        assert done.code == 0, done.err
+        last = torch.load(run_folder() / "checkpoint" / "weights.pt", weights_only=True)["backbone"]
+        for name, value in torch.load(path, weights_only=True).items():
+            assert torch.equal(value, last[f"network.{name}"])
 
     def test_a_run_is_told_by_the_content_of_the_file_and_not_by_its_place(self, tmp_path: Path) -> None:
         def run_id(path: Path | None) -> str:
-            config = config_of(*([f"training.init={path}"] if path else []))
-            return identity.run_id(identity.with_content(config, fingerprint))
+            config = config_of(*([f"backbone.weights={path}"] if path else []))
+            return identity.run_id(with_fingerprints(config))
 
         first, copy = weights_file(tmp_path / "a.pt"), tmp_path / "b.pt"
         copy.write_bytes(first.read_bytes())
@@ -306,24 +327,55 @@ class TestStart:
         assert run_id(first) not in (before, run_id(None))
         assert run_id(None) == identity.run_id(config_of())
 
-    def test_a_finished_run_is_known_again_wherever_its_weights_lie(self, sslpl: Command, tmp_path: Path) -> None:
+    def test_a_run_is_known_again_wherever_its_weights_lie(self, sslpl: Command, tmp_path: Path) -> None:
         path = weights_file(tmp_path / "a.pt")
-        first = sslpl(*SHORT, f"training.init={path}")
+        first = sslpl(*SHORT, f"backbone.weights={path}")
         assert first.code == 0, first.err
+        node = yaml.safe_load((run_folder() / "config.yaml").read_text())["backbone"]
+        assert node["weights"] == str(path)
+        assert node["weights_fingerprint"] == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         moved = path.rename(tmp_path / "b.pt")
-        done = sslpl(*SHORT, f"training.init={moved}")
+        done = sslpl(*SHORT, f"backbone.weights={moved}")
         assert done.out.startswith("finished already"), done.err
+
+    def test_another_content_under_the_same_name_is_another_run_and_said_so(self, sslpl: Command) -> None:
+        path = weights_file(Path("a.pt"))
+        done = sslpl(*SHORT, "backbone.weights=a.pt")
+        assert done.code == 0, done.err
+        folder = run_folder()
+        pin = yaml.safe_load((folder / "config.yaml").read_text())["backbone"]["weights_fingerprint"]
+        weights_file(path, seed=6)
+        pinned = sslpl(*SHORT, "backbone.weights=a.pt", f"backbone.weights_fingerprint='{pin}'")
+        assert pinned.code == 2
+        assert pinned.err.startswith(f"sslpl: backbone.weights_fingerprint={pin}: a.pt has ")
+        assert pinned.err.count("\n") == 1
+        done = sslpl(*SHORT, "backbone.weights=a.pt")
+        assert (done.code, "finished already" in done.out) == (0, False)
+        assert f"sslpl: backbone.weights=a.pt: has changed since {folder} began" in done.err
+        assert len([*folder.parent.iterdir()]) == 2
+        again = sslpl(*SHORT, "backbone.weights=a.pt")
+        assert (again.out.startswith("finished already"), again.err) == (True, "")
+
+    def test_a_file_that_changes_while_a_run_begins_is_refused(self, tmp_path: Path) -> None:
+        path = weights_file(tmp_path / "a.pt")
+        config = with_fingerprints(config_of(*TINY, f"backbone.weights={path}"))
+        weights_file(path, seed=6)
+        with pytest.raises(UserError, match=r"backbone\.weights=.*a\.pt: has changed since its fingerprint was taken"):
+            build_setup(config, instantiate(config["runtime"]))
 
     @pytest.mark.parametrize(
         ("content", "said"),
         [
-            (None, "cannot be read (No such file or directory)"),
-            (b"no weights", "is no file of weights"),
-            ({}, "must hold the weights of a backbone by name"),
-            ({"epoch": 3}, "must hold the weights of a backbone by name"),
-            (backbone_of(channels=3), "stages.0.0.0.weight is [32, 3, 3, 3] there and [32, 1, 3, 3] here"),
-            ({"stem.weight": torch.zeros(2)}, "stages.0.0.0.weight is missing there and [32, 1, 3, 3] here"),
-            ({**backbone_of().state_dict(), "more": torch.zeros(2)}, "more is [2] there and missing here"),
+            (None, "must be imagenet or a file with weights (No such file or directory)"),
+            (b"no weights", "must be imagenet or a file with weights"),
+            ({}, "holds no state dict"),
+            ({"epoch": 3}, "holds no state dict"),
+            (
+                small_cnn(num_classes=10, in_channels=2),
+                "stages.0.0.0.weight has shape [32, 2, 3, 3], not [32, 1, 3, 3]",
+            ),
+            ({"stages.0.0.0.weight": torch.zeros(32, 1, 3, 3)}, "stages.0.0.1.weight is missing"),
+            ({**backbone_of().state_dict(), "more": torch.zeros(2)}, "this backbone has no more"),
         ],
         ids=range(7),
     )
@@ -333,22 +385,34 @@ class TestStart:
             buffer = io.BytesIO()
             torch.save(content.state_dict() if isinstance(content, torch.nn.Module) else content, buffer)
             path.write_bytes(content if isinstance(content, bytes) else buffer.getvalue())
-        done = sslpl(*TINY, "training.init=bad.pt")
+        done = sslpl(*TINY, "backbone.weights=bad.pt")
         assert done.code == 2
-        assert done.err.startswith("sslpl: training.init=bad.pt: ")
+        assert done.err.startswith("sslpl: backbone.weights=bad.pt: ")
         assert said in done.err
         assert done.err.count("\n") == 1
         assert not Path("outputs").exists()
 
+    @pytest.mark.parametrize("weights", ["null", "imagenet"])
+    def test_a_fingerprint_without_a_file_is_refused(self, sslpl: Command, weights: str) -> None:
+        done = sslpl(*TINY, f"backbone.weights={weights}", "backbone.weights_fingerprint=abc")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "backbone.weights_fingerprint=abc: must be null unless backbone.weights is a file" in done.err
+
+    @pytest.mark.parametrize("argument", ["training.init=a.pt", "+training.init=a.pt", "training.init=null"])
+    def test_the_key_that_it_was_once_names_the_new_one(self, sslpl: Command, argument: str) -> None:
+        done = sslpl(*TINY, argument)
+        assert done.code == 2
+        assert done.err == f"sslpl: {argument.lstrip('+')}: no such key; it is backbone.weights=FILE now\n"
+
     def test_code_in_a_file_is_not_run(self, tmp_path: Path) -> None:
         torch.save({"backbone": Path("x")}, tmp_path / "code.pt")
-        with pytest.raises(UserError, match="is no file of weights"):
-            starting_weights(str(tmp_path / "code.pt"))
+        with pytest.raises(UserError, match="must be imagenet or a file with weights"):
+            file_weights(str(tmp_path / "code.pt"))
 
 
 class TestColdStart:
     def test_a_run_begins_with_what_its_strategy_chooses(self, sslpl: Command, tmp_path: Path) -> None:
-        start = (f"training.init={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
+        start = (f"backbone.weights={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
         done = sslpl(*SHORT, "method=typiclust", *start)
         assert done.code == 0, done.err
         with (run_folder() / "queries.csv").open() as file:
@@ -359,7 +423,7 @@ class TestColdStart:
 
     @pytest.mark.parametrize("query", ["random", "typiclust", "probcover"])
     def test_a_strategy_without_labels_sees_the_starting_weights_alone(self, tmp_path: Path, query: str) -> None:
-        start = (f"training.init={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
+        start = (f"backbone.weights={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
         setup = setup_of(f"method={query}", *start)
         state = empty_state(setup)
         first = first_picked(setup, state)
@@ -377,9 +441,9 @@ class TestColdStart:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["method=typiclust"], "training.init must name a file of weights"),
-            (["method=entropy", "training.init=a.pt"], "query must need no labels, as typiclust"),
-            (["method=sslpm", "training.init=a.pt"], "query must need no labels, as typiclust"),
+            (["method=typiclust"], "backbone.weights must be imagenet or a file of weights"),
+            (["method=entropy", "backbone.weights=a.pt"], "query must need no labels, as typiclust"),
+            (["method=sslpm", "backbone.weights=a.pt"], "query must need no labels, as typiclust"),
         ],
     )
     def test_who_cannot_is_told_so(self, sslpl: Command, arguments: list[str], said: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from contextlib import ExitStack
 
 from hydra.utils import instantiate
@@ -15,7 +16,7 @@ from sslpl.command.search import in_sweep
 from sslpl.distributed import led
 from sslpl.processes import ALONE, World
 from sslpl.recording import checkpoint, lock
-from sslpl.recording.folder import check_folder, make_folder
+from sslpl.recording.folder import changed_weights, check_folder, make_folder
 from sslpl.recording.recorder import read_status, wandb_names
 from sslpl.recording.terminal import Terminal
 from sslpl.runtime import Runtime
@@ -37,7 +38,7 @@ def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
         return Outcome("reckoned")
-    led(world, lambda: make_folder(plan.folder, plan.config["runtime"]["output_dir"]))
+    led(world, lambda: open_place(plan))
     with ExitStack() as stack:
         if not led(world, lambda: stack.enter_context(lock.owned(plan.folder, wait))):
             return Outcome("elsewhere")
@@ -47,6 +48,13 @@ def launch(plan: Plan, wait: bool = False, place: Place = HERE) -> Outcome:
     if outcome.note:
         print(outcome.note, flush=True)
     return outcome
+
+
+def open_place(plan: Plan) -> None:
+    """Makes a run's folder, and says so if a file of weights was another one in an earlier run of the same command."""
+    if (line := changed_weights(plan.folder, plan.config)) is not None:
+        print(f"sslpl: {line}", file=sys.stderr, flush=True)
+    make_folder(plan.folder, plan.config["runtime"]["output_dir"])
 
 
 def check_same(plan: Plan, world: World) -> None:

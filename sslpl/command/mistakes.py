@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslpl.command.endings import failure
 from sslpl.command.plans import RunFailed
-from sslpl.command.validate import nearest
+from sslpl.command.validate import advice, nearest
 from sslpl.recording.stopping import Interrupted
 from sslpl.types import LabelsRefused, UserError
 
@@ -89,7 +89,7 @@ def composition_mistake(error: Exception, words: Sequence[str] = ()) -> str:
         return f"{error.override}: {message.splitlines()[0]}"
     if found := re.search(r"Could not override '([\w./@]+)'", message):
         key = found.group(1)
-        return f"{given(key)}: no such key; {nearest(key.rpartition('.')[2], known_beside(key, error, words))}"
+        return f"{given(key)}: no such key; {advice(key, known_beside(key, error, words))}"
     return message.split("\n")[0] + (f" ({given_key(message)})" if given_key(message) else "")
 
 

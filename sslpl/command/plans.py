@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from sslpl import identity
-from sslpl.build import with_fingerprint
+from sslpl.build import with_fingerprints
 from sslpl.command.validate import checked
-from sslpl.models.starting import fingerprint
 from sslpl.processes import ALONE, World
 
 
@@ -54,8 +53,6 @@ def planned(
 ) -> Plan:
     """Checks a config and finds out which run it is; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = checked({key: value for key, value in container.items() if key != "hydra"})
-    config["dataset"] = with_fingerprint(config["dataset"])
-    config = identity.with_content(config, fingerprint)
+    config = with_fingerprints(checked({key: value for key, value in container.items() if key != "hydra"}))
     label = identity.label(config, choices, composed)
     return Plan(config, choices, label, identity.folder(config, choices["dataset"], label))

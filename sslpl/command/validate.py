@@ -16,6 +16,7 @@ from sslpl.models.pretrained import Start
 from sslpl.types import CountOrZero, UserError
 
 BESIDE: dict[str, type] = {"dataset": Variant, "backbone": Start}  # whose keys stand among those of another object
+MOVED = {"training.init": "backbone.weights=FILE"}  # keys of earlier versions, and what they are now
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -64,7 +65,7 @@ def check_node(path: str, node: Config) -> None:
         if key in HYDRA_KEYS:
             continue
         if key not in parameters and not open_ended:
-            raise UserError(f"{path}.{key}={value}: no such key; {nearest(key, [*parameters])}")
+            raise UserError(f"{path}.{key}={value}: no such key; {advice(f'{path}.{key}', [*parameters])}")
         if key in hints and not (isinstance(value, dict) and "_target_" in value):
             node[key] = checked_value(f"{path}.{key}", value, hints[key])
 
@@ -93,6 +94,11 @@ def allowed(annotation: Any, error: ValidationError) -> str:
                 return f"must be {extra.description}"
     messages = [item["msg"].replace("Input should be", "must be") for item in error.errors()]
     return " or ".join(dict.fromkeys(messages)).replace(" or must be", " or")
+
+
+def advice(path: str, known: list[str]) -> str:
+    """What to write instead of a key that is not there."""
+    return f"it is {MOVED[path]} now" if path in MOVED else nearest(path.rpartition(".")[2], known)
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -132,10 +138,10 @@ def check_first_query(config: Config) -> None:
             f"budget.initial_pool=query: query must need no labels, as typiclust, probcover and random; "
             f"{name.rpartition('.')[2]} is not marked so (needs_no_label)"
         )
-    if config["training"].get("init") is None and config["backbone"].get("weights") is None:
+    if config["backbone"].get("weights") is None:
         raise UserError(
-            "budget.initial_pool=query: training.init must name a file of weights (python -m sslpl.pretrain), or "
-            "backbone.weights, for the embeddings of random weights say nothing"
+            "budget.initial_pool=query: backbone.weights must be imagenet or a file of weights "
+            "(python -m sslpl.pretrain), for the embeddings of random weights say nothing"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a backbone begins with: weights from a file or from ImageNet; and one of which the head alone learns."""
+"""Starting weights of a backbone, from a file or from ImageNet, and a frozen backbone with a trainable head."""
 
 import io
 import pickle
@@ -15,9 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslpl.fingerprints import file_fingerprint
 from sslpl.types import Features, UserError
 
 Weights = dict[str, Tensor]
+HEAD = "head."  # prefix of a classifier's weights, which stay as they were initialized where those of a file do not fit
+IMAGENET = "imagenet"
+WRAPPERS = ("module.", "network.")  # prefixes of a parallel network of torch's, and of `HeadOnly`
 SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
 
 
@@ -25,8 +29,14 @@ SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
 class Start:
     """The keys of `backbone` that any backbone has; the defaults leave it as it is."""
 
-    weights: str | None = None  # imagenet, or a file with a state dict
+    weights: str | None = None  # imagenet, or a file with weights
+    weights_fingerprint: str | None = None  # of the content of that file
     freeze: bool = False  # the head alone learns
+
+    @property
+    def file(self) -> str | None:
+        """The file of the weights, if they come from one."""
+        return None if self.weights == IMAGENET else self.weights
 
 
 class Origin(NamedTuple):
@@ -63,10 +73,15 @@ class HeadOnly(nn.Module):
         return Features(self.network.head(self.network.dropout(embedding)), maps, embedding)
 
 
-def started(network: nn.Module, start: Start) -> nn.Module:
-    """The backbone with its first weights, and frozen if asked to; UserError if they do not fit."""
-    if start.weights is not None:
-        load(network, read(network, start.weights), start.weights)
+def started(network: nn.Module, start: Start, weights: Weights | None = None) -> nn.Module:
+    """The backbone with its first weights, and frozen if asked to; UserError if they do not fit.
+
+    `weights` are those of the file, if it has been read already.
+    """
+    if start.file is not None:
+        load(network, file_weights(start.file) if weights is None else weights, start.file)
+    elif start.weights is not None:
+        load(network, imagenet_weights(network), start.weights)
     if not start.freeze:
         return network
     if not (hasattr(network, "head") and hasattr(network, "dropout")):
@@ -74,24 +89,44 @@ def started(network: nn.Module, start: Start) -> nn.Module:
     return HeadOnly(network)
 
 
-def read(network: nn.Module, source: str) -> Weights:
-    """The weights of a file, or those that a network's library has learned on ImageNet."""
-    if source == "imagenet":
-        origin: Origin | None = getattr(network, "origin", None)
-        if origin is None:
-            raise UserError("backbone.weights=imagenet: must be null or a file; this backbone was never trained on it")
-        return downloaded(origin.fetch)
+def imagenet_weights(network: nn.Module) -> Weights:
+    """The weights that a network's library has learned on ImageNet; UserError if there are none."""
+    origin: Origin | None = getattr(network, "origin", None)
+    if origin is None:
+        raise UserError("backbone.weights=imagenet: must be null or a file; this backbone was never trained on it")
+    return downloaded(origin.fetch)
+
+
+def file_weights(file: str, fingerprint: str | None = None) -> Weights:
+    """Reads a state dict, plain or nested as in a run's `weights.pt`; UserError for a file that holds something else.
+
+    With a fingerprint, UserError for a file that has changed since it was taken.
+    """
     try:
-        content = torch.load(Path(source).expanduser(), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"backbone.weights={source}: must be imagenet or a file with a state dict ({one(error)})"
-        ) from error
+        content: Any = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise unreadable(file, error) from error
+    if fingerprint not in (None, weights_fingerprint(file)):
+        raise UserError(f"backbone.weights={file}: has changed since its fingerprint was taken ({fingerprint})")
     for key in ("backbone", "state_dict", "model"):  # of a run's weights.pt, and as other trainers nest them
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"backbone.weights={source}: holds no state dict")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+        raise UserError(f"backbone.weights={file}: holds no state dict")
+    return {str(name): value for name, value in content.items()}
+
+
+def weights_fingerprint(file: str) -> str:
+    """Hashes the content of a file of weights, cached if it is large; UserError if it cannot be read."""
+    try:
+        return file_fingerprint(Path(file).expanduser())
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: str, error: Exception) -> UserError:
+    """The line about a file that holds no weights."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else one(error)
+    return UserError(f"backbone.weights={file}: must be imagenet or a file with weights ({reason})")
 
 
 def downloaded(fetch: Callable[[], Weights]) -> Weights:
@@ -114,13 +149,12 @@ def one(error: Exception) -> str:
 
 
 def load(network: nn.Module, weights: Weights, source: str) -> None:
-    """Copies weights into a network; a head for other classes stays as it is, all else must fit."""
-    own, origin = network.state_dict(), getattr(network, "origin", None)
-    translate = origin.translate if origin is not None else str
-    named = {name if name in own else translate(name): value for name, value in weights.items()}
+    """Copies weights into a network; a head that is partial or for other classes stays as it is, all else must fit."""
+    own = network.state_dict()
+    named = {own_name(network, own, name): value for name, value in weights.items()}
     found = {name: fitting(value, own.get(name)) for name, value in named.items() if name is not None}
-    head = {name for name in own if name.startswith("head.")}
-    if any(name in found and found[name].shape != own[name].shape for name in head):
+    head = {name for name in own if name.startswith(HEAD)}
+    if any(name not in found or found[name].shape != own[name].shape for name in head):
         found = {name: value for name, value in found.items() if name not in head}
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # not in all files
     wrong = [name for name in found if name not in own or found[name].shape != own[name].shape]
@@ -130,6 +164,14 @@ def load(network: nn.Module, weights: Weights, source: str) -> None:
             f"backbone.weights={source}: {explained(wrong[0], found, own)} ({len(wrong)} weights do not fit)"
         )
     network.load_state_dict(found, strict=False)
+
+
+def own_name(network: nn.Module, own: Weights, name: str) -> str | None:
+    """A network's name of a weight that was saved by itself, in a wrapper, or by its library; None for its head."""
+    unwrapped = [name, *(name.removeprefix(prefix) for prefix in WRAPPERS if name.startswith(prefix))]
+    origin: Origin | None = getattr(network, "origin", None)
+    translated = unwrapped if origin is None else [origin.translate(candidate) for candidate in unwrapped]
+    return next((candidate for candidate in (*unwrapped, *translated) if candidate in own), translated[-1])
 
 
 def fitting(value: Tensor, own: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sslpl import identity
-from sslpl.build import read_dataset
+from sslpl.build import read_dataset, with_fingerprints
 from sslpl.command.jobs import group_choices
 from sslpl.command.mistakes import CONF, Mistake, Stopped, guarded, told
 from sslpl.command.plans import Plan
@@ -48,7 +48,7 @@ def main() -> None:
 def planned(cfg: DictConfig, choices: identity.Choices) -> Plan:
     """Checks a config and finds out which weights it makes; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = typed({key: value for key, value in container.items() if key != "hydra"})
+    config = with_fingerprints(typed({key: value for key, value in container.items() if key != "hydra"}))
     above = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
     return Plan(config, choices, "simclr", above / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
 
@@ -91,4 +91,4 @@ def finished_before(plan: Plan) -> bool:
 def usage(plan: Plan) -> str:
     """The command that begins with the weights."""
     dataset, backbone = plan.choices["dataset"], plan.choices["backbone"]
-    return f"use it: python run.py dataset={dataset} backbone={backbone} training.init={plan.folder / WEIGHTS}"
+    return f"use it: python run.py dataset={dataset} backbone={backbone} backbone.weights={plan.folder / WEIGHTS}"

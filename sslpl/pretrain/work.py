@@ -27,7 +27,7 @@ from sslpl.learn.contrastive import (
     pretrain,
     projection_head,
 )
-from sslpl.models.starting import HEAD
+from sslpl.models.pretrained import HEAD
 from sslpl.recording import checkpoint, lock
 from sslpl.recording.files import write_whole
 from sslpl.recording.folder import open_folder, resumed_provenance

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what is written into it before a run, and where a resumed run differs from its start."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ def check_folder(folder: Path, config: Config) -> None:
         raise UserError(f"{folder}: its config.yaml is that of another run; {advice}")
     if version not in (None, __version__):
         raise UserError(f"{folder}: written by sslpl {version}, this is {__version__}; {advice}")
+
+
+def changed_weights(folder: Path, config: Config) -> str | None:
+    """The line about an earlier run beside a folder that differs by the content of the same file of weights alone."""
+    file, beside = config["backbone"].get("weights"), "weights_fingerprint"
+    if config["backbone"].get(beside) is None or folder.exists():
+        return None
+    for written in sorted(folder.parent.glob(f"seed{config['seed']}-*/config.yaml")):
+        with suppress(Exception):  # whatever lies there
+            other: Config = OmegaConf.to_container(OmegaConf.load(written))  # type: ignore[assignment]
+            backbone = other["backbone"] | {beside: config["backbone"][beside]}
+            if other["backbone"]["weights"] == file and run_id(other | {"backbone": backbone}) == run_id(config):
+                return f"backbone.weights={file}: has changed since {written.parent} began; this is another run"
+    return None
 
 
 def make_folder(folder: Path, output_dir: str) -> None:
