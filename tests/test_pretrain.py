@@ -17,6 +17,7 @@ from conftest import TINY, Result, run_folder, timeless
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from PIL import Image
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.v2 import functional as reference
 
@@ -209,6 +210,17 @@ class TestCommand:
             done = pretrain(*QUICK)
         assert (done.code, done.err) == (143, "sslpl: interrupted by SIGTERM; the same command goes on\n")
         assert [path.name for path in (made() / "checkpoint").iterdir()] == ["state.ckpt"]
+
+    def test_other_images_under_the_same_names_make_other_weights(self, pretrain: Command, tmp_path: Path) -> None:
+        for part, number in (("train", 0), ("train", 1), ("test", 2)):
+            (tmp_path / "pool" / part / "ant").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / "pool" / part / "ant" / f"{number}.png")
+        command = (*QUICK, "dataset=image_folder", "dataset.root=pool", "dataset.resize=8", "dataset.size=8")
+        assert pretrain(*command, "pretraining.epochs=1").code == 0
+        Image.new("RGB", (9, 9), "blue").save(tmp_path / "pool" / "train" / "ant" / "0.png")
+        done = pretrain(*command, "pretraining.epochs=1")
+        assert (done.code, "finished already" in done.out) == (0, False), done.err
+        assert len([*Path("outputs").glob("*/pretraining/*")]) == 2
 
     def test_a_dry_run_writes_nothing(self, pretrain: Command) -> None:
         done = pretrain(*QUICK, "runtime.dry_run=true")
