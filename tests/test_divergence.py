@@ -52,9 +52,8 @@ def inflated(state: State) -> State:
 def test_lagging_running_averages_end_the_first_epoch_of_the_fine_tune(epochs: int) -> None:
     setup = make_setup(None, finetune_epochs=epochs)
     state = inflated(trained(setup))
-    with pytest.raises(FloatingPointError, match="fine-tune diverged in epoch 1 .*training.finetune_rate"):
+    with pytest.raises(FloatingPointError, match=r"fine-tune diverged in epoch 1 .*training\.finetune_rate"):
         finished(setup, state)
-    assert state.epoch == 0 or state.phase == "finetune"
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e12])

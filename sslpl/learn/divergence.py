@@ -28,17 +28,18 @@ def check_joint_losses(sums: Sequence[float], epoch: int) -> None:
         raise FloatingPointError(f"the training loss is not finite in epoch {epoch + 1}: {keys}")
 
 
-def check_finetune_losses(sums: Sequence[float], epoch: int, largest: float = 0.0) -> None:
+def check_finetune_losses(sums: Sequence[float], epoch: int, largest: float | None = None) -> None:
     """Raises FloatingPointError if the fine-tune diverges.
 
-    `sums` begin with those of `finetune_step`; `largest` is the largest predicted loss after the last step.
+    `sums` begin with those of `finetune_step`; `largest` is the largest predicted loss after an epoch's last step.
     """
     supervised, pseudo, steps = sums[:3]
     ranking = (supervised + pseudo) / max(steps, 1)
-    if ranking <= LIMIT and largest <= LIMIT:  # not so for NaN
+    if ranking <= LIMIT and (largest is None or largest <= LIMIT):  # not so for NaN
         return
+    figures = f"ranking loss {ranking:.2g}" + (f", predicted losses up to {largest:.2g}" if largest is not None else "")
     raise FloatingPointError(
-        f"the fine-tune diverged in epoch {epoch + 1} (ranking loss {ranking:.2g}, predicted losses up to {largest:.2g}): "
+        f"the fine-tune diverged in epoch {epoch + 1} ({figures}): "
         "raise training.epochs if the joint training was short, because batch norm's running averages lag behind it, "
         "or lower training.finetune_rate"
     )
