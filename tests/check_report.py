@@ -50,6 +50,12 @@ outcome.left = tip.hidden;
 press("entropy");
 move();
 outcome.tipWithout = tip.innerText;
+const [{ lines, charts }] = JSON.parse(document.getElementById("data").textContent);
+const brief = charts.find((chart) => chart.axis === "seconds");
+for (const [, line] of brief.series) for (const point of line) point[0] /= 12;
+const figure = document.getElementById(`chart-0-${charts.indexOf(brief)}`);
+draw(figure, brief, Object.fromEntries(lines.map((line) => [line.name, line])), new Set());
+outcome.ticks = [...figure.querySelectorAll("text[text-anchor=middle]")].map((text) => text.textContent);
 outcome.fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
 outcome.errors = window.errors;
 const note = document.createElement("pre");
@@ -120,6 +126,8 @@ def judge(outcome: dict[str, Any], expected: float) -> None:
     assert outcome["inside"], "the tip is cut off"
     assert "entropy" not in outcome["tipWithout"], "the tip shows a hidden method"
     assert "random" in outcome["tipWithout"], "the tip shows no other method"
+    assert len(outcome["ticks"]) > 2, "an axis of time has no ticks"
+    assert len(set(outcome["ticks"])) == len(outcome["ticks"]), f"an axis of 1.5 s has the ticks {outcome['ticks']}"
     assert outcome["scroll"] <= outcome["width"], f"{outcome['scroll']} pixels on {outcome['width']}"
 
 

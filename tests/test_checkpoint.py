@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,47 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed and renamed, in this order."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        done.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        fsync(descriptor)
+
+    def recorded_replace(source: str | Path, target: str | Path) -> None:
+        done.append(f"rename to {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    return done
+
+
+def test_a_file_survives_a_power_cut(tmp_path: Path, disk: list[str]) -> None:
+    write_whole(tmp_path / "file", "new")
+    assert disk == ["sync file", "rename to file", "sync folder"]
+
+
+def test_both_names_of_a_checkpoint_survive_a_power_cut(tmp_path: Path, disk: list[str]) -> None:
+    for k in range(2):
+        checkpoint.save(tmp_path, {"k": k})
+    last = ["rename to previous.ckpt", "sync file", "rename to state.ckpt", "sync folder"]
+    assert disk == ["sync file", "rename to state.ckpt", "sync folder", *last]
+
+
+def test_a_folder_that_cannot_be_flushed_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"

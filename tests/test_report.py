@@ -338,7 +338,7 @@ def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
     charts = {chart["title"]: chart for chart in board_data(board, looks([board]), CLASSES)["charts"]}
     accuracy = dict(charts["Test accuracy"]["series"])
     half = 4.302653 * 0.01 / math.sqrt(3)  # Student's t for three seeds
-    assert accuracy["random"][0] == pytest.approx([20, 0.51, 0.51 - half, 0.51 + half, 3])
+    assert accuracy["random"][0] == pytest.approx([20, 0.51, 0.51 - half, 0.51 + half, 3, half])
     assert charts["Test accuracy"]["ceilings"] == [["full", pytest.approx(0.9)]]
     over_time = dict(charts["Test accuracy over time"]["series"])
     assert [point[0] for point in over_time["random"]] == [3, 6, 9, 12]
@@ -346,6 +346,28 @@ def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
     assert correlation[0] == "sslpm"
     assert correlation[1][0][1] == pytest.approx(0.6)
     assert "Accuracy of the pseudo-labels" not in charts
+
+
+def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate(([0.01, 0.99], [0.2, 0.8])):  # of whose intervals the ends are impossible
+        write_run(tmp_path, "random", seed, accuracy)
+    board = only_board(tmp_path)
+    charts = {chart["title"]: chart for chart in board_data(board, looks([board]), CLASSES)["charts"]}
+    half = 12.7062 * 0.095  # Student's t for two seeds
+    for title in ("Test accuracy", "Test accuracy over time"):
+        first, last = dict(charts[title]["series"])["random"]
+        assert first[1:] == pytest.approx([0.105, 0, 1, 2, half], rel=1e-4)
+        assert last[1:] == pytest.approx([0.895, 0, 1, 2, half], rel=1e-4)
+        assert charts[title]["range"] == [0, 1]
+    nll = charts["Negative log-likelihood on the test set"]
+    assert dict(nll["series"])["random"][1][1:] == pytest.approx([0.105, 0, 0.105 + half, 2, half], rel=1e-4)
+    assert nll["range"] == [0, None]
+    (axes,) = draw_board(board, looks([board])).axes
+    (drawn,) = axes.collections
+    assert drawn.get_paths()[0].vertices[:, 1].min() >= 0
+    assert drawn.get_paths()[0].vertices[:, 1].max() <= 1
+    points = list(csv.DictReader(tables.curves_csv([board]).splitlines()))
+    assert float(points[0]["low"]) == pytest.approx(0.105 - half, rel=1e-4)
 
 
 def test_the_results_table_says_what_is_saved_and_gained(sweep: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sslpl.learn.divergence import check_finetune_losses
 from sslpl.learn.measured import Measured, labeler, measured_labeled, measured_unlabeled
 from sslpl.learn.optimizers import resumed
 from sslpl.learn.plan import epoch_plan
@@ -37,7 +38,7 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
             if state.step < len(plan.labeled):
                 yield Step(plan.images(state.step - 1))
         state.epoch, state.step = epoch + 1, 0
-        metrics = epoch_metrics(tally, epoch)
+        metrics = epoch_metrics(tally, epoch, largest_prediction(module, supervised))
         tally[:3] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
         yield Step(plan.images(len(plan.labeled) - 1), metrics)
     state.teacher = None
@@ -79,11 +80,16 @@ def finetune_step(
     return torch.stack([supervised.detach(), pseudo.detach(), torch.ones_like(pseudo)])
 
 
-def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
-    """Mean losses of an epoch and pseudo-label quality so far; FloatingPointError if a loss is not finite."""
-    supervised, pseudo, steps = tally[:3].tolist()
-    if not math.isfinite(supervised + pseudo):
-        raise FloatingPointError(f"the fine-tune's loss is not finite in epoch {epoch}: lower training.finetune_rate")
+@torch.no_grad()
+def largest_prediction(module: LossPredictionModule, batch: Measured) -> Tensor:
+    """The largest predicted loss [1] of a batch, by magnitude; NaN if there is one."""
+    return module.predict(batch.summaries).abs().amax(dim=0, keepdim=True)
+
+
+def epoch_metrics(tally: Tensor, epoch: int, largest: Tensor) -> dict[str, float]:
+    """Mean losses of an epoch and pseudo-label quality so far; FloatingPointError if the fine-tune diverges."""
+    supervised, pseudo, steps, top = torch.cat([tally[:3], largest]).tolist()
+    check_finetune_losses((supervised, pseudo, steps), epoch, top)
     quality = {f"finetune/{key}": value for key, value in pseudo_label_quality(tally).items() if value is not None}
     losses = {"finetune/ranking_loss": supervised / steps, "finetune/pseudo_ranking_loss": pseudo / steps}
     return {"finetune/epoch": float(epoch)} | losses | quality

@@ -1,6 +1,5 @@
 """Joint training: the backbone learns the classes while the module learns to rank the losses."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from sslpl.distributed import adopt_weights, summed
 from sslpl.learn.average import adopt_average, averaged, follow
 from sslpl.learn.best import restore_best, validated
 from sslpl.learn.capture import CapturedSteps
+from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.normalization import empty_handed, synchronized
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled import (
@@ -193,11 +193,8 @@ def no_sums(task: Task | None) -> Tensor:
 
 def epoch_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
     """Means over an epoch, from the sums of its batches; FloatingPointError if a loss is not finite."""
-    loss, ranking, correct, images, *unlabeled = tally.tolist()
-    if not math.isfinite(loss + ranking + sum(unlabeled[:1])):
-        raise FloatingPointError(
-            f"the training loss is not finite in epoch {epoch}: lower training.rate or training.module_rate"
-        )
+    loss, ranking, correct, images, *unlabeled = sums = tally.tolist()
+    check_joint_losses(sums, epoch)
     return {
         "train/loss": loss / images,
         "train/ranking_loss": ranking / images,

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from sslpl.recording.csv_text import unescaped
 from sslpl.types import LabelsRefused
 
 SHOWN = 10  # problems, of a file that has more
@@ -41,7 +42,8 @@ def table_rows(path: Path) -> list[Row]:
     rows = []
     for number, cells in table[1:]:
         cells = [*cells, *[""] * len(header(table))]
-        rows.append(Row(f"row {number}", cells[at_path].strip(), cells[at_label].strip()))
+        path_cell, label_cell = (unescaped(cells[at].strip()) for at in (at_path, at_label))
+        rows.append(Row(f"row {number}", path_cell, label_cell))
     return [row for row in rows if row.path or row.label]
 
 

@@ -1,7 +1,5 @@
 """What people are given to label: a table, a contact sheet, tasks for Label Studio, pictures if there are no files."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sslpl.oracle import label_studio, pictures
+from sslpl.recording.csv_text import as_csv
 from sslpl.recording.files import write_whole
 from sslpl.types import Dataset, Request
 
@@ -86,15 +85,13 @@ def strategy_name(strategy: Any) -> str:
 
 def table(request: Request, names: Sequence[str], guesses: Sequence[Guess]) -> str:
     """The table to fill in: its column label is empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for name, guess, score in zip(names, guesses, request.picked.score.tolist(), strict=True):
         known, rounded = score == score, f"{score:.6g}"
         guessed = ("", "") if guess is None else (guess[0], f"{guess[1]:.4f}")
         reason = f"{request.reason}: score {rounded}" if known else request.reason
-        writer.writerow([name, "", *guessed, rounded if known else "", reason])
-    text = buffer.getvalue()
+        rows.append([name, "", *guessed, rounded if known else "", reason])
+    text = as_csv(COLUMNS, rows)
     return text if text.isascii() else "\ufeff" + text  # Excel reads other letters wrong without the mark
 
 

@@ -1,6 +1,5 @@
 """Predictions for image files, and the two tables that they are written into."""
 
-import csv
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from sslpl.models.backbones import Frozen
 from sslpl.predict.stream import Group
 from sslpl.predict.trained import Trained
 from sslpl.recording.checkpoint import Signature
+from sslpl.recording.csv_text import as_csv
 from sslpl.recording.files import write_whole
 
 Floats = NDArray[np.float32]
@@ -63,14 +63,12 @@ def write_tables(predicted: Predicted, signature: Signature, images: Path, folde
 
 def predictions_csv(predicted: Predicted, class_names: tuple[str, ...], paths: list[str]) -> str:
     """A row per image: path, most likely class, its probability, predicted loss, the probability of every class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", "probability", "predicted_loss", *(f"p_{name}" for name in class_names)])
-    guess = predicted.logits.argmax(axis=1)
+    header = ["path", "class", "probability", "predicted_loss", *(f"p_{name}" for name in class_names)]
+    guess, rows = predicted.logits.argmax(axis=1), []
     for path, best, loss, row in zip(paths, guess, predicted.predicted_loss, predicted.probabilities, strict=True):
         numbers = [f"{value:.6g}" for value in row.tolist()]
-        writer.writerow([path, class_names[best], numbers[best], "" if np.isnan(loss) else f"{loss:.6g}", *numbers])
-    return text.getvalue()
+        rows.append([path, class_names[best], numbers[best], "" if np.isnan(loss) else f"{loss:.6g}", *numbers])
+    return as_csv(header, rows)
 
 
 def predictions_npz(predicted: Predicted, class_names: tuple[str, ...], paths: list[str]) -> bytes:

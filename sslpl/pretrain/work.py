@@ -1,6 +1,5 @@
 """A pre-training from its config to its weights: saved on the way, gone on with, checked by nearest neighbors."""
 
-import csv
 import io
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from sslpl.learn.contrastive import (
 )
 from sslpl.models.pretrained import HEAD
 from sslpl.recording import checkpoint, lock
+from sslpl.recording.csv_text import as_csv
 from sslpl.recording.files import write_whole
 from sslpl.recording.folder import open_folder, resumed_provenance
 from sslpl.recording.progress import Progress, duration
@@ -164,11 +164,7 @@ def close(folder: Path, state: Learner) -> None:
 
 def metrics_csv(history: Sequence[Row]) -> str:
     """A row per epoch; epoch 0 is before the first step."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([row.get(column) for column in COLUMNS] for row in history)
-    return buffer.getvalue()
+    return as_csv(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
 
 
 def percent(share: float | int | None) -> str:

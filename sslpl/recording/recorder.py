@@ -14,6 +14,7 @@ from typing import Any
 from sslpl.cycle import cycle_row
 from sslpl.data.batches import split
 from sslpl.distributed import agreed
+from sslpl.learn.divergence import check_losses
 from sslpl.learn.joint import trained_index
 from sslpl.oracle.requests import image_names
 from sslpl.processes import ALONE, World
@@ -126,6 +127,7 @@ class Recorder:
         return time.monotonic() - self.saved_at
 
     def _save(self, state: State) -> None:
+        check_losses(state)  # the checkpoint before stays, from which a run can go on
         since = time.monotonic()
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()

@@ -1,12 +1,11 @@
 """The tables that a run leaves, computed whole from its state."""
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sslpl.recording.csv_text import as_csv
 
 if TYPE_CHECKING:  # the report reads tables without the seconds that torch takes to be imported
     from sslpl.state import Ledger, Row, State
@@ -33,13 +32,13 @@ PHASE_SECONDS = ("train_seconds", "finetune_seconds", "evaluate_seconds", "query
 
 def metrics_csv(history: "Sequence[Row]") -> str:
     """A row per finished cycle; what a method does not have is left empty."""
-    return _csv(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
+    return as_csv(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
 
 
 def queries_csv(ledger: "Ledger") -> str:
     """A row per labeled image: the first cycle that trains on it, its position, its class, its score."""
     columns = (column.tolist() for column in ledger)
-    return _csv(ledger._fields, zip(*columns, strict=True))
+    return as_csv(ledger._fields, zip(*columns, strict=True))
 
 
 def labels_csv(state: "State", paths: Sequence[str]) -> str:
@@ -50,12 +49,12 @@ def labels_csv(state: "State", paths: Sequence[str]) -> str:
         (cycle, path, state.class_names[label], label, *batches.get(cycle, ("", "dataset")))
         for cycle, path, label in zip(cycles, paths, labels, strict=True)
     )
-    return _csv(("cycle", "path", "class", "label", "time", "source"), rows)
+    return as_csv(("cycle", "path", "class", "label", "time", "source"), rows)
 
 
 def classes_csv(class_names: Sequence[str]) -> str:
     """A row per class in the order of the head's outputs: new ones are the last."""
-    return _csv(("label", "class"), enumerate(class_names))
+    return as_csv(("label", "class"), enumerate(class_names))
 
 
 def summary(history: "Sequence[Row]") -> dict[str, Any]:
@@ -78,15 +77,3 @@ def aubc(history: Sequence[Mapping[str, float | None]]) -> float:
     if len(history) == 1:
         return float(accuracy[0])
     return float(np.trapezoid(accuracy, labeled) / (labeled[-1] - labeled[0]))
-
-
-def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -10,13 +10,15 @@ from sslpl.report.compare import class_balance
 from sslpl.report.looks import Look
 from sslpl.report.statistics import Estimate, estimate
 
-Points = list[list[float | None]]  # x, mean, low, high, n
-MEASURES = (
-    ("test_accuracy", "Test accuracy", "percent"),
-    ("test_nll", "Negative log-likelihood on the test set", ""),
-    ("loss_rank_correlation", "Rank correlation of predicted and true loss", ""),
-    ("pseudo_label_rate", "Share of unlabeled images with a pseudo-label", "percent"),
-    ("pseudo_label_accuracy", "Accuracy of the pseudo-labels", "percent"),
+Points = list[list[float | None]]  # x, mean, low and high of the band, n, half of the interval
+Range = tuple[float, float]  # of the values that a measure can have
+SHARE: Range = (0.0, 1.0)
+MEASURES: tuple[tuple[str, str, str, Range], ...] = (
+    ("test_accuracy", "Test accuracy", "percent", SHARE),
+    ("test_nll", "Negative log-likelihood on the test set", "", (0.0, math.inf)),
+    ("loss_rank_correlation", "Rank correlation of predicted and true loss", "", (-1.0, 1.0)),
+    ("pseudo_label_rate", "Share of unlabeled images with a pseudo-label", "percent", SHARE),
+    ("pseudo_label_accuracy", "Accuracy of the pseudo-labels", "percent", SHARE),
 )
 
 
@@ -33,10 +35,11 @@ def board_data(board: Board, looks: dict[str, Look], classes: int) -> dict[str, 
             if run.rows
         ],
     }
-    balance = {line.name: listed(class_balance(line, classes)) for line in board.lines}
+    balance = {line.name: listed(class_balance(line, classes), SHARE) for line in board.lines}
+    times = {line.name: over_time(line) for line in board.lines}
     charts += [
-        chart("Balance of the classes in each query", "percent", balance),
-        chart("Test accuracy over time", "percent", {one.name: over_time(one) for one in board.lines}, "seconds"),
+        chart("Balance of the classes in each query", "percent", SHARE, balance),
+        chart("Test accuracy over time", "percent", SHARE, times, "seconds"),
     ]
     shown = [one for one in charts if one["series"] or one.get("partial")]
     return {"lines": [look_of(line, looks[line.name]) for line in [*lines, *board.ceilings]], "charts": shown}
@@ -47,29 +50,41 @@ def look_of(line: Line, look: Look) -> dict[str, Any]:
     return {"name": line.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "shown": look.shown}
 
 
-def by_labels(lines: Sequence[Line], column: str, title: str, unit: str) -> dict[str, Any]:
+def by_labels(lines: Sequence[Line], column: str, title: str, unit: str, possible: Range) -> dict[str, Any]:
     """The chart of a column of metrics.csv against the number of labels."""
-    return chart(title, unit, {line.name: listed(curve(line, column)) for line in lines if line.runs})
+    series = {line.name: listed(curve(line, column), possible) for line in lines if line.runs}
+    return chart(title, unit, possible, series)
 
 
-def chart(title: str, unit: str, series: dict[str, Points], axis: str = "labeled images") -> dict[str, Any]:
+def chart(
+    title: str, unit: str, possible: Range, series: dict[str, Points], axis: str = "labeled images"
+) -> dict[str, Any]:
     """A chart of named series."""
     return {
         "title": title,
         "unit": unit,
+        "range": [defined(end) for end in possible],
         "axis": axis,
         "series": [[k, points] for k, points in series.items() if points],
     }
 
 
-def listed(points: Sequence[tuple[float, Estimate]]) -> Points:
-    """Points of a curve, an interval that is not defined as null."""
-    return [[x, e.mean, defined(e.low), defined(e.high), e.n] for x, e in points]
+def listed(points: Sequence[tuple[float, Estimate]], possible: Range) -> Points:
+    """Lists the points of a curve, the band clipped to the possible values; an undefined interval is null."""
+    return [
+        [x, e.mean, *(defined(end) for end in band(e, possible)), e.n, defined((e.high - e.low) / 2)] for x, e in points
+    ]
+
+
+def band(value: Estimate, possible: Range) -> Range:
+    """Clips an interval to the values that a measure can have; NaN stays."""
+    low, high = possible
+    return (min(max(value.low, low), high), min(max(value.high, low), high))
 
 
 def defined(value: float) -> float | None:
-    """The number, or None for NaN, which JSON lacks."""
-    return None if math.isnan(value) else value
+    """The number, or None for NaN and infinity, which JSON lacks."""
+    return value if math.isfinite(value) else None
 
 
 def over_time(line: Line) -> Points:
@@ -79,4 +94,4 @@ def over_time(line: Line) -> Points:
         rows = [run.rows[k] for run in line.runs]
         seconds += sum(row.get(phase, 0.0) for row in rows for phase in PHASE_SECONDS) / len(rows)
         points.append((seconds, estimate([row["test_accuracy"] for row in rows])))
-    return listed(points)
+    return listed(points, SHARE)

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sslpl.recording.plots import GRAY, GRID, INK, label_ticks
 from sslpl.report.boards import Board, Line, curve, final
+from sslpl.report.charts import SHARE, band
 from sslpl.report.looks import Look
 
 
@@ -23,7 +24,8 @@ def draw_curve(ax: Axes, line: Line, look: Look) -> None:
     style: dict[str, Any] = {"color": look.color, "linestyle": dashes, "linewidth": 2, "zorder": 3}
     ax.plot(x, [e.mean for _, e in points], label=line.name, marker="o", markersize=3.5, **style)
     if all(math.isfinite(e.low) for _, e in points):
-        ax.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=look.color, alpha=0.13, lw=0)
+        low, high = zip(*(band(e, SHARE) for _, e in points), strict=True)
+        ax.fill_between(x, low, high, color=look.color, alpha=0.13, lw=0)
 
 
 def draw_board(board: Board, looks: dict[str, Look]) -> Figure:

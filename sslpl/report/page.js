@@ -15,7 +15,7 @@ const element = (name, className, parent, text) => {
   if (parent) parent.append(made);
   return made;
 };
-const count = (value) => Math.round(value).toLocaleString("en");
+const number = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits });
 
 // The multiples of a 1-2-2.5-5 step in a range, about as many as asked for.
 function ticks(low, high, wanted) {
@@ -64,14 +64,16 @@ function draw(figure, chart, looks, hidden) {
   const left = 58, right = 16, top = 12, bottom = 44;
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const Y = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
-  for (const y of ticks(y0, y1, height / 48)) {
+  const [lowest, highest] = chart.range;
+  const possible = (y) => (lowest === null || y >= lowest) && (highest === null || y <= highest);
+  for (const y of ticks(y0, y1, height / 48).filter(possible)) {
     shape("line", { class: "grid", x1: left, x2: width - right, y1: Y(y), y2: Y(y) }, svg);
     const text = chart.unit === "percent" ? `${+(100 * y).toFixed(4)}%` : `${+y.toFixed(6)}`.replace("-", "\u2212");
     shape("text", { x: left - 8, y: Y(y) + 4, "text-anchor": "end" }, svg, text);
   }
   for (const x of axisTicks(chart.axis === "seconds" ? [] : xs, x0, x1, width - left - right)) {
     shape("line", { class: "grid", x1: X(x), x2: X(x), y1: top, y2: height - bottom }, svg);
-    shape("text", { x: X(x), y: height - bottom + 18, "text-anchor": "middle" }, svg, count(x));
+    shape("text", { x: X(x), y: height - bottom + 18, "text-anchor": "middle" }, svg, number(x, 6));
   }
   shape("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, svg, chart.axis);
   const clip = `clip-${figure.id}`;
@@ -109,13 +111,13 @@ function hover(figure, svg, chart, series, looks, { X, xs, top, bottom }) {
     const x = xs.reduce((best, other) => (Math.abs(X(other) - at) < Math.abs(X(best) - at) ? other : best), xs[0]);
     const rows = series.flatMap(([name, line]) => line.filter((p) => p[0] === x).map((p) => [name, p]));
     if (!rows.length) return leave();
-    tip.replaceChildren(element("b", "", null, `${count(x)} ${chart.axis}`));
-    for (const [name, [, mean, low, high, n]] of rows.sort((a, b) => b[1][1] - a[1][1])) {
+    tip.replaceChildren(element("b", "", null, `${number(x, chart.axis === "seconds" && x < 100 ? 2 : 0)} ${chart.axis}`));
+    for (const [name, [, mean, , , n, half]] of rows.sort((a, b) => b[1][1] - a[1][1])) {
       const row = element("div", "", tip);
       element("span", "dot", row).style.setProperty("--c", looks[name].color);
       element("span", "", row, name);
       element("b", "", row, written(mean, chart.unit));
-      element("i", "", row, low === null ? `n=${n}` : `± ${written((high - low) / 2, chart.unit)}`);
+      element("i", "", row, half === null ? `n=${n}` : `± ${written(half, chart.unit)}`);
     }
     tip.hidden = false;
     const aside = X(x) > figure.clientWidth / 2 ? X(x) - tip.offsetWidth - 14 : X(x) + 14;

@@ -1,11 +1,9 @@
 """The main table for a console, Markdown and LaTeX, and the CSV files."""
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from sslpl.recording.csv_text import as_csv
 from sslpl.recording.progress import duration
 from sslpl.recording.views import aubc
 from sslpl.report.boards import Board, Line, area, curve, final, mean_of_cycles, seconds
@@ -188,12 +186,3 @@ def runs_csv(boards: Sequence[Board]) -> str:
 def parts(estimate: Estimate | None) -> list[float | str]:
     """Mean, standard deviation and interval, empty where there are none."""
     return [*estimate[:4]] if estimate else [""] * len(PARTS)
-
-
-def as_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV; NaN is left empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in rows)
-    return buffer.getvalue()

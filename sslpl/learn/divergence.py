@@ -1,0 +1,45 @@
+"""Checks for training that diverges, made where losses are read anyway: at the end of an epoch, and before a save."""
+
+import math
+from collections.abc import Sequence
+
+from sslpl.state import State
+
+# Of the mean ranking loss of an epoch, and of the predicted losses after it. Guessing the order costs 0.69 (bce) or 1
+# (margin) and both losses depend on differences of a few units, so a healthy fine-tune stays far below; one that
+# diverges passes the limit within a step or two, each of which multiplies its predictions by hundreds or more.
+LIMIT = 1e6
+
+
+def check_losses(state: State) -> None:
+    """Raises FloatingPointError if the losses of the epoch under way say that a state is not worth saving."""
+    if state.tally is None:
+        return
+    if state.phase == "train":
+        check_joint_losses(state.tally.tolist(), state.epoch)
+    elif state.phase == "finetune":
+        check_finetune_losses(state.tally.tolist(), state.epoch)
+
+
+def check_joint_losses(sums: Sequence[float], epoch: int) -> None:
+    """Raises FloatingPointError if a loss of the joint training is not finite; `sums` are those of `joint_loss`."""
+    if not math.isfinite(sum([*sums[:2], *sums[4:5]])):
+        keys = "lower training.rate or training.module_rate"
+        raise FloatingPointError(f"the training loss is not finite in epoch {epoch + 1}: {keys}")
+
+
+def check_finetune_losses(sums: Sequence[float], epoch: int, largest: float | None = None) -> None:
+    """Raises FloatingPointError if the fine-tune diverges.
+
+    `sums` begin with those of `finetune_step`; `largest` is the largest predicted loss after an epoch's last step.
+    """
+    supervised, pseudo, steps = sums[:3]
+    ranking = (supervised + pseudo) / max(steps, 1)
+    if ranking <= LIMIT and (largest is None or largest <= LIMIT):  # not so for NaN
+        return
+    figures = f"ranking loss {ranking:.2g}" + (f", predicted losses up to {largest:.2g}" if largest is not None else "")
+    raise FloatingPointError(
+        f"the fine-tune diverged in epoch {epoch + 1} ({figures}): "
+        "raise training.epochs if the joint training was short, because batch norm's running averages lag behind it, "
+        "or lower training.finetune_rate"
+    )

@@ -1,0 +1,98 @@
+"""A fine-tune that diverges ends where it happens, is named for what it is, and is never saved or carried on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import Result, run_folder
+from test_ssl import finished, make_setup, trained
+from torch import Tensor, nn
+
+from sslpl.learn import finetune as module
+from sslpl.learn.divergence import LIMIT, check_losses
+from sslpl.recording import checkpoint
+from sslpl.state import State
+
+# ResNet-18 after nine steps: batch norm's running averages lag, and its features in eval mode are thousands of times
+# as large as in training.
+SHORT = (
+    "backbone=resnet18", "ssl=none", "budget.initial=96", "budget.per_cycle=24", "budget.cycles=2",
+    "budget.candidates=100", "training.batch_size=32", "training.epochs=3", "training.finetune_epochs=1",
+    "training.precision=float32", "tracker=none", "runtime.num_threads=1", "runtime.progress=none",
+)  # fmt: skip
+
+
+def test_a_fine_tune_that_diverges_ends_the_run_in_its_phase(sslpl: Callable[..., Result]) -> None:
+    done = sslpl(*SHORT, "runtime.checkpoint_minutes=0")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    for part in ("fine-tune", "running averages", "training.finetune_rate", "training.epochs"):
+        assert part in done.err
+    assert "training.rate" not in done.err
+    status = json.loads((run_folder() / "status.json").read_text())
+    assert (status["state"], status["cycle"], status["phase"]) == ("failed", 0, "finetune")
+    assert status["error"] in done.err
+    assert not (run_folder() / "metrics.csv").exists()
+    saved, warning = checkpoint.load(run_folder() / "checkpoint")
+    assert (saved is not None, warning) == (True, None)
+    assert torch.isfinite(torch.stack([value.norm() for value in saved["module"].values()])).all()
+    assert saved["tally"] is None or float(saved["tally"][0]) < LIMIT
+
+
+def inflated(state: State) -> State:
+    """The state with running variances that lag far behind."""
+    for part in state.backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_var.mul_(1e-6)
+    return state
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_lagging_running_averages_end_the_first_epoch_of_the_fine_tune(epochs: int) -> None:
+    setup = make_setup(None, finetune_epochs=epochs)
+    state = inflated(trained(setup))
+    with pytest.raises(FloatingPointError, match=r"fine-tune diverged in epoch 1 .*training\.finetune_rate"):
+        finished(setup, state)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e12])
+def test_what_the_last_step_breaks_is_noticed_though_no_loss_has_seen_it(
+    monkeypatch: pytest.MonkeyPatch, broken: float
+) -> None:
+    setup = make_setup(None, finetune_epochs=1)
+    state = trained(setup)
+
+    def breaking(*arguments: Any) -> Tensor:
+        sums = module_step(*arguments)
+        with torch.no_grad():
+            state.module.head.bias.fill_(broken)  # type: ignore[union-attr]
+        return sums
+
+    module_step = module.finetune_step
+    steps = len(state.learned) // setup.training.batch_size
+    calls = iter(range(steps))
+    monkeypatch.setattr(module, "finetune_step", lambda *a: (breaking if next(calls) == steps - 1 else module_step)(*a))
+    with pytest.raises(FloatingPointError, match="fine-tune diverged"):
+        finished(setup, state)
+
+
+@pytest.mark.parametrize("phase", ["train", "finetune"])
+@pytest.mark.parametrize(("loss", "refused"), [(torch.nan, True), (torch.inf, True), (1e3, False)])
+def test_a_state_whose_losses_are_not_finite_is_not_fit_to_be_saved(phase: str, loss: float, refused: bool) -> None:
+    setup = make_setup(None)
+    state = trained(setup)
+    state.enter(phase)
+    state.tally = torch.tensor([loss, 0.0, 1.0, 1.0, 0.0, 0.0])
+    if refused:
+        with pytest.raises(FloatingPointError):
+            check_losses(state)
+    else:
+        check_losses(state)
+
+
+def test_a_healthy_fine_tune_is_left_alone() -> None:
+    setup = make_setup(None)
+    state = finished(setup, trained(setup))
+    check_losses(state)
+    assert state.epoch == setup.training.finetune_epochs
