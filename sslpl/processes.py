@@ -67,7 +67,6 @@ def joined() -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    torch.manual_seed(torch.initial_seed() + rank)  # dropout: other images, other masks
     world = World(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
     try:
         with silent(not world.leads):

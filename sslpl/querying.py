@@ -11,7 +11,7 @@ from sslpl.distributed import ask, led
 from sslpl.learn.evaluation import predict
 from sslpl.pool import initial_pool
 from sslpl.query.context import Context, Weights
-from sslpl.seeds import rng, shuffled
+from sslpl.seeds import rng, seeded_draws, shuffled
 from sslpl.setup import Setup, Step
 from sslpl.state import State
 from sslpl.types import Picked, Predictions
@@ -42,7 +42,11 @@ def query(setup: Setup, state: State) -> Iterator[Step]:
 
 def asked(setup: Setup, state: State, n: int, generator: Generator) -> Picked:
     """What the strategy picks in the first process; others take part in predictions alone."""
-    choose = partial(setup.query, query_context(setup, state), n, generator)
+
+    def choose() -> Picked:  # a strategy may train networks that have dropout
+        with seeded_draws(setup.device, setup.seed, "query masks", state.cycle):
+            return setup.query(query_context(setup, state), n, generator)
+
     return led(setup.world, choose, partial(outputs, setup, state))
 
 

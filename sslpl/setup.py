@@ -92,6 +92,7 @@ class Setup(NamedTuple):
     oracle: Oracle = Simulated()
     folder: Path = Path()  # of the run, where an oracle leaves what it asks
     world: World = ALONE  # the processes that share the run
+    announce: Callable[[str], None] = print  # shows a line
 
     @property
     def true_labels(self) -> Tensor:

@@ -76,6 +76,7 @@ class State:
     history: list[Row] = field(default_factory=list)  # finished cycles
     class_names: tuple[str, ...] = ()  # known so far
     received: list[Received] = field(default_factory=list)  # what people told
+    uncapturable: bool = False  # steps cannot be CUDA graphs, as this process has found out; not saved
 
     def enter(self, phase: str) -> None:
         """Moves on to another phase, which starts with nothing done."""

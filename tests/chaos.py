@@ -1,5 +1,7 @@
 """Kills real runs and sweeps and compares what they leave with undisturbed ones: python tests/chaos.py --kills 20.
 
+`--mask-kills 20` kills as many runs of each network with random layers: dropout, drop path.
+
 Each run is killed with signal 9 (at a random moment, or at a chosen one by its own hand), started again with the same
 command, and must end with the same metrics, ledger, status, files and weights; so must a run that waits for labels. A
 sweep is killed three times and started again, and two processes share one.
@@ -30,6 +32,17 @@ RUN = [
     "runtime.checkpoint_minutes=0.002",
     *COMMON,
 ]
+MASKS = {  # networks with random layers
+    "dropout": [
+        *("backbone.dropout=0.3", "budget.cycles=2", "training.epochs=8", "training.finetune_epochs=2"),
+        *("runtime.checkpoint_minutes=0.002", *COMMON),
+    ],
+    "drop path": [
+        *("backbone=torchvision", "backbone.name=efficientnet_b0", "training.rate=0.01", "budget.initial=48"),
+        *("budget.per_cycle=32", "budget.cycles=2", "training.epochs=2", "training.finetune_epochs=1"),
+        *("runtime.checkpoint_minutes=0.005", *COMMON),
+    ],
+}
 SWEEP = ["-m", "seed=range(6)", "method=entropy,random", "training.epochs=4", "budget.cycles=3", *COMMON]
 JOBS = 12
 MEASURED = ("_seconds", "_per_second", "_mib")  # columns of metrics.csv that no two runs share
@@ -149,17 +162,20 @@ def result(folder: Path) -> dict[str, object]:
     }
 
 
-def killed_and_resumed(folder: Path, moment: float | str, expected: dict[str, object]) -> tuple[bool, str]:
+def killed_and_resumed(
+    folder: Path, options: list[str], moment: float | str, expected: dict[str, object]
+) -> tuple[bool, str]:
     """Kills a run once, lets the same command finish it, compares; and what the second life said of it."""
     while True:
-        doomed = live(folder, RUN, doomed=moment) if isinstance(moment, str) else live(folder, RUN, kill_after=moment)
+        kill = {"doomed": moment} if isinstance(moment, str) else {"kill_after": moment}
+        doomed = live(folder, options, **kill)  # type: ignore[arg-type]
         if doomed.code == -signal.SIGKILL:
             break
         if isinstance(moment, str) or doomed.code != 0:
             return False, f"was not killed but ended with {doomed.code}: {doomed.log[-2000:]}"
         moment /= 2  # it was done before
         folder = folder.with_name(f"{folder.name}-again")
-    second = live(folder, RUN)
+    second = live(folder, options)
     if second.code != 0:
         return False, f"the second life ended with {second.code}: {second.log[-2000:]}"
     left = result(folder)
@@ -169,19 +185,20 @@ def killed_and_resumed(folder: Path, moment: float | str, expected: dict[str, ob
     return not differing, said if not differing else f"{said}; differs: {', '.join(differing)}"
 
 
-def kills(scratch: Path, count: int, seed: int) -> bool:
-    """Whether every one of `count` killed runs ended as an undisturbed one."""
+def kills(scratch: Path, options: list[str], count: int, seed: int, chosen: tuple[str, ...] = ()) -> bool:
+    """Whether every one of `count` killed runs ended as an undisturbed one; those after the chosen moments at random
+    ones."""
+    scratch.mkdir()
     since = time.monotonic()
-    whole = live(scratch / "whole", RUN)
+    whole = live(scratch / "whole", options)
     took = time.monotonic() - since
     if whole.code != 0:
         sys.exit(f"chaos: the undisturbed run ended with {whole.code}\n{whole.log}")
     expected, generator = result(scratch / "whole"), random.Random(seed)
-    chosen = CHOSEN[: max(1, count // 2)]
     moments = [*chosen, *(generator.uniform(0.3, 1.0) * took for _ in range(count - len(chosen)))]
 
     def one(number: int) -> bool:
-        same, said = killed_and_resumed(scratch / f"killed{number}", moments[number], expected)
+        same, said = killed_and_resumed(scratch / f"killed{number}", options, moments[number], expected)
         moment = moments[number]
         when = moment if isinstance(moment, str) else f"after {moment:.1f} s"
         print(f"{'identical' if same else 'DIFFERENT'}  killed {when}: {said}", flush=True)
@@ -191,6 +208,15 @@ def kills(scratch: Path, count: int, seed: int) -> bool:
         same = sum(workers.map(one, range(count)))
     print(f"{same} of {count} identical to the uninterrupted run", flush=True)
     return same == count
+
+
+def masked_kills(scratch: Path, count: int, seed: int) -> bool:
+    """Whether killed runs of networks with random layers end as undisturbed ones."""
+    good = []
+    for name, options in MASKS.items() if count else ():
+        print(f"{name}:", flush=True)
+        good.append(kills(scratch / name.replace(" ", "_"), options, count, seed))
+    return all(good)
 
 
 def trained(folder: Path) -> dict[str, int]:
@@ -285,6 +311,7 @@ def main() -> None:
     """Exit code 0 if nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="runs to kill, half of them at chosen moments")
+    parser.add_argument("--mask-kills", type=int, default=3, help="runs to kill of each network with random layers")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--no-sweeps", action="store_true", help="single runs alone")
     parser.add_argument("--doomed", help=argparse.SUPPRESS)  # the moment at which this process is to kill itself
@@ -298,7 +325,9 @@ def main() -> None:
         run()
     since = time.monotonic()
     with TemporaryDirectory(prefix="sslpl-chaos-") as name:
-        checks = [lambda: kills(Path(name), arguments.kills, arguments.seed)]
+        chosen = CHOSEN[: max(1, arguments.kills // 2)]
+        checks = [lambda: kills(Path(name) / "runs", RUN, arguments.kills, arguments.seed, chosen)]
+        checks += [lambda: masked_kills(Path(name), arguments.mask_kills, arguments.seed)]
         checks += [lambda: killed_campaign(Path(name), arguments.seed)]
         checks += [] if arguments.no_sweeps else [lambda: killed_sweep(Path(name)), lambda: shared_sweep(Path(name))]
         good = [check() for check in checks]

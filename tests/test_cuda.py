@@ -1,18 +1,21 @@
 """On a GPU: the same draws, captured steps that do what plain steps do, no waiting inside an epoch."""
 
+import io
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sslpl.cycle import initial_state, run_active_learning
+from sslpl.cycle import empty_state, initial_state, run_active_learning
 from sslpl.data.augment import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.images import StreamedImages
 from sslpl.learn import ranking, ssl
-from sslpl.learn.capture import WARM_UP
-from sslpl.learn.joint import Inputs, stepper, train
+from sslpl.learn.capture import WARM_UP, CapturedSteps
+from sslpl.learn.joint import Inputs, mask_draws, stepper, train
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.models.backbones import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -23,11 +26,14 @@ from sslpl.query.strategies import score_then_select
 from sslpl.seeds import seeded
 from sslpl.setup import Setup, Training
 from sslpl.state import State
+from sslpl.types import Features
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def make_setup(device: str = "cuda", captures: bool = False, bfloat16: bool = False, **training: object) -> Setup:
+def make_setup(
+    device: str = "cuda", captures: bool = False, bfloat16: bool = False, dropout: float = 0.0, **training: object
+) -> Setup:
     data = digits("data")
     data = data._replace(train=data.train.to(device), test=data.test.to(device))
     shape, where = data.train.shape, torch.device(device)
@@ -36,7 +42,7 @@ def make_setup(device: str = "cuda", captures: bool = False, bfloat16: bool = Fa
     )
 
     def build(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-        backbone = seeded(lambda: small_cnn(num_classes=10, in_channels=1), 0, f"backbone {cycle}")
+        backbone = seeded(lambda: small_cnn(num_classes=10, in_channels=1, dropout=dropout), 0, f"backbone {cycle}")
         module = seeded(lambda: LossPredictionModule(backbone.channels), 0, f"module {cycle}")
         return backbone.to(where, memory_format=torch.channels_last), module.to(where)
 
@@ -93,6 +99,102 @@ def test_captured_steps_do_what_plain_steps_do() -> None:
     captured, captured_weights = losses(make_setup(captures=True), steps)
     torch.testing.assert_close(captured, plain, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(captured_weights, weights, rtol=1e-2, atol=1e-3)
+
+
+def checkpointed(state: State) -> dict[str, Any]:
+    """A state as a checkpoint gives it back: on the CPU."""
+    buffer = io.BytesIO()
+    torch.save(state.to_dict(), buffer)
+    buffer.seek(0)
+    saved: dict[str, Any] = torch.load(buffer, map_location="cpu", weights_only=True)
+    return saved
+
+
+def trained(setup: Setup, killed_after: int | None = None) -> State:
+    """The first joint training; with a kill, a new process's that begins with what was saved after so many steps."""
+    state = initial_state(setup)
+    for step, _ in enumerate(train(setup, state), start=1):
+        if step == killed_after:
+            saved, state = checkpointed(state), empty_state(setup)
+            state.load(saved)
+            list(train(setup, state))
+            break
+    return state
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Has the convolution library choose the same kernels each time."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("killed_after", [7, 13])  # within an epoch of three steps: captured, before the decay or not
+def test_a_resumed_training_is_that_of_an_uninterrupted_one(exact: None, dropout: float, killed_after: int) -> None:
+    setup = make_setup(captures=True, dropout=dropout, epochs=8, decay_at=(0.5,))
+    whole, killed = trained(setup), trained(setup, killed_after)
+    torch.testing.assert_close(killed.backbone.state_dict(), whole.backbone.state_dict(), rtol=1e-3, atol=1e-4)
+    for group in killed.optimizer.param_groups:  # type: ignore[union-attr]
+        assert group["lr"].is_cuda
+
+
+def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
+    def drawn(captures: bool) -> Tensor:
+        setup, masks = make_setup(captures=captures), []
+        state = initial_state(setup)
+
+        def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+            return torch.nn.functional.dropout(views)
+
+        steps = CapturedSteps(step, pytest.fail) if captures else step
+        views, labels = torch.ones(1000, device="cuda"), torch.zeros(1, device="cuda")
+        for state.step in range(3 * WARM_UP):
+            with mask_draws(setup, state):
+                masks.append(steps(views, labels, False).clone())
+        return torch.stack(masks)
+
+    plain = drawn(captures=False)
+    assert torch.equal(drawn(captures=True), plain)
+    assert len(plain.unique(dim=0)) == 3 * WARM_UP
+
+
+class Waiting(torch.nn.Module):
+    """A backbone that waits for the GPU, as no graph can, and has dropout."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.channels, self.head = network, network.channels, network.head
+
+    def forward(self, images: Tensor) -> Features:
+        assert images.sum().isfinite().item()
+        features: Features = self.network(torch.nn.functional.dropout(images, 0.1, self.training))
+        return features
+
+
+def test_a_backbone_that_cannot_be_captured_trains_as_usual(exact: None) -> None:
+    def outcome(captures: bool) -> tuple[State, list[str]]:
+        lines: list[str] = []
+        setup = make_setup(captures=captures, epochs=2 * WARM_UP)
+        build = setup.build
+
+        def waiting(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+            backbone, module = build(cycle)
+            return Waiting(backbone), module
+
+        stream = torch.cuda.current_stream()
+        state = run(setup._replace(build=waiting, announce=lines.append))
+        assert torch.cuda.current_stream() == stream
+        return state, lines
+
+    usual, nothing = outcome(captures=False)
+    fallen, lines = outcome(captures=True)
+    assert (nothing, len(lines)) == ([], 1)
+    assert "cannot be CUDA graphs" in lines[0]
+    first, second = (state.history[0]["test_accuracy"] for state in (usual, fallen))
+    assert abs(first - second) < 0.05
 
 
 def test_an_epoch_never_waits_for_the_device() -> None:

@@ -171,6 +171,17 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
     assert '"processes": 2' in (run_folder(tmp_path) / "provenance.json").read_text()
 
 
+def test_two_processes_repeat_their_masks(tmp_path: Path) -> None:
+    options = [*TINY, "budget.cycles=1", "budget.initial=25", "training.epochs=2", "backbone.dropout=0.5"]
+    weights = []
+    for life in ("first", "second"):
+        ends = started(2, [str(ROOT / "run.py"), *options, f"runtime.output_dir={life}"], tmp_path)
+        assert [end.code for end in ends] == [0, 0], ends[0].err + ends[1].err
+        folder = run_folder(tmp_path / life)
+        weights.append(torch.load(folder / "checkpoint" / "weights.pt", weights_only=True)["backbone"])
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_batch_norm_and_collectives_of_two_processes(tmp_path: Path) -> None:
     for end in started(2, [str(Path(__file__))], tmp_path):
         assert end.code == 0, end.err

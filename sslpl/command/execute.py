@@ -35,6 +35,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
     with Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name) as progress:
+        setup = setup._replace(announce=progress.message)
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         try:
             with recorder.signals(setup.world):

@@ -2,42 +2,65 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sslpl.seeds import global_generators
+
 WARM_UP = 3  # steps of each kind that run as usual first: libraries choose their kernels, memory is laid out
+
+
+class Captured(NamedTuple):
+    """A step as a graph, and the tensors that it reads and writes at each replay."""
+
+    graph: torch.cuda.CUDAGraph
+    views: Tensor
+    labels: Tensor
+    sums: Tensor
 
 
 class CapturedSteps:
     """Runs a step (views, labels, detached -> sums) as usual a few times for each batch size, then as a CUDA graph.
 
     The first steps are real ones, so nothing is trained twice and nothing has to be undone (whole-network
-    capture after PyTorch's notes on CUDA graphs; the warm-up on real data is ours).
+    capture after PyTorch's notes on CUDA graphs; the warm-up on real data is ours). If a step cannot be captured,
+    `fall_back` is called once with the reason, and all steps run as usual from there on.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor, bool], Tensor]) -> None:
-        self.step = step
+    def __init__(self, step: Callable[[Tensor, Tensor, bool], Tensor], fall_back: Callable[[str], None]) -> None:
+        self.step, self.fall_back = step, fall_back
         self.seen: Counter[tuple[int, bool]] = Counter()
-        self.captured: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
+        self.captured: dict[tuple[int, bool], Captured] = {}
+        self.failed = False
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """Where steps are warmed up and captured."""
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def pool(self) -> Any:
+        """The memory that the graphs share: only one of them runs at a time."""
+        return torch.cuda.graph_pool_handle()
 
     def __call__(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
         """The sums of the step; valid until the next step of the same kind."""
         key = len(views), detached
         self.seen[key] += 1
-        if self.seen[key] <= WARM_UP:
+        if self.seen[key] <= WARM_UP and not self.failed:
             return self._aside(views, labels, detached)
-        if key not in self.captured:
-            self.captured[key] = self._capture(
-                views.clone(memory_format=torch.preserve_format), labels.clone(), detached
-            )
-        graph, static_views, static_labels, sums = self.captured[key]
-        static_views.copy_(views)
-        static_labels.copy_(labels)
-        graph.replay()
-        return sums
+        if key not in self.captured and not self.failed:
+            self._try_to_capture(views, labels, detached)
+        if self.failed:
+            return self.step(views, labels, detached)
+        captured = self.captured[key]
+        captured.views.copy_(views)
+        captured.labels.copy_(labels)
+        captured.graph.replay()
+        return captured.sums
 
     def _aside(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
         """One step as usual, on a stream of its own as a capture needs it."""
@@ -47,10 +70,41 @@ class CapturedSteps:
         torch.cuda.current_stream().wait_stream(self.stream)
         return sums
 
-    def _capture(
-        self, views: Tensor, labels: Tensor, detached: bool
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
+    def _try_to_capture(self, views: Tensor, labels: Tensor, detached: bool) -> None:
+        """Captures a step, or falls back: nothing has run by then, and the step as usual raises what is truly wrong."""
+        inputs = views.clone(memory_format=torch.preserve_format), labels.clone()
+        drawn = torch.default_generator.get_state()
+        try:
+            self.captured[len(views), detached] = self._capture(*inputs, detached)
+            if not torch.equal(torch.default_generator.get_state(), drawn):
+                raise RuntimeError("a layer draws random numbers on the CPU, which a graph would repeat")
+        except Exception as error:
+            self.failed = True
+            self.captured.clear()
+            torch.default_generator.set_state(drawn)
+            release_generators(views.device)
+            self.fall_back(first_line(error))
+
+    def _capture(self, views: Tensor, labels: Tensor, detached: bool) -> Captured:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # A capture that fails leaves its own stream as the current one: the outer context takes that back.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+        ):
             sums = self.step(views, labels, detached)
-        return graph, views, labels, sums
+        return Captured(graph, views, labels, sums)
+
+
+def first_line(error: BaseException) -> str:
+    """What the first of some chained errors says: the end of a failed capture only says that it has failed."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def release_generators(device: torch.device) -> None:
+    """Takes a GPU's global generator out of a failed capture, which goes on to count its draws as the graph's."""
+    for generator in global_generators(device):
+        if generator.device.type == "cuda":
+            generator.graphsafe_set_state(generator.clone_state())

@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from sslpl.data.contrastive import Views
 from sslpl.data.images import to_device
-from sslpl.learn.optimizers import rate_tensor, set_rates
+from sslpl.learn.optimizers import load_optimizer, rate_tensor, set_rates
 from sslpl.models.backbones import Frozen, forward_batch
 from sslpl.query.neighbors import blocks
-from sslpl.seeds import rng
+from sslpl.seeds import rng, seeded_draws
 from sslpl.setup import Step
 from sslpl.types import Count, Images, Positive, PositiveOrZero, Share, ShareBelowOne
 
@@ -76,8 +76,9 @@ class Learner:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Takes over what `to_dict` returned."""
-        for name in ("backbone", "projection", "optimizer"):
+        for name in ("backbone", "projection"):
             getattr(self, name).load_state_dict(saved[name])
+        load_optimizer(self.optimizer, saved["optimizer"])
         self.epoch, self.step = saved["position"]
         self.tally, self.history = saved["tally"], saved["history"]
 
@@ -108,7 +109,8 @@ def pretrain(task: Pretraining, state: Learner) -> Iterator[Step]:
             draws = task.views.draw(
                 2 * len(images), *task.images.shape[1:], rng(task.seed, "pretraining views", epoch, state.step)
             )
-            tally = tally + contrastive_step(task, state, task.views(torch.cat([images, images]), draws))
+            with seeded_draws(task.device, task.seed, "pretraining masks", epoch, state.step):
+                tally = tally + contrastive_step(task, state, task.views(torch.cat([images, images]), draws))
             state.tally, state.step = tally, state.step + 1
             if state.step < len(batches):
                 yield Step(len(images))

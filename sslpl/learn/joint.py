@@ -1,6 +1,7 @@
 """Joint training: the backbone learns the classes while the module learns to rank the losses."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from sslpl.learn.unlabeled import (
     unlabeled_sums,
 )
 from sslpl.pool import without
-from sslpl.seeds import rng
+from sslpl.seeds import rng, seeded_draws
 from sslpl.setup import Setup, Step
 from sslpl.state import State, weights_of
 
@@ -65,7 +66,8 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         tally = no_sums(task) if state.tally is None else state.tally
         tally = tally.to(setup.device)
         for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
-            tally += step(inputs, training.detached(epoch))
+            with mask_draws(setup, state):
+                tally += step(inputs, training.detached(epoch))
             state.tally, state.step = tally, state.step + 1
             follow_weights(setup, state, task, epoch * len(batches) + state.step)
             if state.step < len(batches):
@@ -80,15 +82,24 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
 
 
 def stepper(setup: Setup, state: State, optimizer: torch.optim.SGD, task: Task | None) -> JointStep:
-    """`joint_step`, as a CUDA graph where steps are captured."""
-    if not setup.captures or task is not None:
+    """`joint_step`, as a CUDA graph where steps are captured and can be."""
+    if not setup.captures or state.uncapturable or task is not None:
         return partial(joint_step, setup, state, optimizer, task=task)
 
     def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
         return joint_step(setup, state, optimizer, Inputs(views, labels, len(views)), detached)
 
-    captured = CapturedSteps(step)
+    def fall_back(reason: str) -> None:
+        state.uncapturable = True
+        setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run one by one, which is slower")
+
+    captured = CapturedSteps(step, fall_back)
     return lambda inputs, detached: captured(inputs.views, inputs.labels, detached)
+
+
+def mask_draws(setup: Setup, state: State) -> AbstractContextManager[None]:
+    """Seeds what a step's random layers draw: each process has masks of its own, for images of its own."""
+    return seeded_draws(setup.device, setup.seed, "masks", state.cycle, state.epoch, state.step, setup.world.rank)
 
 
 def epoch_inputs(

@@ -1,5 +1,7 @@
 """Optimizers whose rates and momentum outlive a captured step and a checkpoint."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,22 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> Non
             group["lr"] = rate
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Loads a saved state and keeps the tensors of the rates: a captured step goes on reading them.
+
+    `load_state_dict` alone would put the saved tensors, which lie on the CPU, in their place.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    values = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    set_rates(optimizer, values)
+
+
 def resumed(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
     """The optimizer of the phase under way, with the momentum that a checkpoint holds."""
     if state.optimizer_state is not None:
-        optimizer.load_state_dict(state.optimizer_state)
+        load_optimizer(optimizer, state.optimizer_state)
     state.optimizer, state.optimizer_state = optimizer, None
     return optimizer

@@ -1,7 +1,6 @@
 """The loss prediction module: what loss an image will have, read from the stages of the backbone."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from sslpl.types import Count
 
 
-@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the first to ask may be in inference mode, the next one trains
 def tap_matrix(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix [9, H W] that takes a map to its nine strided means, one for each tap of the convolution."""
@@ -29,10 +27,9 @@ def _taps(side: int) -> Tensor:
     return taps
 
 
-def tap_means(stage: Tensor) -> Tensor:
-    """The nine strided means of each channel, [B, C, H, W] -> [B, 9, C]."""
+def tap_means(stage: Tensor, matrix: Tensor) -> Tensor:
+    """The nine strided means of each channel by the tap matrix [9, H W], [B, C, H, W] -> [B, 9, C]."""
     batch, channels, height, width = stage.shape
-    matrix = tap_matrix(height, width, stage.device, stage.dtype)
     return matrix @ stage.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
 
 
@@ -43,10 +40,20 @@ class Level(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False) if convolutional else None
         self.linear = nn.Linear(channels, width)
+        # Kept here and nowhere else: a captured step reads them for as long as the module lives.
+        self.tap_matrices: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def matrix_for(self, stage: Tensor) -> Tensor:
+        """The tap matrix for stages of this size, made once."""
+        height, width = stage.shape[2:]
+        key = (height, width, stage.device, stage.dtype)
+        if key not in self.tap_matrices:
+            self.tap_matrices[key] = tap_matrix(*key)
+        return self.tap_matrices[key]
 
     def summary(self, stage: Tensor) -> Tensor:
         """What the level needs of a stage [B, C, H, W]: its nine strided means [B, 9, C], or its mean [B, C]."""
-        return stage.float().mean(dim=(2, 3)) if self.conv is None else tap_means(stage)
+        return stage.float().mean(dim=(2, 3)) if self.conv is None else tap_means(stage, self.matrix_for(stage))
 
     def forward(self, summary: Tensor) -> Tensor:
         # The global average of a bias-free convolution is linear in its input, so the weight is applied to the

@@ -1,0 +1,218 @@
+"""Captured steps, as far as a CPU can tell: what a graph reads stays where it is, and what cannot be captured runs."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Result
+from hydra.utils import instantiate
+from test_identity import config_of
+from torch import Tensor, nn
+
+from sslpl.build import build_setup
+from sslpl.command import launch
+from sslpl.cycle import empty_state, initial_state, run_active_learning
+from sslpl.learn.capture import WARM_UP, Captured, CapturedSteps, first_line
+from sslpl.learn.contrastive import SimCLR, learner, projection_head
+from sslpl.learn.optimizers import resumed, set_rates
+from sslpl.models.backbones import small_cnn
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.setup import Setup
+from sslpl.state import State
+
+Command = Callable[..., Result]
+Patch = pytest.MonkeyPatch
+
+
+def setup_of(*overrides: str) -> Setup:
+    config = config_of(*TINY, *overrides)[0]
+    return build_setup(config, instantiate(config["runtime"]))
+
+
+def optimizer_of(network: nn.Module, *rates: Tensor | float) -> torch.optim.SGD:
+    groups = [{"params": [weight], "lr": rate} for weight, rate in zip(network.parameters(), rates, strict=False)]
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def saved_state(*rates: float) -> dict[str, Any]:
+    """Of an optimizer after a step, as a checkpoint holds it: on the CPU."""
+    network = nn.Linear(3, 2)
+    optimizer = optimizer_of(network, *map(torch.tensor, rates))
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def test_a_resumed_optimizer_keeps_the_tensors_of_its_rates(state: State) -> None:
+    rates = torch.zeros(()), torch.zeros(())
+    optimizer = optimizer_of(nn.Linear(3, 2), *rates)
+    state.optimizer_state = saved_state(0.5, 0.25)
+    resumed(optimizer, state)
+    assert [group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True)] == [True, True]
+    assert [float(rate) for rate in rates] == [0.5, 0.25]
+    assert all("momentum_buffer" in optimizer.state[group["params"][0]] for group in optimizer.param_groups)
+    set_rates(optimizer, (0.05, 0.025))  # the decay reaches what a captured step reads
+    assert [float(rate) for rate in rates] == [float(torch.tensor(0.05)), float(torch.tensor(0.025))]
+
+
+def test_a_resumed_optimizer_keeps_the_device_of_its_rates(state: State) -> None:
+    elsewhere = torch.zeros((), device="meta")  # as a GPU is elsewhere
+    optimizer = optimizer_of(nn.Linear(3, 2), elsewhere)
+    state.optimizer_state = saved_state(0.5)
+    resumed(optimizer, state)
+    assert optimizer.param_groups[0]["lr"] is elsewhere
+
+
+def test_rates_of_a_gpu_are_numbers_on_a_cpu(state: State) -> None:
+    optimizer = optimizer_of(nn.Linear(3, 2), 0.0)
+    state.optimizer_state = saved_state(0.5)
+    resumed(optimizer, state)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_so_does_a_resumed_pre_training() -> None:
+    def fresh() -> Any:
+        network = small_cnn(num_classes=2, in_channels=1)
+        made = learner(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
+        made.optimizer.param_groups[0]["lr"] = torch.zeros(())
+        return made
+
+    first, second = fresh(), fresh()
+    set_rates(first.optimizer, (0.5,))
+    rate = second.optimizer.param_groups[0]["lr"]
+    second.load(copy.deepcopy(first.to_dict()))
+    assert second.optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.5
+
+
+@pytest.fixture
+def state() -> State:
+    return empty_state(setup_of())
+
+
+def refuse(*_: Any) -> Any:
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+
+@pytest.fixture
+def capturing(monkeypatch: Patch) -> Patch:
+    """Has a CPU run as if it captured its steps: what is captured is run as usual once more at each replay."""
+
+    class Graph:
+        def __init__(self, replay: Callable[[], Any]) -> None:
+            self.replay = replay
+
+    def capture(self: CapturedSteps, views: Tensor, labels: Tensor, detached: bool) -> Captured:
+        sums = torch.zeros(4)
+        return Captured(Graph(lambda: sums.copy_(self.step(views, labels, detached))), views, labels, sums)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CapturedSteps, "_aside", lambda self, *inputs: self.step(*inputs))
+    monkeypatch.setattr(CapturedSteps, "_capture", capture)
+    return monkeypatch
+
+
+class Silent:
+    def phase(self, *_: object) -> None: ...
+
+    def step(self, *_: object) -> None: ...
+
+    def border(self, *_: object) -> None: ...
+
+
+def outcome(captures: bool, *overrides: str) -> tuple[State, list[str]]:
+    """A run through all cycles, and what it announced."""
+    lines: list[str] = []
+    setup = setup_of("training.epochs=4", "backbone.dropout=0.3", *overrides)
+    setup = setup._replace(captures=captures, announce=lines.append)
+    return run_active_learning(setup, initial_state(setup), Silent()), lines
+
+
+def assert_same(left: State, right: State) -> None:
+    torch.testing.assert_close(left.backbone.state_dict(), right.backbone.state_dict(), rtol=0, atol=0)
+    assert left.pool.order.tolist() == right.pool.order.tolist()
+
+
+@pytest.mark.parametrize("overrides", [(), ("training.warm_start=false",)])
+def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, overrides: tuple[str, ...]) -> None:
+    usual, nothing = outcome(False, *overrides)
+    replayed, silence = outcome(True, *overrides)
+    capturing.setattr(CapturedSteps, "_capture", refuse)
+    fallen, lines = outcome(True, *overrides)
+    assert (nothing, silence) == ([], [])
+    assert lines == [
+        "training steps cannot be CUDA graphs (CUDA error: operation not permitted when stream is capturing): they "
+        "run one by one, which is slower"
+    ]
+    assert_same(replayed, usual)
+    assert_same(fallen, usual)
+
+
+def test_the_line_is_printed_with_the_others_of_a_run(sslpl: Command, capturing: Patch) -> None:
+    capturing.setattr(CapturedSteps, "_capture", refuse)
+    capturing.setattr(launch, "build_setup", lambda *given: build_setup(*given)._replace(captures=True))
+    done = sslpl(*TINY, "training.epochs=4", "runtime.progress=plain")
+    assert done.code == 0, done.err
+    assert done.out.count("cannot be CUDA graphs") == 1
+
+
+def test_a_layer_that_draws_on_the_cpu_is_no_graph(capturing: Patch) -> None:
+    lines: list[str] = []
+    steps = CapturedSteps(lambda views, *_: torch.rand(4) + views.sum(), lines.append)
+
+    def drawing(*_: Any) -> Any:
+        torch.rand(4)
+
+    capturing.setattr(CapturedSteps, "_capture", drawing)
+    views, labels = torch.zeros(2, 1), torch.zeros(2)
+    torch.manual_seed(0)
+    expected = [torch.rand(4) for _ in range(WARM_UP + 2)]
+    torch.manual_seed(0)
+    monitored = [steps(views, labels, False) for _ in expected]
+    torch.testing.assert_close(monitored, expected, rtol=0, atol=0)
+    assert len(lines) == 1
+    assert "random numbers on the CPU" in lines[0]
+
+
+def test_a_real_error_of_a_step_is_raised(capturing: Patch) -> None:
+    calls = []
+
+    def broken(*_: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > WARM_UP:
+            raise ValueError("broken")
+        return torch.zeros(4)
+
+    capturing.setattr(CapturedSteps, "_capture", lambda self, *inputs: self.step(*inputs))
+    steps = CapturedSteps(broken, lambda _: None)
+    for _ in range(WARM_UP):
+        steps(torch.zeros(2), torch.zeros(2), False)
+    with pytest.raises(ValueError, match="broken"):
+        steps(torch.zeros(2), torch.zeros(2), False)
+
+
+def test_the_reason_is_the_first_of_chained_errors() -> None:
+    last = RuntimeError("operation failed due to a previous error during capture")
+    last.__context__ = ValueError("item() in a capture\nand more")
+    assert first_line(last) == "item() in a capture"
+    assert first_line(KeyError()) == "KeyError"
+
+
+def test_what_a_graph_reads_of_the_module_lives_as_long_as_the_module() -> None:
+    module = LossPredictionModule((3, 5), width=4)
+    module([torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)])
+    (matrix,) = module.levels[0].tap_matrices.values()  # type: ignore[union-attr, operator]
+    others = LossPredictionModule((3, 5), width=4)
+    for side in range(2, 100):  # more sizes than any cache would keep
+        others([torch.randn(1, 3, side, 2), torch.randn(1, 5, 2, 2)])
+    read = weakref.ref(matrix)
+    del matrix
+    gc.collect()
+    module([torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)])
+    (again,) = module.levels[0].tap_matrices.values()  # type: ignore[union-attr, operator]
+    assert read() is again
+    assert "tap_matrices" not in "".join(module.state_dict())
