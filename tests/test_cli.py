@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from conftest import TINY, Result, run_folder
+from omegaconf import OmegaConf
 
 Command = Callable[..., Result]
 
@@ -95,3 +96,95 @@ def test_help_explains_every_group(sslpl: Command) -> None:
         if group.is_dir() and group.name != "hydra":
             assert any(line.startswith(f"  {group.name} ") for line in done.out.splitlines()), group.name
             assert f"\n{group.name}: " in done.out
+
+
+SCORED = ("query/scorer=entropy", "query/selector=top")
+GROUP_MISTAKES = {
+    "a top-level key that is added": (["+epochs=3"], "epochs=3: no such key; did you mean training.epochs?"),
+    "a misspelled one": (["+sed=3"], "sed=3: no such key; did you mean seed? (known: backbone, budget, dataset, "),
+    "a tree that is added": (["+foo.bar=3"], "foo: no such key; known: backbone, budget, dataset, "),
+    "a deleted query": (["~query"], "query: must be one of its options (query=...), and not removed"),
+    "a deleted training": (["~training"], "training: must be one of its options (training=...), and not removed"),
+    "a deleted training with a value": (["~training", "training.epochs=3"], "training: must be one of its options (training=...), and not removed"),
+    "a deleted method": (["~method"], "method: must be one of its options (method=...), and not removed"),
+    "a deleted tracker": (["~tracker"], "tracker: must be one of its options (tracker=...), and not removed"),
+    "a deleted module": (["~module"], "module: must be one of its options (module=...), and not removed"),
+    "a deleted seed": (["~seed"], "seed: must not be removed"),
+    "a deleted dataset": (["~dataset"], "dataset: must be one of its options (dataset=...), and not removed"),
+    "a group without option": (["module=null"], "module=null: must be one of the options of module"),
+    "a group without target": (["~query._target_"], "query: must be one of its options"),
+    "a tree for a method": (["+method.a=1"], "method"),
+    "a sweep of values": (["seed=0,1"], "seed=0,1: several values are a sweep, which needs -m (--multirun)"),
+    "a sweep of options": (["method=random,sslpm"], "method=random,sslpm: several values are a sweep, which needs -m"),
+    "a sweep that is a range": (["seed=range(3)"], "seed=range(3): several values are a sweep, which needs -m"),
+    "values that may be a list": (["training.decay_at=0.5,0.6"], "; one list is written training.decay_at=[0.5,0.6]"),
+    "a scorer without selector": (
+        ["method=random", SCORED[0]],
+        "query/scorer=entropy: the query chosen takes no scorer and selector; name both and no query, as in "
+        "query/scorer=entropy query/selector=top, or a query that does, as in query=selective_clustering",
+    ),
+    "a selector without scorer": (["method=random", SCORED[1]], "query/selector=top: the query chosen takes no"),
+    "a scorer for another query": (["query=random", *SCORED], "query/scorer=entropy: the query chosen takes no scorer"),
+    "a scorer for some methods": (
+        ["-m", "method=sslpm,random", *SCORED],
+        "query/scorer=entropy: the query chosen takes no scorer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", GROUP_MISTAKES)
+def test_a_mistake_in_the_groups_gets_one_line(sslpl: Command, mistake: str) -> None:
+    arguments, expected = GROUP_MISTAKES[mistake]
+    done = sslpl(*arguments)
+    assert (done.code, done.err.count("\n"), done.out) == (2, 1, ""), done
+    assert done.err.startswith("sslpl: ")
+    assert expected in done.err
+    assert list(Path().iterdir()) == []
+
+
+def test_the_groups_that_are_required_are_those_of_the_primary_config() -> None:
+    from sslpl.command.cli import CONF
+    from sslpl.command.validate import GROUPS
+
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert {*GROUPS} == folders - {"hydra", "experiment"}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_scorer_and_a_selector_choose_a_query_made_of_them(sslpl: Command, sweep: bool) -> None:
+    arguments = ("-m", "seed=0,1", *TINY) if sweep else TINY
+    done = sslpl(*arguments, "method=random", *SCORED, "budget.cycles=1")
+    assert (done.code, done.err) == (0, "")
+    runs = [path.parent for path in Path("outputs").glob("**/status.json")]
+    assert len(runs) == 1 + sweep
+    for run in runs:
+        assert run.parent.name == "random+query=selective_clustering+query.selector=top+query.scorer=entropy"
+        query = OmegaConf.load(run / "config.yaml").query
+        assert query.scorer._target_.endswith(".entropy")
+        assert query.selector._target_.endswith(".top")
+
+
+@pytest.fixture
+def my_config(tmp_path: Path) -> tuple[str, ...]:
+    """A primary config of the user's own, which names a further folder of options."""
+    mine, options = tmp_path / "mine", tmp_path / "further options" / "query"
+    mine.mkdir()
+    options.mkdir(parents=True)
+    (options / "spread_out.yaml").write_text("_target_: sslpl.query.diversity.core_set\n_partial_: true\n")
+    lines = ["defaults: [config, override query: spread_out, _self_]", f"hydra: {{searchpath: ['{options.parent}']}}"]
+    (mine / "my_config.yaml").write_text("\n".join(lines))
+    return ("-cd", str(mine), "-cn", "my_config")
+
+
+def test_a_search_path_in_a_primary_config_is_honored(sslpl: Command, my_config: tuple[str, ...]) -> None:
+    done = sslpl(*my_config, *TINY, "method=random", "budget.cycles=1")
+    assert (done.code, done.err) == (0, "")
+    assert run_folder().parent.name == "random+query=spread_out"
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_results_lie_where_the_command_was_given(sslpl: Command, sweep: tuple[str, ...]) -> None:
+    once = ("method=random", "budget.cycles=1", "hydra.run.dir=elsewhere")
+    done = sslpl(*sweep, *TINY, *once, "hydra.job.chdir=true")
+    assert (done.code, done.err) == (0, "")
+    assert (run_folder() / "summary.json").is_file()

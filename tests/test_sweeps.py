@@ -160,6 +160,18 @@ def test_a_search_without_any_area_says_why_and_no_more(sslpl: Command) -> None:
     assert (reckoned.code, reckoned.out.splitlines()[-1]) == (0, "3 reckoned")
 
 
+def test_an_error_of_ours_in_a_search_is_told(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(jobs, "group_choices", broken)
+    done = sslpl(*SEARCH, "training.rate=interval(0.01,0.1)")
+    assert done.code == 1
+    assert [line for line in done.err.splitlines() if line.startswith("sslpl: ")] == ["sslpl: RuntimeError: a defect"] * 3
+
+
 def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = (*SEARCH, "hydra.sweeper.n_trials=2", "training.finetune_rate=choice(0.01)")

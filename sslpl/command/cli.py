@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 
 from sslpl.command.jobs import Command, composed, print_jobs
 from sslpl.command.mistakes import CONF, SIGNALLED, Mistake, Stopped, guarded, told
+from sslpl.command.overrides import with_combined_query
 from sslpl.command.search import swept
 from sslpl.distributed import confess
 from sslpl.processes import World, joined
@@ -34,7 +35,7 @@ def run_all(world: World) -> int:
     with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
         os.environ["SSLPL_SCRATCH"] = scratch
         try:
-            before = told(guarded(partial(swept, run)))
+            before = told(guarded(partial(swept, partial(with_combined_query, run))))
             command.await_others()
         except Stopped as stop:
             before = told(stop.mistake)

@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sslpl.command.jobs import composed, plan_of
+from sslpl.command.jobs import plan_of, preset
 from sslpl.command.launch import finished_before, launch
 from sslpl.command.mistakes import SIGNALLED, Mistake, Stopped, guarded
 from sslpl.command.plans import Outcome, Place, Plan
@@ -61,7 +61,7 @@ def run_here(errand: Errand, cfg: DictConfig) -> End:
     except OSError as error:
         raise UserError(f"{hydra_config.runtime.cwd}: not there on {os.uname().nodename}; all must see it") from error
     with obeying(Path(errand.flag), errand.launcher):
-        plan = plan_of(cfg, hydra_config, cache(composed))
+        plan = plan_of(cfg, hydra_config, cache(preset))
         if isinstance(plan, Mistake):
             return plan
         return finished_before(plan) or placed(plan, errand.launcher)

@@ -1,7 +1,8 @@
 """The runs of one command: which they are, and what became of each."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from sslpl.command.launch import launch
 from sslpl.command.mistakes import BAD_INPUT, SIGNALLED, Mistake, Stopped, guarded, told
 from sslpl.command.plans import Outcome, Place, Plan, planned
 from sslpl.command.search import searching
-from sslpl.command.validate import checked
+from sslpl.command.validate import checked, typed
 from sslpl.processes import ALONE, World
 from sslpl.recording.recorder import read_status
 from sslpl.recording.terminal import Terminal
@@ -36,22 +37,27 @@ class Command:
         self.place = Place(world=world)
         self.jobs: list[Job] = []
         self.later: dict[int, Plan] = {}  # runs of other commands, by their place among the jobs
-        self.presets = cache(composed)
+        self.presets = cache(preset)
 
     def run(self, cfg: DictConfig) -> float | None:
         """Runs one composed config in this process; returns the area under its budget curve, for a sweeper."""
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN:
             self.refuse_sweep()
-        plan = told(plan_of(cfg, HydraConfig.get(), self.presets))
+        os.chdir(hydra_config.runtime.cwd)  # whatever hydra.job.chdir says: a run's folder is runtime.output_dir's
+        plan = told(plan_of(cfg, hydra_config, self.presets))
         if isinstance(plan, Mistake):
-            return self.ended(Job(HydraConfig.get().job.override_dirname or "run", plan))
-        end = told(guarded(partial(launch, plan, place=self.place)))
-        if not isinstance(end, Mistake) and end.state == "elsewhere":
+            return self.ended(Job(hydra_config.job.override_dirname or "run", plan))
+        return self.ended(Job(str(plan.folder), told(guarded(partial(self.attempt, plan)))))
+
+    def attempt(self, plan: Plan) -> Outcome | Mistake:
+        """Runs a plan; one that another process is running is waited for now in a search, later otherwise."""
+        end = guarded(partial(launch, plan, place=self.place))
+        if isinstance(end, Outcome) and end.state == "elsewhere":
             if searching():  # which needs the area now
-                end = await_other(plan, self.place)
-            else:
-                self.later[len(self.jobs)] = plan
-        return self.ended(Job(str(plan.folder), end))
+                return await_other(plan, self.place)
+            self.later[len(self.jobs)] = plan
+        return end
 
     def refuse_sweep(self) -> None:
         """Stopped if several processes would run a sweep together."""
@@ -67,13 +73,13 @@ class Command:
     def await_others(self) -> None:
         """Waits until other commands have ended with their runs; runs what they have left undone."""
         for place, plan in self.later.items():
-            self.jobs[place] = Job(str(plan.folder), await_other(plan, self.place))
+            self.jobs[place] = Job(str(plan.folder), told(await_other(plan, self.place)))
 
 
 def await_other(plan: Plan, place: Place) -> Outcome | Mistake:
     """Waits until another command has ended with a run; runs what it has left undone."""
     print(f"waiting for {owner(plan)}, which is running {plan.folder}", flush=True)
-    return told(guarded(partial(launch, plan, wait=True, place=place)))
+    return guarded(partial(launch, plan, wait=True, place=place))
 
 
 def owner(plan: Plan) -> str:
@@ -84,9 +90,18 @@ def owner(plan: Plan) -> str:
 
 def plan_of(cfg: DictConfig, hydra_config: Any, presets: Callable[..., Any]) -> Plan | Mistake:
     """Which run a composed config is."""
-    choices = group_choices(hydra_config.runtime.choices)
-    searched = tuple(override for override in hydra_config.overrides.hydra if override.startswith("hydra.searchpath"))
-    return guarded(lambda: planned(cfg, choices, lambda overrides: presets((*searched, *overrides))))
+    def plan() -> Plan:
+        searched = search_path_override(hydra_config.searchpath)
+        choices = group_choices(hydra_config.runtime.choices)
+        return planned(cfg, choices, lambda overrides: presets((searched, *overrides)))
+
+    return guarded(plan)
+
+
+def search_path_override(folders: Sequence[str]) -> str:
+    """The override that gives a composition the folders of options of a command line or of a primary config."""
+    quoted = (folder.replace("'", "\\'") for folder in folders)
+    return "hydra.searchpath=[" + ",".join(f"'{folder}'" for folder in quoted) + "]"
 
 
 def group_choices(choices: Any) -> dict[str, str]:
@@ -96,12 +111,18 @@ def group_choices(choices: Any) -> dict[str, str]:
 
 def composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The checked config that a list of overrides gives, and the option that it has in each group."""
+    config, choices = preset(overrides)
+    return checked(config), choices
+
+
+def preset(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same without checking that the values go together: a preset may need what is chosen beside it."""
     cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     choices = group_choices(cfg.hydra.runtime.choices)
     with open_dict(cfg):
         del cfg["hydra"]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return checked(config), choices
+    return typed(config), choices
 
 
 def state_of(end: Outcome | Mistake) -> str:

@@ -10,6 +10,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sslpl.command.endings import failure
+from sslpl.command.overrides import sweep_without_m, unplaced
 from sslpl.command.plans import RunFailed
 from sslpl.command.validate import advice, nearest
 from sslpl.recording.stopping import Interrupted
@@ -87,9 +88,11 @@ def composition_mistake(error: Exception, words: Sequence[str] = ()) -> str:
         return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {message.splitlines()[0]}"
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", message):
+        return sweep_without_m(found.group(1))
     if found := re.search(r"Could not override '([\w./@]+)'", message):
-        key = found.group(1)
-        return f"{given(key)}: no such key; {advice(key, known_beside(key, error, words))}"
+        key, shown = found.group(1), given(found.group(1))
+        return unplaced(key, shown) or f"{shown}: no such key; {advice(key, known_beside(key, error, words))}"
     return message.split("\n")[0] + (f" ({given_key(message)})" if given_key(message) else "")
 
 

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -17,6 +17,10 @@ from sslpl.types import CountOrZero, UserError
 
 BESIDE: dict[str, type] = {"dataset": Variant, "backbone": Start}  # whose keys stand among those of another object
 MOVED = {"training.init": "backbone.weights=FILE"}  # keys of earlier versions, and what they are now
+GROUPS = (
+    *("dataset", "backbone", "module", "ranking", "ssl", "task_ssl", "query", "budget", "oracle", "training"),
+    *("tracker", "runtime", "method"),
+)  # each needs an option
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -25,11 +29,33 @@ def checked(config: Config) -> Config:
 
     Raises a UserError that names the key, the value and what is allowed, for the first mistake found.
     """
+    check_groups(config, GROUPS)
     clean = typed(config)
     check_protocol(clean)
     if (clean["module"] or {}).get("_target_") == "sslpl.models.loss_prediction.no_module":
         check_without_module(clean)
     return clean
+
+
+def check_groups(config: Config, groups: Sequence[str]) -> None:
+    """Checks that a config has all of some groups and, beside the seed, no other top-level key."""
+    known = [*groups, "seed"]
+    for key, value in config.items():
+        if key not in known:
+            inner = [f"{group}.{key}" for group in groups if isinstance(node := config.get(group), dict) and key in node]
+            shown = key if isinstance(value, dict) else f"{key}={value}"
+            raise UserError(f"{shown}: no such key; {f'did you mean {inner[0]}?' if inner else nearest(key, known)}")
+    if "seed" not in config:
+        raise UserError("seed: must not be removed")
+    for group in groups:
+        chosen = config.get(group)
+        if not (isinstance(chosen, str) if group == "method" else isinstance(chosen, dict) and "_target_" in chosen):
+            raise UserError(without_option(group))
+
+
+def without_option(group: str) -> str:
+    """Says that a required group has no option, which the command line has removed."""
+    return f"{group}: must be one of its options ({group}=...), and not removed"
 
 
 def typed(config: Config) -> Config:
