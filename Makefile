@@ -1,8 +1,9 @@
-# make run    an environment in .venv and the main job: SSLPM on scikit-learn's digits
-# make test   the same environment and the tests
+# make run    an environment in .venv, then SSLPM on scikit-learn's digits
+# make test   the same environment, then the tests
 # make lint   style and types
-# make check  slower checks on real processes: the report in a browser, a wheel in a fresh environment, every sweep,
-#             kills, launchers, one run in several processes, the labeling campaign of docs/campaign.md
+# make check  slower checks on real processes: the documentation and its links, the report in a browser, a wheel in a
+#             fresh environment, every sweep, kills, launchers, one run in several processes, a labeling campaign
+# make docs   the documentation, built into site/
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
 
@@ -10,14 +11,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run test lint check
+.PHONY: help install run test lint check docs
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 install: $(STAMP)
 
-# Made once, and again when pyproject.toml has changed.
+# Created once, and again after a change of pyproject.toml.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sslpl needs Python 3.11 or later: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
@@ -36,6 +37,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: $(STAMP)
+	$(BIN)/python tests/check_docs.py
 	$(BIN)/python tests/check_report.py
 	$(BIN)/python tests/check_wheel.py
 	$(BIN)/python tests/check_sweeps.py
@@ -43,3 +45,6 @@ check: $(STAMP)
 	$(BIN)/python tests/check_launchers.py
 	$(BIN)/python tests/check_campaign.py
 	$(BIN)/python tests/check_distributed.py
+
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict

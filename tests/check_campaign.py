@@ -1,4 +1,4 @@
-"""Runs the campaign of docs/campaign.md, a program in the place of the person who labels: `make check`.
+"""Runs the campaign of docs/label.md, a program in the place of the person who labels: `make check`.
 
 Each block of Python and Bash on the page is executed, in order, in an empty folder; what the page shows of a command's
 output is looked for there, numbers aside. The labeler knows the run by its files alone. One life of the run is killed
@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
 def blocks() -> list[Block]:
     """What the page has its reader execute."""
-    text = (ROOT / "docs/campaign.md").read_text()
+    text = (ROOT / "docs/label.md").read_text()
     found = [(m[1], m[2]) for m in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
     after = [code if language == "text" else "" for language, code in [*found[1:], ("", "")]]
     return [Block(*each, shown) for each, shown in zip(found, after, strict=True) if each[0] in ("python", "bash")]
@@ -73,7 +73,7 @@ def run(block: Block, folder: Path, code: int = 0) -> str:
 
 def plain(line: str) -> str:
     """A line without what differs from one computer to the next."""
-    return re.sub(r"\d+", "0", re.sub(r"seed0-[0-9a-f]{8}", "seed0-*", line))
+    return re.sub(r"\d+", "0", re.sub(r"seed0-([0-9a-f]+|<id>)", "seed0-*", line))
 
 
 def killed(block: Block, folder: Path) -> None:

@@ -52,9 +52,9 @@ def test_contract(asked: tuple[str, Path | None], check: Callable[[QueryStrategy
 
 
 def test_the_strategy_of_the_guide_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_strategies.py").write_text(code("CONTRIBUTING.md", "python")[0])
+    (tmp_path / "my_strategies.py").write_text(code("docs/contribute.md", "python")[0])
     (tmp_path / "query").mkdir()
-    (tmp_path / "query" / "lowest_logit.yaml").write_text(code("CONTRIBUTING.md", "yaml")[0])
+    (tmp_path / "query" / "lowest_logit.yaml").write_text(code("docs/contribute.md", "yaml")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     contract(strategy("lowest_logit", tmp_path))
 
