@@ -124,6 +124,7 @@ def test_gpus_fill_one_by_one() -> None:
 def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     found = []
 
     def third() -> None:
@@ -141,6 +142,50 @@ def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.Mon
     assert found == ["cuda:1"]
     with sharing.gpu(0, 1, "none") as none:
         assert none is None
+
+
+@pytest.fixture
+def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of GPU locks in a temporary folder that all users share; nothing is there yet."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return tmp_path / f"sslpl-gpus-{os.getuid()}"
+
+
+def test_locks_lie_in_the_users_runtime_folder(
+    shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    assert sharing.lock_folder() == tmp_path / "runtime" / "sslpl-gpus"
+    (tmp_path / "runtime").chmod(0o777)  # of anybody
+    assert sharing.lock_folder() == shared_folder
+    for missing in ("", str(tmp_path / "missing"), "relative"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", missing)
+        assert sharing.lock_folder() == shared_folder
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    (tmp_path / "runtime").chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError):  # the runtime folder is not ours: nor is the other, which was made by us
+        sharing.lock_folder()
+
+
+def test_locks_lie_in_no_folder_of_others(shared_folder: Path, tmp_path: Path) -> None:
+    assert sharing.lock_folder() == shared_folder
+    assert shared_folder.stat().st_mode & 0o777 == 0o700
+    assert sharing.lock_folder() == shared_folder
+    shared_folder.chmod(0o755)
+    with pytest.raises(UserError, match=r"sslpl-gpus-\d+: must be a folder of this user's alone \(mode 700\); remove it"):
+        sharing.lock_folder()
+    shared_folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    shared_folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="must be a folder of this user's alone"):
+        sharing.lock_folder()
+    shared_folder.unlink()
+    shared_folder.touch(mode=0o700)
+    with pytest.raises(UserError, match="must be a folder of this user's alone"), sharing.gpu(1, 1, "run"):
+        raise AssertionError("a GPU without a lock")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from sslpl.data import batches as batching
 from sslpl.data.augment import Augmentation, rows
 from sslpl.data.batches import epoch_batches, grouped, in_parts, split, unlabeled_batch_size
 from sslpl.learn import ranking
-from sslpl.learn.evaluation import calibration_error
+from sslpl.learn.evaluation import calibration_error, loss_rank_correlation
 from sslpl.learn.finetune import pseudo_label_quality
 from sslpl.learn.measured import used_rows
 from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
@@ -19,6 +19,7 @@ from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_m
 from sslpl.models.resnets import resnet18
 from sslpl.seeds import rng
 from sslpl.setup import Training
+from sslpl.types import Predictions
 
 
 @pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
@@ -201,3 +202,13 @@ def test_large_images_are_augmented_and_measured_in_parts(monkeypatch: pytest.Mo
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [forward_batch(cpu, side, side) for side in (8, 32, 64, 128, 224, 5000)] == [256, 256, 256, 64, 20, 1]
     assert [forward_batch(cuda, side, side) for side in (32, 64, 128, 224)] == [4096, 4096, 1024, 512]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_constant_loss_has_no_rank_correlation() -> None:
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([0, 1, 1])
+    said = Predictions(torch.arange(3), logits, torch.zeros(3, 2), torch.tensor([0.1, 0.3, 0.7]))
+    assert loss_rank_correlation(said, labels) == pytest.approx(1.0)
+    assert loss_rank_correlation(said._replace(predicted_loss=torch.full((3,), 0.5)), labels) is None
+    assert loss_rank_correlation(said._replace(logits=torch.zeros(3, 2)), labels) is None
+    assert loss_rank_correlation(said._replace(predicted_loss=torch.tensor([0.1, torch.nan, 0.2])), labels) is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import TINY, Result, run_folder
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
+from test_docs import ROOT
 from torch import Tensor, nn
 
 from sslpl.command import cli
@@ -176,7 +180,7 @@ def of_an_older_version(run: Path) -> None:
 
 def of_other_networks(run: Path) -> None:
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("backbones.small_cnn", "backbones.resnet18"))
+    (run / "config.yaml").write_text(text.replace("backbones.small_cnn", "resnets.resnet18"))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,94 @@ def test_a_run_that_is_of_no_use_is_refused_in_one_line(
     assert said in done.err
     assert str(broken) in done.err
     assert not Path("predictions").exists()
+
+
+class Payload:
+    """What an unpickler that is not restricted runs."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+LOADING = {"_target_": "torch.load", "f": "payload.pt", "weights_only": False}
+THROUGH_US = "sslpl.build.torch.load"  # what our modules import is not ours
+HOSTILE = {
+    "a module": {"module": LOADING},
+    "a module that is called later": {"module": LOADING | {"_partial_": True}},
+    "a backbone": {"backbone": LOADING},
+    "one by way of our own modules": {"module": LOADING | {"_target_": THROUGH_US}},
+    "a value": {"backbone": {"_target_": "sslpl.models.backbones.small_cnn", "dropout": LOADING}},
+    "a value in a list": {"backbone": {"_target_": "sslpl.models.backbones.small_cnn", "dropout": [0.1, [LOADING]]}},
+    "an argument by position": {"module": {"_target_": "sslpl.models.loss_prediction.no_module", "_args_": [LOADING]}},
+    "one that is put together": {
+        "backbone": {
+            "_target_": "sslpl.models.backbones.small_cnn",
+            "dropout": "\\${oc.create:{_target_:torch.load,f:payload.pt,weights_only:false}}",
+        }
+    },
+    "one that stands elsewhere": {"module": "${else}", "else": LOADING},
+    "a target that is none": {"module": {"_target_": LOADING}},
+    "a function of ours that is no network": {
+        "module": {"_target_": "sslpl.recording.files.write_whole", "path": "marked", "content": "", "_partial_": True}
+    },
+}
+
+
+@pytest.mark.parametrize("place", HOSTILE)
+def test_code_that_a_run_names_is_not_called(
+    run: Path, photos: Path, predict: Predict, tmp_path: Path, place: str
+) -> None:
+    hostile, mark = copied(run, tmp_path / "hostile"), tmp_path / "marked"
+    torch.save(Payload(mark), tmp_path / "payload.pt")
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    (hostile / "config.yaml").write_text(yaml.safe_dump(config | HOSTILE[place]))
+    done = predict(hostile, photos)
+    assert not mark.exists()
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert f"sslpl: {hostile}/config.yaml: {next(iter(HOSTILE[place]))}" in done.err
+
+
+MY_NETWORKS = """
+import os
+from pathlib import Path
+from torch import load
+from sslpl.models.backbones import small_cnn
+
+Path("imported").touch()
+
+def mine(*, num_classes, in_channels, dropout=0.0):
+    return small_cnn(num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+"""
+
+
+def test_networks_of_the_users_own_are_built_where_their_package_is_trusted(
+    run: Path, photos: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, text = copied(run, tmp_path / "own"), (run / "config.yaml").read_text()
+    (own / "config.yaml").write_text(text.replace("sslpl.models.backbones.small_cnn", "my_networks.mine"))
+    (tmp_path / "my_networks.py").write_text(MY_NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = predict(own, photos)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "backbone._target_=my_networks.mine: is none of sslpl's networks and is not called" in done.err
+    assert "--trust my_networks" in done.err
+    assert not Path("imported").exists()
+    assert predict(own, photos, "--trust", "my_net").code == 2
+    assert predict(own, photos, "--trust", "my_networks").code == 0
+    (own / "config.yaml").write_text(text.replace("sslpl.models.backbones.small_cnn", "my_networks.load"))
+    done = predict(own, photos, "--trust", "my_networks")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "my_networks.load: is defined in torch.serialization, outside of --trust" in done.err
+
+
+def test_nothing_is_unpickled_without_restrictions() -> None:
+    for path in (*(ROOT / "sslpl").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        text = path.read_text()
+        assert len(re.findall(r"torch\.load\(", text)) == text.count("weights_only=True"), path
+        assert not re.search(r"pickle\.loads?\(|allow_pickle|yaml\.(unsafe_)?load\((?!.*LOADER)", text), path
 
 
 def test_wrong_folders_and_options_are_refused_in_one_line(

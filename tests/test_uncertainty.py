@@ -37,6 +37,11 @@ def entropy(probability: list[float]) -> float:
     return -sum(p * math.log(p) for p in probability if p > 0)
 
 
+@pytest.mark.parametrize("scorer", [uncertainty.least_confidence, uncertainty.margin, uncertainty.ratio])
+def test_with_a_single_class_all_images_score_alike(scorer: Callable[..., Tensor]) -> None:
+    assert scorer(predicting(torch.randn(5, 1)), seeded()).unique().numel() == 1
+
+
 @pytest.mark.parametrize(
     ("scorer", "expected"),
     [

@@ -107,7 +107,8 @@ def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | N
     """
     if predictions.predicted_loss is None or len(predictions.index) < 2 or bool((labels < 0).any()):
         return None
-    correlation = float(
-        spearmanr(predictions.predicted_loss.cpu().numpy(), true_losses(predictions, labels).numpy())[0]
-    )
+    predicted, true = predictions.predicted_loss.cpu(), true_losses(predictions, labels)
+    if any(bool((values == values[0]).all()) for values in (predicted, true)):  # scipy would warn of it
+        return None
+    correlation = float(spearmanr(predicted.numpy(), true.numpy())[0])
     return None if correlation != correlation else correlation

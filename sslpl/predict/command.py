@@ -1,4 +1,4 @@
-"""The command: python -m sslpl.predict RUN FOLDER [--output DIR] [--export]."""
+"""The command: python -m sslpl.predict RUN FOLDER [--output DIR] [--export] [--trust PACKAGE]."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ def main() -> None:
     options = parsed()
     try:
         check(options)
-        trained, paths = read_run(options.run), image_files(options.folder)
+        trained, paths = read_run(options.run, options.trust), image_files(options.folder)
         if not paths:
             raise UserError(f"{options.folder}: no image file in it")
         Runtime().set_threads(trained.signature.shape)
@@ -66,6 +66,13 @@ def parsed() -> argparse.Namespace:
     threads = min(os.cpu_count() or 1, 16)
     parser.add_argument(
         "--threads", type=count, metavar="N", default=threads, help=f"that read images (default: {threads})"
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        metavar="PACKAGE",
+        default=[],
+        help="also build networks of this package, of your own; a run of somebody else's may name any code",
     )
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
 """The networks of a finished run, ready to predict; its dataset is not needed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sslpl.build import backbone_builder
+from sslpl.predict.trust import check_targets
 from sslpl.recording.checkpoint import Signature, Weights, load_weights
 from sslpl.recording.recorder import read_status
 from sslpl.types import UserError
@@ -22,20 +24,38 @@ class Trained(NamedTuple):
     signature: Signature
 
 
-def read_run(folder: Path) -> Trained:
-    """The networks of the run in `folder`; UserError if it holds none, an unfinished one, or a damaged one."""
+def read_run(folder: Path, trusted: Sequence[str] = ()) -> Trained:
+    """The networks of the run in `folder`, which may also be of packages that are trusted.
+
+    UserError if the folder holds no run, an unfinished one, a damaged one, or one of other packages.
+    """
     written, state = folder / "config.yaml", read_status(folder).get("state")
     if not written.is_file() or state is None:
         raise UserError(f"{folder}: no run's folder, such as outputs/digits/sslpm/seed0-1a2b3c4d")
     if state != "finished":
         raise UserError(f"{folder}: not finished ({state}); its own command goes on with it")
+    config = read_config(written)
+    try:
+        check_targets(config, trusted)
+    except UserError as error:
+        raise UserError(f"{written}: {error}") from error
     weights = load_weights(folder / "checkpoint")
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
         return built(config, weights)
     except Exception as error:  # a class of the user's own may raise anything
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{folder}: its weights do not fit the networks of its config.yaml ({reason})") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config as it was written; UserError for a file that holds none."""
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # a damaged file raises many kinds
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold the config of a run")
+    return config
 
 
 def built(config: dict[str, Any], weights: Weights) -> Trained:

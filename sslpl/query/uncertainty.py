@@ -32,11 +32,14 @@ def margins(logits: Tensor) -> Tensor:
 
 
 def ratio(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
-    """Second highest class probability over the highest [U], 0 to 1 (ratio of confidence: Monarch 2021)."""
+    """Second highest class probability over the highest [U], 0 to 1 (ratio of confidence: Monarch 2021).
+
+    With a single class it is 0.
+    """
 
     def of_rows(logits: Tensor) -> Tensor:
-        first, second = logits.double().topk(2, dim=1).values.unbind(dim=1)
-        return (second - first).exp()
+        highest = logits.double().topk(min(2, logits.shape[1]), dim=1).values
+        return (highest[:, 1:] - highest[:, :1]).exp().sum(dim=1)
 
     return by_rows(of_rows, context.predictions.logits)
 
