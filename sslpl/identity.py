@@ -37,7 +37,7 @@ def scientific(config: Config) -> Config:
 
 
 def run_id(config: Config) -> str:
-    """8 hexadecimal digits of a hash over the scientific config."""
+    """12 hexadecimal digits of a hash over the scientific config."""
     return digest(scientific(config))
 
 
@@ -47,8 +47,13 @@ def setting(config: Config) -> str:
 
 
 def digest(values: Config) -> str:
-    """8 hexadecimal digits of a hash over nested values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()[:8]
+    """12 hexadecimal digits of a hash over nested values: 10,000 runs share one in 1 of 5 million projects."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:12]
+
+
+def canonical(values: Config) -> str:
+    """Nested values as text that does not depend on the order of their keys."""
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def label(config: Config, choices: Choices, composed: Callable[[list[str]], tuple[Config, Choices]]) -> str:

@@ -204,14 +204,15 @@ class Oracle(Protocol):
 class RunInfo(NamedTuple):
     """What a tracker needs to know of a run before its first number."""
 
-    id: str  # 8 hexadecimal digits
+    id: str  # of this run in this folder: the config's id and the folder's own random part
     name: str
-    group: str  # the label: runs that differ by their seed alone
+    group: str  # the label: the method and what differs from its preset
     folder: Path
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
     dataset: str = ""  # the option of the group
-    setting: str = ""  # 8 hexadecimal digits over all of the config but the seed
+    setting: str = ""  # 12 hexadecimal digits over all of the config but the seed
+    config_id: str = ""  # the same over all of it: shared by runs of one config in several folders
 
 
 class Tracker(Protocol):

@@ -18,8 +18,7 @@ from sslpl.report.boards import Board, boards
 from sslpl.report.read import read_runs
 
 pytest.importorskip("wandb_workspaces")
-GROUP = {"section": "run", "name": "group"}
-SETTING = {"section": "config", "name": "setting.value"}
+GROUPED = [{"section": "config", "name": f"{key}.value"} for key in ("dataset_name", "method_name", "setting")]
 
 
 def boards_of(root: Path) -> list[Board]:
@@ -73,7 +72,7 @@ def test_the_command_saves_a_report_and_a_view(
     assert (view["entityName"], view["projectName"], view["type"]) == ("team", "sslpl", "project-view")
 
     (runs,) = view["spec"]["section"]["runSets"]
-    assert runs["grouping"] == [{"section": "config", "name": "dataset_name.value"}, GROUP]
+    assert runs["grouping"] == GROUPED
     (chosen,) = runs["filters"]["filters"]
     assert (chosen["key"], chosen["op"]) == ({"section": "config", "name": "dataset_name"}, "IN")
     assert chosen["value"] == ["cifar10", "digits"]
@@ -90,7 +89,7 @@ def test_the_command_saves_a_report_and_a_view(
     for grid, dataset in zip(grids, ("cifar10", "digits"), strict=True):
         (runs,) = grid["metadata"]["runSets"]
         assert (runs["project"]["entityName"], runs["project"]["name"]) == ("team", "sslpl")
-        assert runs["grouping"] == [GROUP]
+        assert runs["grouping"] == GROUPED[1:]
         (chosen,) = runs["filters"]["filters"]
         assert (chosen["key"]["name"], chosen["op"], chosen["value"]) == ("dataset_name", "=", dataset)
         shown = [config["metrics"][0] for config in within(grid, "Run History Line Plot")]
@@ -104,14 +103,13 @@ def test_the_command_saves_a_report_and_a_view(
     assert "Labels at which the mean curve" in whole
 
 
-def test_settings_of_a_label_are_kept_apart(sweep: Path) -> None:  # noqa: F811
-    assert not dashboard.several_settings(boards_of(sweep))
-    write_run(sweep, "random", 0, [0.3, 0.4, 0.5, 0.6], training={"rate": 0.2})
-    found = boards_of(sweep)
-    model = dashboard.workspace(found, "team", "sslpl")._to_model().model_dump(by_alias=True)
-    (runs,) = model["spec"]["section"]["runSets"]
-    assert runs["grouping"][1:] == [GROUP, SETTING]
-    assert dashboard.runset(found[0], "team", "sslpl").groupby == ["run.group", "config.setting"]
+def test_runs_are_grouped_by_what_the_tracker_sends(server: WandbServer, tmp_path: Path) -> None:  # noqa: F811
+    from test_tracking import live
+
+    live(tmp_path / "run", range(2))
+    (run,) = server.runs.values()  # whatever else the project holds is of another group
+    assert set(dashboard.GROUPED) < set(run.config)
+    assert run.upsert["groupName"] == "/".join(run.config[key] for key in dashboard.GROUPED)
 
 
 def test_runs_that_are_not_finished_have_panels_too(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_whatever_can_change_a_result_changes_the_id() -> None:
     ids = {override: composed(*override.split())[1]["id"] for override in SCIENCE}
     assert len(set(ids.values())) == len(ids)
     assert composed()[1]["id"] not in ids.values()
-    assert all(len(i) == 8 and int(i, 16) >= 0 for i in ids.values())
+    assert all(len(i) == 12 and int(i, 16) >= 0 for i in ids.values())
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

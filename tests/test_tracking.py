@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from sslpl.types import RunInfo
 tracking.INIT_SECONDS = 2
 tracker = tracking.WandbTracker()
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-tracker.start(RunInfo("abc12345", "seed0", "sslpm", Path(sys.argv[1]), {}, {}))
+tracker.start(RunInfo("abc12345", "seed0", "sslpm", Path(sys.argv[1]), {}, {}, "digits", "5e771116"))
 for step in range(5):
     tracker.log(step, {"train/loss": 1.0})
 """
@@ -60,13 +61,14 @@ def server(monkeypatch):
         yield server
 
 
-def live(folder, steps, mode="auto", exit_code=0, run_id="abc12345"):
+def live(folder, steps, mode=None, exit_code=0, run_id="abc12345", **keys):
     """One life of a run; returns the seconds that `finish` took."""
     folder.mkdir(exist_ok=True)
     ledger = folder / "queries.csv"
     ledger.write_text("cycle,index\n0,3\n")
-    tracker = WandbTracker(mode=mode)
-    tracker.start(RunInfo(run_id, "seed0", "sslpm", folder, {"seed": 0}, {"version": "0.1.0"}))
+    tracker = WandbTracker(mode=mode, **keys)
+    names = ("digits", "5e771116", "c0ffee")  # dataset, setting, config id
+    tracker.start(RunInfo(run_id, "seed0", "sslpm", folder, {"seed": 0}, {"version": "0.1.0"}, *names))
     for step in steps:
         tracker.log(step, {"train/loss": 1 / (step + 1), "empty": float("nan"), "none": None})
     began = time.monotonic()
@@ -97,14 +99,22 @@ def test_offline_keeps_everything_on_disk_without_doubled_steps(tmp_path, capfd)
     live(folder, range(4), mode="offline", exit_code=1)
     live(folder, range(2, 6), mode="offline")
     out, err = capfd.readouterr()
-    assert out.count("wandb sync") == 2 == len(out.splitlines())
+    folders = sorted(map(str, folder.glob("wandb/offline-run-*")))
+    assert out.splitlines() == [
+        f"W&B: offline, in {folders[0]}",
+        f"W&B: recorded offline, to send it: wandb sync {folders[0]}",
+        f"W&B: offline, in {folders[1]}",
+        f"W&B: recorded offline, to send it: wandb sync {folders[0]} {folders[1]}",
+    ]
     assert err == ""
     first, second = records(folder)
     assert (steps_of(first), steps_of(second)) == ([0, 1, 2, 3], [4, 5])
     row = of_type(first, "history")[1]["item"]
     assert {k: v for k, v in row.items() if k[0] != "_"} == {"global_step": 1, "train/loss": 0.5}
     run = of_type(first, "run")[0]
-    assert (run["run_id"], run["run_group"], run["display_name"]) == ("abc12345", "sslpm", "seed0")
+    assert (run["run_id"], run["run_group"], run["display_name"]) == (
+        "abc12345", "digits/sslpm/5e771116", "seed0",
+    )  # fmt: skip
     config = run["config"]["update"]
     assert config | {"seed": 0, "provenance": {"version": "0.1.0"}} == config
     assert [of_type(life, "exit")[0].get("exit_code", 0) for life in (first, second)] == [1, 0]
@@ -124,8 +134,10 @@ def test_online_each_step_arrives_once_across_a_resume(tmp_path, server, capfd):
     assert [line["global_step"] for line in run.lines] == [0, 1, 2, 3, 4, 5]
     assert run.exit_code == 0
     assert run.summary["aubc"] == 0.5
-    assert (run.upsert["groupName"], run.upsert["displayName"]) == ("sslpm", "seed0")
+    assert (run.upsert["groupName"], run.upsert["displayName"]) == ("digits/sslpm/5e771116", "seed0")
     assert run.config["provenance"] == {"version": "0.1.0"}
+    names = {"dataset_name": "digits", "method_name": "sslpm", "setting": "5e771116", "config_id": "c0ffee"}
+    assert {key: run.config[key] for key in names} == names
     assert run.artifacts[0]["artifactCollectionName"] == "queries-abc12345"
     out, err = capfd.readouterr()
     assert out.splitlines() == [f"W&B: {server.url}/someone/sslpl/runs/abc12345"] * 2
@@ -220,6 +232,180 @@ def test_wandb_mode_of_the_user_counts(tmp_path, server, monkeypatch, mode, left
     live(tmp_path / "run", range(2))
     assert not server.runs
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == left
+
+
+@pytest.mark.parametrize("life", ["first", "second"])
+def test_the_named_command_sends_every_offline_life_once(tmp_path, server, capfd, life):
+    folder = tmp_path / "a run"
+    live(folder, range(4), mode="offline", exit_code=1)
+    if life == "second":
+        live(folder, range(2, 6), mode="offline")
+    assert not server.runs
+    said = capfd.readouterr().out.splitlines()[-1].removeprefix("W&B: recorded offline, to send it: ")
+    assert shlex.split(said)[:2] == ["wandb", "sync"]
+    wandb_sync(shlex.split(said))
+    run = server.runs["abc12345"]
+    steps = range(4 if life == "first" else 6)
+    assert [line["_step"] for _, lines in run.posted for line in lines] == [*steps]
+    assert run.exit_code == (life == "first")
+    live(folder, range(4, 8), mode="offline")
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said.count("offline-run-") == 1, said  # the others have been sent
+    live(folder, range(9))  # online: what is offline still is said
+    assert capfd.readouterr().out.splitlines()[-1] == said
+
+
+def wandb_sync(command):
+    """Runs it as a shell of its own would."""
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    module = [sys.executable, "-m", *command]
+    done = subprocess.run(module, capture_output=True, text=True, timeout=60, env=env, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_offline_life_after_one_online_repeats_nothing(tmp_path, server):
+    live(tmp_path / "run", range(4), exit_code=1)
+    live(tmp_path / "run", range(6), mode="offline")
+    assert [steps_of(life) for life in records(tmp_path / "run")] == [[4, 5]]
+
+
+def test_the_environment_is_the_default_and_a_given_key_wins(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "tuesday")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    live(tmp_path / "run", range(2))
+    keys = {"project": "ours", "entity": "me", "group": "wednesday", "dir": str(tmp_path / "here")}
+    live(tmp_path / "run", range(2), run_id="given", **keys)
+    found = [server.runs[name].upsert for name in ("abc12345", "given")]
+    places = [(each["project"], each["entity"], each["groupName"]) for each in found]
+    assert places == [("theirs", "team", "tuesday"), ("ours", "me", "wednesday")]
+    assert len(list((tmp_path / "elsewhere" / "wandb").glob("run-*-abc12345"))) == 1
+    assert len(list((tmp_path / "here" / "wandb").glob("run-*-given"))) == 1
+    assert not list((tmp_path / "run" / "wandb").glob("run-*"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "online", "offline"),
+    [
+        ({"WANDB_DISABLED": "true"}, None, 0, 0),
+        ({"WANDB_DISABLED": "false"}, None, 1, 0),
+        ({"WANDB_DISABLED": "true"}, "online", 1, 0),
+        ({"WANDB_MODE": "offline"}, "online", 1, 0),
+        ({"WANDB_MODE": "offline"}, "auto", 1, 0),
+        ({"WANDB_MODE": "dryrun"}, None, 0, 1),
+        ({"WANDB_MODE": "disabled"}, "offline", 0, 1),
+        ({"WANDB_MODE": ""}, None, 1, 0),
+        ({"WANDB_MODE": "ofline"}, "online", 1, 0),
+    ],
+)
+def test_how_the_mode_of_the_environment_and_the_key_meet(
+    tmp_path, server, monkeypatch, capfd, environment, mode, online, offline
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    live(tmp_path / "run", range(2), mode=mode)
+    assert (len(server.runs), len(list((tmp_path / "run").glob("wandb/offline-run-*")))) == (online, offline)
+    assert capfd.readouterr().err == ""
+    assert all(os.environ[name] == value for name, value in environment.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("WANDB_MODE", "ofline", "must be online, offline or disabled"),
+        ("WANDB_BASE_URL", "api.example.org", "must be the address of a W&B server, such as https://api.wandb.ai"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named_and_the_run_goes_on_offline(
+    tmp_path, server, monkeypatch, capfd, name, value, allowed
+):
+    monkeypatch.setenv(name, value)
+    for run_id in ("11111111", "22222222"):  # in one process: the second must not go to another server
+        live(tmp_path / run_id, range(4), run_id=run_id)
+        err = capfd.readouterr().err
+        assert err == f"W&B: {name}={value}: {allowed}; goes on offline; the run's files are complete without it\n"
+    assert not server.runs
+    assert os.environ[name] == value
+    monkeypatch.delenv(name)
+    for run_id in ("11111111", "22222222"):
+        assert [steps_of(life) for life in records(tmp_path / run_id)] == [[0, 1, 2, 3]]
+
+
+def test_a_tracker_that_cannot_even_go_offline_says_so(tmp_path, server, monkeypatch, capfd):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", raising)
+    live(tmp_path / "run", range(4))
+    assert capfd.readouterr().err == ("W&B: a bug; goes on without W&B; the run's files are complete without it\n")
+
+
+def test_a_short_run_without_a_server_waits_for_its_offline_recording(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 4)
+    monkeypatch.setattr(tracking, "FAILING_SECONDS", 4)  # less than opening online and offline take together
+    assert live(tmp_path / "run", range(4)) > 3
+    assert [steps_of(life) for life in records(tmp_path / "run")] == [[0, 1, 2, 3]]
+    assert of_type(records(tmp_path / "run")[0], "exit")
+    assert "not everything" not in capfd.readouterr().err
+
+
+DEATH = """
+import subprocess
+while len(tracker._taken) < 5:
+    time.sleep(0.1)
+time.sleep(3)
+found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"], capture_output=True, text=True)
+cores = [int(line) for line in found.stdout.split()]
+assert cores
+for core in cores:
+    os.kill(core, signal.SIGKILL)
+time.sleep(0.5)
+if RESTART is False:
+    tracking.WandbTracker._open = lambda *_: 1 / 0
+for step in range(5, 8):
+    tracker.log(step, {"train/loss": 1.0})
+tracker.finish(0, {"aubc": 0.5}, [])
+"""
+DIED = "W&B: its own process ended (Connection lost)"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_when_wandbs_own_process_dies_every_number_is_sent_again(tmp_path, server, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    done = in_a_process("RESTART = True" + DEATH, tmp_path)
+    assert (done.returncode, wandb_lines(done.stderr)) == (
+        0, [f"{DIED}, and was started again; the run's files are complete without it"],
+    )  # fmt: skip
+    if mode == "offline":
+        assert [steps_of(life) for life in records(tmp_path)] == [[*range(8)]]
+        wandb_sync(shlex.split(done.stdout.splitlines()[-1].partition("send it: ")[2]))
+    run = server.runs["abc12345"]
+    assert [line["_step"] for _, lines in run.posted for line in lines] == [*range(8)]
+    assert (run.exit_code, run.summary["aubc"]) == (0, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_when_wandbs_own_process_cannot_be_started_again_a_line_says_what_is_missing(
+    tmp_path, server, monkeypatch, mode
+):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    done = in_a_process("RESTART = False" + DEATH, tmp_path)
+    assert done.returncode == 0
+    (line,) = wandb_lines(done.stderr)
+    said = f"{DIED}; the numbers since then did not arrive"
+    if mode == "offline":
+        (folder,) = tmp_path.glob("wandb/offline-run-*")
+        said += f"; what was recorded before: wandb sync {folder}"
+        wandb_sync(["wandb", "sync", str(folder)])
+    assert line == f"{said}; the run's files are complete without it"
+    run = server.runs["abc12345"]
+    assert [line["_step"] for _, lines in run.posted for line in lines] == [*range(5)]
+
+
+def wandb_lines(text):
+    """What is printed by us or by wandb, its tracebacks included; not the log of what else the process does."""
+    return [line for line in text.splitlines() if not line.startswith("DEBUG:")]
 
 
 def in_a_process(code, folder):

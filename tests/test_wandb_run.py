@@ -8,7 +8,7 @@ import pytest
 import wandb
 from conftest import TINY, Result, run_folder
 from test_tracking import KEY, server, stranger  # noqa: F401 - fixtures
-from wandb_server import ENTITY, WandbServer
+from wandb_server import ENTITY, FakeRun, WandbServer
 
 from sslpl.recording import recorder
 from sslpl.report.read import read_run
@@ -27,7 +27,9 @@ def test_cycles_and_training_curves_are_streamed(sslpl: Command, server: WandbSe
     folder = run_folder()
     (run_id,) = server.runs
     run = server.runs[run_id]
-    assert folder.name == f"seed0-{run_id}"
+    config_id, token = run_id.split("-")
+    assert (folder.name, run.config["config_id"]) == (f"seed0-{config_id}", config_id)
+    assert json.loads((folder / "provenance.json").read_text())["run_token"] == token
     assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]
     summary = json.loads((folder / "summary.json").read_text())
     assert [line["test/accuracy"] for line in cycles(server, run_id)] == summary["test_accuracy"]
@@ -35,7 +37,7 @@ def test_cycles_and_training_curves_are_streamed(sslpl: Command, server: WandbSe
     assert sum("finetune/ranking_loss" in line for line in run.lines) == 1
     steps = [line["_step"] for line in run.lines]
     assert steps == sorted(set(steps))
-    assert run.upsert["groupName"] == "sslpm"
+    assert run.upsert["groupName"] == f"digits/sslpm/{read_run(folder).setting}"
     assert run.config["budget"]["initial"] == 24
     assert run.config["provenance"]["versions"]["torch"]
     assert run.summary["aubc"] == pytest.approx(summary["aubc"])
@@ -80,8 +82,60 @@ def test_each_job_of_a_multirun_is_a_run_and_a_failed_one_shows(
 
     monkeypatch.setattr(scorers, "entropy", broken)
     assert sslpl("-m", *RUN, "method=entropy,random").code == 1
-    ended = {run.upsert["groupName"]: run.exit_code for run in server.runs.values()}
+    ended = {run.config["method_name"]: run.exit_code for run in server.runs.values()}
     assert ended == {"entropy": 1, "random": 0}
+
+
+def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fast = [*RUN, "method=random", "training.epochs=1"]
+    assert sslpl(*fast, "runtime.output_dir=mine").code == 0
+    assert sslpl(*fast, "runtime.output_dir=a_colleagues").code == 0
+    first, second = server.runs.values()
+    assert first.config["config_id"] == second.config["config_id"]
+    for run in (first, second):
+        assert len([line for line in run.lines if "test/accuracy" in line]) == 2
+    assert len(cycles_once(second)) == len(second.lines)
+
+    phase, seen = recorder.Recorder.phase, []
+
+    def killing(self: recorder.Recorder, *arguments: object) -> None:
+        seen.append(1)
+        if len(seen) == 4:  # beyond the first checkpoint
+            raise RuntimeError("killed")
+        phase(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recorder.Recorder, "phase", killing)
+    assert sslpl(*fast, "runtime.output_dir=third").code == 1
+    assert len(server.runs) == 3
+    token = json.loads((run_folder(Path("third")) / "provenance.json").read_text())["run_token"]
+    monkeypatch.setattr(recorder.Recorder, "phase", phase)
+    wandb.teardown()  # another process takes it over
+    assert sslpl(*fast, "runtime.output_dir=third").code == 0
+    assert len(server.runs) == 3
+    resumed = server.runs[f"{first.config['config_id']}-{token}"]
+    assert [line["_step"] for line in resumed.lines] == [line["_step"] for line in first.lines]
+    assert len(cycles_once(resumed)) == len(resumed.lines)
+
+
+def cycles_once(run: FakeRun) -> set[int]:
+    return {line["_step"] for line in run.lines}
+
+
+def test_runs_of_a_group_differ_in_the_seed_alone(
+    sslpl: Command,
+    server: WandbServer,  # noqa: F811
+) -> None:
+    fast = [*RUN, "method=random", "training.epochs=1"]
+    for others in (["seed=1"], ["seed=2"], ["training.epochs=2"], ["budget.initial=30"], ["backbone.dropout=0.1"]):
+        assert sslpl(*fast, *others).code == 0
+    groups = [run.upsert["groupName"] for run in server.runs.values()]
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 4
+    assert all(group.startswith("digits/random/") for group in groups)
 
 
 @pytest.mark.parametrize("failure", [None, 500])
@@ -138,5 +192,5 @@ def test_without_a_sweep_a_run_has_its_own_id(
     monkeypatch.setenv("WANDB_RUN_ID", "somebodys")
     assert sslpl(*RUN, "method=random").code == 0
     (run_id,) = server.runs
-    assert run_folder().name == f"seed0-{run_id}"
+    assert run_folder().name == f"seed0-{run_id.partition('-')[0]}"
     assert server.runs[run_id].config["setting"] == read_run(run_folder()).setting

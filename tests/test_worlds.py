@@ -302,3 +302,23 @@ def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch
     assert status()["state"] == "finished"
     assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]
     assert not list(run_folder().rglob(".*"))
+
+
+def test_a_folder_of_another_config_with_the_same_id_is_refused(
+    sslpl: Command, half_done: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(identity, "run_id", lambda _: half_done.name.removeprefix("seed0-"))
+    monkeypatch.setattr(folder, "run_id", identity.run_id, raising=False)
+    done = sslpl(*RUN, "training.rate=0.07")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "its config.yaml is that of another run" in done.err
+
+
+def test_a_run_keeps_its_own_random_part_whoever_goes_on_with_it(sslpl: Command, half_done: Path) -> None:
+    token = json.loads((half_done / "provenance.json").read_text())["run_token"]
+    assert len(token) == 8
+    assert sslpl(*RUN).code == 0
+    assert json.loads((half_done / "provenance.json").read_text())["run_token"] == token
+    assert sslpl(*RUN, "runtime.output_dir=elsewhere").code == 0
+    other = json.loads((run_folder(Path("elsewhere")) / "provenance.json").read_text())["run_token"]
+    assert other != token

@@ -32,7 +32,7 @@ class FakeRun:
         """What a resuming client is told."""
         tail = json.dumps([json.dumps(line) for line in self.lines[-1:]])
         counts = {"historyLineCount": len(self.lines), "logLineCount": 0, "eventsLineCount": 0}
-        owner = {"id": "ZQ==", "name": ENTITY}
+        owner = {"id": "ZQ==", "name": self.upsert.get("entity", ENTITY)}
         project = {"id": "cA==", "name": self.upsert.get("project", "p"), "entity": owner}
         texts = dict.fromkeys(("description", "sweepName", "notes"), "")
         texts["displayName"] = self.upsert.get("displayName", name)

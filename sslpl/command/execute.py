@@ -15,7 +15,7 @@ from sslpl.cycle import empty_state, initial_state, run_active_learning
 from sslpl.distributed import TRACEBACK, ProcessLost, confess, failure_of, led
 from sslpl.recording import checkpoint
 from sslpl.recording.files import write_whole
-from sslpl.recording.folder import open_folder, resumed_provenance
+from sslpl.recording.folder import folder_run_id, open_folder, resumed_provenance
 from sslpl.recording.progress import Progress
 from sslpl.recording.recorder import STEPPED, Recorder
 from sslpl.recording.stopping import Follower, Interrupted, listening
@@ -86,8 +86,8 @@ def follow(plan: Plan, setup: Setup) -> Outcome:
 def described(plan: Plan, origin: Mapping[str, Any]) -> RunInfo:
     """What a tracker is told of a plan's run."""
     config, folder = plan.config, plan.folder
-    names = {"dataset": folder.parts[-3], "setting": identity.setting(config)}
-    return RunInfo(identity.run_id(config), folder.name, plan.label, folder, config, origin, **names)
+    names = {"dataset": folder.parts[-3], "setting": identity.setting(config), "config_id": identity.run_id(config)}
+    return RunInfo(folder_run_id(config, origin), folder.name, plan.label, folder, config, origin, **names)
 
 
 def last_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:

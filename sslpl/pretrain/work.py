@@ -30,7 +30,7 @@ from sslpl.models.pretrained import HEAD
 from sslpl.recording import checkpoint, lock
 from sslpl.recording.csv_text import as_csv
 from sslpl.recording.files import write_whole
-from sslpl.recording.folder import open_folder, resumed_provenance
+from sslpl.recording.folder import folder_run_id, open_folder, resumed_provenance
 from sslpl.recording.progress import Progress, duration
 from sslpl.recording.stopping import Interrupted, noted_signals
 from sslpl.runtime import Runtime, has_bfloat16, provenance
@@ -86,9 +86,8 @@ def execute(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretraining, s
     facts = {"choices": plan.choices, "precision": "bfloat16" if task.bfloat16 else "float32", "compiled": False}
     origin, changes = resumed_provenance(plan.folder, provenance(task.device) | facts)
     with Progress(runtime.progress, cycles=0) as progress:
-        open_folder(
-            RunInfo(identity.run_id(plan.config), plan.folder.name, plan.label, plan.folder, plan.config, origin)
-        )
+        run_id = folder_run_id(plan.config, origin)
+        open_folder(RunInfo(run_id, plan.folder.name, plan.label, plan.folder, plan.config, origin))
         for line in resumed(plan.folder, state) + (changes if state.history else []):
             progress.message(line)
         if not state.history:

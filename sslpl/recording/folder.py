@@ -1,6 +1,8 @@
 """A run's folder: whose it is, what is written into it before a run, and where a resumed run differs from its start."""
 
 import json
+import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslpl import __version__
-from sslpl.identity import Config, run_id
+from sslpl.identity import Config, canonical, run_id, scientific
 from sslpl.recording.files import write_whole
 from sslpl.recording.recorder import write_json
 from sslpl.types import RunInfo, UserError
@@ -22,11 +24,11 @@ def check_folder(folder: Path, config: Config) -> None:
     written, origin = folder / "config.yaml", folder / "provenance.json"
     advice = "remove the folder, or choose another runtime.output_dir"
     try:
-        there = run_id(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
+        there = scientific(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
         version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
     except Exception as error:
         raise UserError(f"{folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
-    if there not in (None, run_id(config)):
+    if there is not None and canonical(there) != canonical(scientific(config)):
         raise UserError(f"{folder}: its config.yaml is that of another run; {advice}")
     if version not in (None, __version__):
         raise UserError(f"{folder}: written by sslpl {version}, this is {__version__}; {advice}")
@@ -63,14 +65,23 @@ def open_folder(run: RunInfo) -> None:
 
 
 def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a run's provenance becomes, and what differs from its start: a line each."""
+    """What a run's provenance becomes, and what differs from its start: a line each.
+
+    Its `run_token` is drawn when the folder is new and kept with it: what tells the run from others of its config.
+    """
     path = folder / "provenance.json"
+    token = {"run_token": secrets.token_hex(4)}
     if not path.exists():
-        return now, []
+        return now | token, []
     first: dict[str, Any] = json.loads(path.read_text())
     changes = [
         f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
         for key in LASTING
         if first.get(key, now[key]) != now[key]
     ]
-    return first | {"resumed": [*first.get("resumed", []), now]}, changes
+    return token | first | {"resumed": [*first.get("resumed", []), now]}, changes
+
+
+def folder_run_id(config: Config, origin: Mapping[str, Any]) -> str:
+    """The id of a config's run in one folder: the config's, and the folder's `run_token` if it has one."""
+    return "-".join(filter(None, (run_id(config), origin.get("run_token"))))

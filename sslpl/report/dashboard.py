@@ -42,6 +42,9 @@ EPOCHS = {
     "Ranking loss of the fine-tune": "finetune/ranking_loss",
 }
 SUMMARY = {"Area under the budget curve": "aubc", "Accuracy after the last cycle": "final_accuracy"}
+# What the tracker puts into a run's W&B config, and its group is made of: other runs of the project may have other
+# settings than those that the report was made from, and a group can be named by the user.
+GROUPED = ("dataset_name", "method_name", "setting")
 SPREAD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}  # over the runs of a group
 SHOWN = 100  # groups in a panel; W&B's own limit of 10 would hide methods
 
@@ -58,15 +61,8 @@ def curve(title: str, key: str, axis: str) -> Any:
     return wr.LinePlot(title=title, x=axis, y=[key], title_x=axis, max_runs_to_show=SHOWN, **SPREAD)
 
 
-def several_settings(boards: Sequence[Board]) -> bool:
-    """Whether a label has several settings, which are not to be averaged."""
-    lines = [(board.dataset, line.label) for board in boards for line in [*board.finished, *board.waiting]]
-    return len(lines) > len(set(lines))
-
-
 def workspace(boards: Sequence[Board], entity: str, project: str) -> Any:
-    """A view of the project's runs on the boards' datasets, grouped by dataset and label."""
-    settings = [expr.Config("setting")] if several_settings(boards) else []
+    """A view of the project's runs on the boards' datasets, grouped by all but the seed."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -75,7 +71,7 @@ def workspace(boards: Sequence[Board], entity: str, project: str) -> Any:
         settings=ws.WorkspaceSettings(x_axis="labeled", max_runs=SHOWN),
         runset_settings=ws.RunsetSettings(
             filters=[expr.Config("dataset_name").isin([board.dataset for board in boards])],
-            groupby=[expr.Config("dataset_name"), expr.Metric("Group"), *settings],
+            groupby=[expr.Config(key) for key in GROUPED],
         ),
     )
 
@@ -108,7 +104,7 @@ def board_blocks(board: Board, entity: str, project: str) -> list[Any]:
         *warned(caveats(board)),
         *tabled("Results", markdown.main_table(board)),
         wr.H2(text="Curves"),
-        wr.P(text="Mean over the runs of a label and their standard deviation, as W&B has them now."),
+        wr.P(text="Mean over the runs of a setting and their standard deviation, as W&B has them now."),
         grid,
         *tabled("Label savings", markdown.savings_table(board)),
         *tabled("Paired tests", markdown.tests_table(board)),
@@ -117,13 +113,13 @@ def board_blocks(board: Board, entity: str, project: str) -> list[Any]:
 
 
 def runset(board: Board, entity: str, project: str) -> Any:
-    """The project's runs on a dataset, grouped by label, and by setting where a label has several."""
+    """The project's runs on a dataset, grouped by all but the seed."""
     return wr.Runset(
         entity=entity,
         project=project,
         name=board.dataset,
         filters=[expr.Config("dataset_name") == board.dataset],
-        groupby=["run.group", *(["config.setting"] if several_settings([board]) else [])],
+        groupby=[f"config.{key}" for key in GROUPED[1:]],
     )
 
 

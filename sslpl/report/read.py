@@ -39,7 +39,7 @@ class Run(NamedTuple):
     dataset: str
     label: str
     seed: int
-    setting: str  # 8 digits over all of the config but the seed
+    setting: str  # 12 digits over all of the config but the seed
     values: dict[str, str]  # the same as text, by dotted path
     state: str  # finished, running, killed, interrupted, failed or waiting
     note: str  # why it failed, or where it stands
