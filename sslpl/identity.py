@@ -17,6 +17,7 @@ METHOD_GROUPS = (
     "ranking",
 )  # with trimming and warm start, what a method is made of
 METHOD_KEYS = ("trim", "warm_start")
+LONGEST_NAME = 255  # bytes that file systems allow; a label is ASCII
 PLACES = ("root", "csv", "download")  # of a dataset: where its files lie
 
 
@@ -89,4 +90,13 @@ def differences(path: str, ours: Any, usual: Any) -> list[str]:
 
 def folder(config: Config, dataset: str, label: str) -> Path:
     """Where a run leaves its files."""
-    return Path(config["runtime"]["output_dir"]) / dataset / label / f"seed{config['seed']}-{run_id(config)}"
+    output = Path(config["runtime"]["output_dir"])
+    return output / dataset / folder_name(label) / f"seed{config['seed']}-{run_id(config)}"
+
+
+def folder_name(label: str) -> str:
+    """The label as a name that file systems allow: a long one ends with a hash of the whole instead."""
+    if len(label) <= LONGEST_NAME:
+        return label
+    mark = hashlib.sha256(label.encode()).hexdigest()[:16]
+    return f"{label[: LONGEST_NAME - len(mark) - 1]}-{mark}"

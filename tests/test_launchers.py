@@ -175,7 +175,9 @@ def test_locks_lie_in_no_folder_of_others(shared_folder: Path, tmp_path: Path) -
     assert shared_folder.stat().st_mode & 0o777 == 0o700
     assert sharing.lock_folder() == shared_folder
     shared_folder.chmod(0o755)
-    with pytest.raises(UserError, match=r"sslpl-gpus-\d+: must be a folder of this user's alone \(mode 700\); remove it"):
+    with pytest.raises(
+        UserError, match=r"sslpl-gpus-\d+: must be a folder of this user's alone \(mode 700\); remove it"
+    ):
         sharing.lock_folder()
     shared_folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)

@@ -169,7 +169,9 @@ def test_an_error_of_ours_in_a_search_is_told(sslpl: Command, monkeypatch: pytes
     monkeypatch.setattr(jobs, "group_choices", broken)
     done = sslpl(*SEARCH, "training.rate=interval(0.01,0.1)")
     assert done.code == 1
-    assert [line for line in done.err.splitlines() if line.startswith("sslpl: ")] == ["sslpl: RuntimeError: a defect"] * 3
+    assert [line for line in done.err.splitlines() if line.startswith("sslpl: ")] == [
+        "sslpl: RuntimeError: a defect"
+    ] * 3
 
 
 def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
+from sslpl import identity
 from sslpl.command import execute
 from sslpl.learn import joint
 from sslpl.query import linkage, scorers
@@ -322,3 +323,39 @@ def test_a_run_keeps_its_own_random_part_whoever_goes_on_with_it(sslpl: Command,
     assert sslpl(*RUN, "runtime.output_dir=elsewhere").code == 0
     other = json.loads((run_folder(Path("elsewhere")) / "provenance.json").read_text())["run_token"]
     assert other != token
+
+
+def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, monkeypatch: Patch) -> None:
+    from sslpl.report.read import read_runs
+
+    label = identity.label
+    monkeypatch.setattr(identity, "label", lambda *arguments: label(*arguments) + "+some.key=0.125" * 30)
+    assert sslpl(*RUN).code == 0
+    name = run_folder().parent.name
+    assert len(name) == 255
+    assert name.startswith("entropy+some.key=0.125+some.key=0.125")
+    ((run,), damaged) = read_runs([Path("outputs")])
+    assert (run.label, damaged) == ("entropy" + "+some.key=0.125" * 30, [])
+    again = sslpl(*RUN)
+    assert (again.code, again.out.startswith("finished already")) == (0, True)
+
+
+def test_long_labels_have_folders_of_their_own() -> None:
+    from sslpl.identity import folder_name
+
+    first, second = ("m" * 300 + end for end in "ab")
+    assert folder_name(first) != folder_name(second)
+    assert len(folder_name(first)) == 255
+    assert folder_name("m" * 255) == "m" * 255
+
+
+@pytest.mark.parametrize(
+    ("code", "goes_on"), [("ENOSPC", True), ("EIO", True), ("ENAMETOOLONG", False), ("EISDIR", False)]
+)
+def test_that_the_same_command_goes_on_is_said_where_it_is_true(code: str, goes_on: bool) -> None:
+    from sslpl.command.endings import failure
+
+    number = getattr(errno, code)
+    line = failure(OSError(number, os.strerror(number), "some/file"))
+    assert line.startswith(f"{os.strerror(number)} (some/file)")
+    assert line.endswith("and the same command goes on from there") == goes_on

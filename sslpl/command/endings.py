@@ -1,5 +1,6 @@
 """How a run ends: finished, waiting for labels, or early; what it leaves in each case."""
 
+import errno
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,13 @@ from sslpl.recording.views import aubc
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import LabelsRefused, RunInfo, Tracker, UserError, Waiting
+
+# What a machine can get over, whereupon the same command succeeds; a name that is too long stays too long.
+PASSING = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENFILE", "EMFILE", "ENOMEM", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
 
 
 def paused(pause: Waiting | LabelsRefused, recorder: Recorder, tracker: Tracker, state: State | None) -> str:
@@ -63,5 +71,6 @@ def failure(error: Exception) -> str:
         return f"out of memory: lower {keys} ({line[:200]})"
     if isinstance(error, OSError) and error.strerror is not None:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}: what was saved before is whole, and the same command goes on from there"
+        passing = ": what was saved before is whole, and the same command goes on from there"
+        return f"{error.strerror}{where}" + (passing if error.errno in PASSING else "")
     return f"{type(error).__name__}: {line}"

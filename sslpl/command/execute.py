@@ -30,6 +30,7 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
     facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
     facts["compiled"] = setup.captures or runtime.compile
+    facts["label"] = plan.label  # whole; the folder's name may be shortened
     origin, changes = resumed_provenance(plan.folder, provenance(setup.device, setup.world) | facts)
     run = described(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])

@@ -90,6 +90,7 @@ def owner(plan: Plan) -> str:
 
 def plan_of(cfg: DictConfig, hydra_config: Any, presets: Callable[..., Any]) -> Plan | Mistake:
     """Which run a composed config is."""
+
     def plan() -> Plan:
         searched = search_path_override(hydra_config.searchpath)
         choices = group_choices(hydra_config.runtime.choices)

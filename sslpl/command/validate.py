@@ -42,7 +42,8 @@ def check_groups(config: Config, groups: Sequence[str]) -> None:
     known = [*groups, "seed"]
     for key, value in config.items():
         if key not in known:
-            inner = [f"{group}.{key}" for group in groups if isinstance(node := config.get(group), dict) and key in node]
+            nodes = {group: config.get(group) for group in groups}
+            inner = [f"{group}.{key}" for group, node in nodes.items() if isinstance(node, dict) and key in node]
             shown = key if isinstance(value, dict) else f"{key}={value}"
             raise UserError(f"{shown}: no such key; {f'did you mean {inner[0]}?' if inner else nearest(key, known)}")
     if "seed" not in config:

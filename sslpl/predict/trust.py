@@ -52,7 +52,7 @@ def inside(name: str, packages: Sequence[str]) -> bool:
 @cache
 def known_networks() -> frozenset[str]:
     """The targets that the options in conf/ name."""
-    files = [OmegaConf.load(path) for group in NETWORKS for path in (CONF / group).glob("*.yaml")]
+    files: list[Any] = [OmegaConf.load(path) for group in NETWORKS for path in (CONF / group).glob("*.yaml")]
     return frozenset(str(file["_target_"]) for file in files if "_target_" in file)
 
 

@@ -88,13 +88,13 @@ def read_run(folder: Path) -> Run:
     science = {key: value for key, value in scientific(config).items() if key != "seed"}
     status = read_json(folder / "status.json")
     state = "killed" if gone(status) else str(status.get("state", "waiting"))
-    rows = read_rows(folder / "metrics.csv")
+    rows, provenance = read_rows(folder / "metrics.csv"), read_json(folder / "provenance.json")
     if state == FINISHED and len(rows) != status.get("cycle", len(rows) - 1) + 1:
         raise ValueError(f"finished with cycle {status.get('cycle')}, but metrics.csv has {len(rows)} rows")
     return Run(
         folder=folder,
         dataset=folder.parts[-3],
-        label=folder.parts[-2],
+        label=provenance.get("label") or folder.parts[-2],  # a long label is shortened in the folder's name
         seed=int(config["seed"]),
         setting=setting(config),
         values=dict(flat(science)),
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         queries=read_queries(folder / "queries.csv"),
         origin=read_origin(folder / "provenance.json"),
-        choices=read_json(folder / "provenance.json").get("choices") or {},
+        choices=provenance.get("choices") or {},
     )
 
 
