@@ -16,10 +16,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, SequentialSampler, Subset, SubsetRandomSampler
 from torchvision import transforms
 
-from sslpl.learn.ranking import bce
-from sslpl.models.backbones import Staged
+from sslpl.models.backbone import Staged
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.setup import Setup, Training
+from sslpl.ranking import bce_ranking_loss
+from sslpl.setup import Setup
+from sslpl.training import Training
 from sslpl.types import Dataset
 
 Transform = Callable[[Image.Image], Tensor]
@@ -183,7 +184,7 @@ class Trainer:
         logits, maps, _ = self.backbone(images)
         predicted = self.module([stage.detach() for stage in maps] if detached else maps)
         losses = cross_entropy(logits, labels, reduction="none")
-        (losses.mean() + self.training.ranking_weight * bce(predicted, losses)).backward()
+        (losses.mean() + self.training.ranking_weight * bce_ranking_loss(predicted, losses)).backward()
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -197,14 +198,14 @@ class Trainer:
         images, labels, weak_view, strong_view = (x.to(self.device) for x in (images, labels, *views))
         self.finetuner.zero_grad()
         logits, maps, _ = self.backbone(images)
-        loss = bce(self.module(maps), cross_entropy(logits, labels, reduction="none"))
+        loss = bce_ranking_loss(self.module(maps), cross_entropy(logits, labels, reduction="none"))
         probabilities = self.backbone(weak_view).logits.softmax(dim=1)
         logits, maps, _ = self.backbone(strong_view)
         top = probabilities.amax(dim=1)
         chosen = (top >= (top.median() if threshold is None else threshold)).nonzero().flatten()
         chosen = chosen[: len(chosen) // 2 * 2]
         predicted = self.module(maps)[chosen]
-        pseudo = bce(predicted, cross_entropy(logits[chosen], probabilities[chosen], reduction="none"))
+        pseudo = bce_ranking_loss(predicted, cross_entropy(logits[chosen], probabilities[chosen], reduction="none"))
         (loss + pseudo).backward()
         self.finetuner.step()
         return len(chosen)

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the che
 import numpy as np
 from PIL import Image
 
-from sslpl import cycle
-from sslpl.command import cli
-from sslpl.data.images import StreamedImages, cores
+from sslpl import loop
+from sslpl.data.images import StreamedImages, usable_cores
+from sslpl.run import cli
 
 CLASSES, SIDE, TEST = 10, 256, 0.05
 seconds: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def write_images(root: Path, count: int) -> None:
     for part in ("train", "test"):
         for label in range(CLASSES):
             (root / part / f"class_{label}").mkdir(parents=True)
-    with ThreadPoolExecutor(cores()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         list(threads.map(write, jobs))
 
 
@@ -66,8 +66,8 @@ def watch_phases() -> None:
 
         return phase_of
 
-    for name, run in list(cycle.PHASES.items()):
-        cycle.PHASES[name] = timed(name, run)
+    for name, run in list(loop.PHASES.items()):
+        loop.PHASES[name] = timed(name, run)
     batches = StreamedImages.batches
 
     def waiting(images: StreamedImages, indices: Any) -> Iterator[Any]:

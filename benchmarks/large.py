@@ -32,9 +32,9 @@ from benchmarks.measure import MIB, Row, give_back_freed_memory, status, timed
 from benchmarks.queries import STRATEGIES, World, head, strategy
 from benchmarks.run import machine_line, seconds
 from sslpl.data.images import TensorImages
-from sslpl.learn.evaluation import predict
-from sslpl.learn.storage import Table
-from sslpl.processes import ALONE
+from sslpl.distributed.world import SINGLE_PROCESS
+from sslpl.learn.inference import predict
+from sslpl.learn.prediction_table import PredictionTable
 from sslpl.query.context import Context, Weights
 from sslpl.types import Features, Predictions
 
@@ -137,7 +137,9 @@ def work(name: str, pool: Context, n: int, overrides: list[str]) -> partial:
     rng = torch.Generator().manual_seed(0)
     if name == SCORING:
         augmentation = SimpleNamespace(plain=floats)
-        setup = SimpleNamespace(device=torch.device("cpu"), bfloat16=False, augmentation=augmentation, world=ALONE)
+        setup = SimpleNamespace(
+            device=torch.device("cpu"), bfloat16=False, augmentation=augmentation, world=SINGLE_PROCESS
+        )
         images = torch.randint(256, (len(pool.unlabeled), 1, 8, 8), generator=rng, dtype=torch.uint8)
         network = TwoLayers(pool.predictions.embedding.shape[1], pool.num_classes)
         return partial(predict, setup, network, None, TensorImages(images), torch.arange(len(images)))
@@ -169,7 +171,7 @@ def context(world: World) -> Context:
     heads = [head(centers, rng) for _ in range(7)]  # the current one, the cycle before's, and snapshots
     pool, table = world.labeled + world.unlabeled, {}
     for part, count in (("labeled", world.labeled), ("unlabeled", world.unlabeled)):
-        stored = Table(count)
+        stored = PredictionTable(count)
         for start in range(0, count, PART):
             classes = torch.randint(world.classes, (min(PART, count - start),), generator=rng)
             noise = torch.randn(len(classes), world.dimensions, generator=rng)
@@ -178,7 +180,7 @@ def context(world: World) -> Context:
     loss = torch.rand(pool, generator=rng)
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
-        used, logits = heads[0] if weights is None else weights, Table(len(index))
+        used, logits = heads[0] if weights is None else weights, PredictionTable(len(index))
         embedding = table["labeled" if len(index) == world.labeled else "unlabeled"]
         for part in embedding.split(PART):
             logits.append(linear(part, used["head.weight"], used["head.bias"]))
@@ -201,7 +203,7 @@ def context(world: World) -> Context:
         predict=predict,
         cycle=1,
         known=predict(None, unlabeled),
-        earlier=heads[1],
+        previous_weights=heads[1],
         snapshots=heads[2:],
         truth=None,
     )

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sslpl.data.augment import Augmentation
+from sslpl.budget import Budget
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import CIFAR100_STATISTICS, cifar100, fashion_mnist
 from sslpl.data.images import TensorImages
-from sslpl.learn.ranking import bce
-from sslpl.learn.ssl import pseudo_label_soft
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.models.resnets import resnet18
-from sslpl.pool import Budget
+from sslpl.models.resnet import resnet18
+from sslpl.query.score_then_select import score_then_select
 from sslpl.query.scorers import predicted_loss
-from sslpl.query.selectors import selective_clustering
-from sslpl.query.strategies import score_then_select
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.ranking import bce_ranking_loss
 from sslpl.runtime import has_bfloat16
-from sslpl.seeds import seeded
-from sslpl.setup import Setup, SSLMethod, Training
+from sslpl.seeds import build_seeded
+from sslpl.setup import Setup, SSLMethod
+from sslpl.ssl.rules import pseudo_label_soft
+from sslpl.training import Training
 from sslpl.types import Dataset, PseudoLabel, UserError
 
 FASHION_ROOT = "/usr/share/datasets/fashion-mnist"
@@ -124,8 +125,8 @@ def setup_of(
 
     def build(cycle: int) -> tuple[nn.Module, nn.Module | None]:
         classes, channels = len(dataset.class_names), dataset.train.shape[0]
-        backbone = seeded(lambda: resnet18(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
-        module = seeded(lambda: LossPredictionModule(backbone.channels), seed, f"module {cycle}")
+        backbone = build_seeded(lambda: resnet18(num_classes=classes, in_channels=channels), seed, f"backbone {cycle}")
+        module = build_seeded(lambda: LossPredictionModule(backbone.channels), seed, f"module {cycle}")
         return backbone.to(device, memory_format=torch.channels_last), module.to(device)
 
     def query(context, n, rng):
@@ -135,15 +136,15 @@ def setup_of(
         dataset=dataset,
         build=build,
         augmentation=augmentation,
-        ranking=bce,
+        ranking=bce_ranking_loss,
         ssl=ssl,
         query=query,
-        budget=budget.of(len(dataset.train)),
+        budget=budget.in_images(len(dataset.train)),
         training=training,
         seed=seed,
         device=device,
         bfloat16=has_bfloat16(device),
-        captures=device.type == "cuda",
+        capture_steps=device.type == "cuda",
     )
 
 

@@ -11,16 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import conventional as old
 from benchmarks.measure import Case, Row, measured, timed
 from benchmarks.parts import Bench, calibrate, embeddings, half_confident, setup_of, synthetic
-from sslpl.cycle import initial_state
-from sslpl.learn.evaluation import predict
-from sslpl.learn.finetune import finetune
-from sslpl.learn.joint import train
-from sslpl.learn.ranking import bce
-from sslpl.models.backbones import Frozen
-from sslpl.pool import Budget
-from sslpl.query.linkage import complete_linkage
-from sslpl.query.selectors import selective_clustering
-from sslpl.setup import Setup, Training
+from sslpl.budget import Budget
+from sslpl.clustering.linkage import complete_linkage
+from sslpl.learn.inference import predict
+from sslpl.loop import initial_state
+from sslpl.models.frozen import FrozenBackbone
+from sslpl.phases.finetune import finetune
+from sslpl.phases.train import train
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.ranking import bce_ranking_loss
+from sslpl.setup import Setup
+from sslpl.training import Training
 
 ENDLESS = 10**6  # epochs: the phases are generators of steps, and a benchmark takes as many as it wants
 
@@ -155,7 +156,7 @@ def finetune_step(bench: Bench) -> Row:
 
     def extra(_row: Row, _ours: object, confident: int) -> Row:
         alone, _ = timed(lambda: (next(batches), next(pairs)), 1, bench.device)
-        kept, _, seen = state.tally[3:].tolist()
+        kept, _, seen = state.sums[3:].tolist()
         return {
             "baseline_augmentation_seconds": alone,
             "confident": kept / seen,
@@ -178,7 +179,7 @@ def module_step(bench: Bench) -> Row:
     convolved = old.Convolved(setup.build(0)[1])
     images = setup.augmentation.plain(next(iter(setup.dataset.train.batches([torch.arange(count)]))))
     with torch.no_grad():
-        maps = Frozen(backbone, setup.bfloat16)(images).maps
+        maps = FrozenBackbone(backbone, setup.bfloat16)(images).maps
         plain_maps = [stage.contiguous() for stage in backbone.eval()(images).maps]
         exact, ours = convolved(plain_maps[:]), module(plain_maps)
         assert torch.allclose(exact, ours, rtol=1e-3, atol=1e-4 * float(exact.abs().max())), "the modules differ"
@@ -193,7 +194,7 @@ def module_step(bench: Bench) -> Row:
                 leaf.grad = None
             with setup.autocast() if network is module and gradient else nullcontext():  # as in joint training
                 predicted = network(leaves)
-            bce(predicted, losses).backward()
+            bce_ranking_loss(predicted, losses).backward()
 
         return call
 

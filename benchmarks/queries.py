@@ -31,9 +31,9 @@ from torch.nn.functional import linear
 
 from benchmarks.measure import MIB, Peak, Row, timed
 from benchmarks.run import machine_line, seconds
-from sslpl.command.cli import CONF
 from sslpl.data.images import TensorImages
 from sslpl.query.context import Context, Weights
+from sslpl.run.errors import CONF
 from sslpl.runtime import Runtime
 from sslpl.types import Predictions, QueryStrategy
 
@@ -178,7 +178,7 @@ def context(world: World) -> Context:
         predict=predict,
         cycle=1,
         known=predict(None, unlabeled),
-        earlier=heads[1],
+        previous_weights=heads[1],
         snapshots=heads[2:],
         truth=classes,
     )

@@ -22,7 +22,8 @@ import torch
 from benchmarks import paths, runs
 from benchmarks.measure import Row
 from benchmarks.parts import SMALL, Bench, Sizes
-from sslpl.runtime import Runtime, has_bfloat16, provenance
+from sslpl.provenance import provenance
+from sslpl.runtime import Runtime, has_bfloat16
 
 Benchmark = Callable[[Bench], Row]
 QUICK: dict[str, Benchmark] = {

@@ -13,10 +13,13 @@ from torch.nn.functional import cross_entropy
 from benchmarks import conventional as old
 from benchmarks.measure import Case, Peak, Row, measured
 from benchmarks.parts import Bench, cifar_like, fashion, setup_of
-from sslpl.cycle import initial_state, run_active_learning
-from sslpl.pool import Budget, removal_size
-from sslpl.setup import Setup, Step, Training
+from sslpl.budget import Budget
+from sslpl.loop import initial_state, run_active_learning
+from sslpl.setup import Setup
 from sslpl.state import State
+from sslpl.training import Training
+from sslpl.trimming import trim_size
+from sslpl.types import Step
 
 PHASES = ("train", "finetune", "evaluate", "query")
 
@@ -24,13 +27,13 @@ PHASES = ("train", "finetune", "evaluate", "query")
 class Silent:
     """Watches a run and says nothing."""
 
-    def phase(self, setup: Setup, state: State) -> None:
+    def on_phase_start(self, setup: Setup, state: State) -> None:
         """Nothing."""
 
-    def step(self, state: State, step: Step) -> None:
+    def on_step(self, state: State, step: Step) -> None:
         """Nothing."""
 
-    def border(self, state: State) -> None:
+    def on_phase_end(self, state: State) -> None:
         """Nothing."""
 
 
@@ -40,7 +43,7 @@ class Printer(Silent):
     def __init__(self) -> None:
         self.seen = 0
 
-    def border(self, state: State) -> None:
+    def on_phase_end(self, state: State) -> None:
         """A line when a cycle is new in the history."""
         if len(state.history) > self.seen:
             self.seen, row = len(state.history), state.history[-1]
@@ -130,7 +133,7 @@ class ConventionalRun:
         embedding = self.predictions(self.plain, candidates)[1]
         cluster = old.clustered(embedding.numpy(), int(budget.per_cycle))
         picked = [candidates[position] for position in np.unique(cluster, return_index=True)[1]]
-        half = removal_size(int(budget.initial)) // 2 if trim else 0
+        half = trim_size(int(budget.initial)) // 2 if trim else 0
         self.trained = [*self.hardest(self.labeled, half), *self.hardest(picked, half)]
         self.labeled = [*self.labeled, *picked]
         self.unlabeled = sorted(set(self.unlabeled) - set(self.labeled))

@@ -21,13 +21,14 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.measure import Case, Row, measured
 from benchmarks.parts import setup_of, synthetic
-from sslpl.cycle import initial_state
-from sslpl.learn.joint import train
-from sslpl.learn.ssl import pseudo_label_hard
-from sslpl.learn.task import TaskSSL
-from sslpl.pool import Budget
+from sslpl.budget import Budget
+from sslpl.loop import initial_state
+from sslpl.phases.train import train
 from sslpl.runtime import Runtime
-from sslpl.setup import Setup, Training
+from sslpl.setup import Setup
+from sslpl.ssl.rules import pseudo_label_hard
+from sslpl.ssl.task import TaskSSL
+from sslpl.training import Training
 
 STEPS = 4  # of an epoch: what is drawn for an epoch at once is measured with it
 

@@ -1,4 +1,4 @@
-"""Where Hydra looks for launchers: it takes them from this namespace alone; see `sslpl.command.launchers`."""
+"""Where Hydra looks for launchers: it takes them from this namespace alone; see `sslpl.run.launchers`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The area under the budget curve of each run, or None."""
-        from sslpl.command.launchers import Sweep, launch_sweep
+        from sslpl.run.launchers import LauncherConfig, launch_sweep
 
-        sweep = Sweep(self.plugin, self.options, self.context, self.config)
+        sweep = LauncherConfig(self.plugin, self.options, self.context, self.config)
         return launch_sweep(sweep, self.task.__self__, job_overrides, initial_job_idx)

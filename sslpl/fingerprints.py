@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sslpl.recording.files import write_whole
+from sslpl.files import write_whole
 
 DIGITS = 16  # hexadecimal, of SHA-256
 LARGE = 2**24  # bytes from which on a fingerprint is cached beside its file

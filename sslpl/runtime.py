@@ -2,20 +2,14 @@
 
 import ctypes
 import os
-import platform
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
-import sslpl
-from sslpl.processes import ALONE, World
+from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.types import Count, PositiveOrZero, UserError
 
 SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
@@ -43,14 +37,14 @@ class Runtime:
     dry_run: bool = False
     held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
 
-    def prepare(self, world: World = ALONE) -> torch.device:
+    def prepare(self, world: World = SINGLE_PROCESS) -> torch.device:
         """Sets determinism for this process and returns its device; UserError if it is not there."""
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"runtime.device={self.device}: no CUDA device was found; use runtime.device=cpu or auto")
         name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         device = torch.device("cpu" if name == "auto" else name)
         if world.size > 1:
-            device = self.device_of(world, device)
+            device = self.process_device(world, device)
         keep_freed_memory()
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -61,7 +55,7 @@ class Runtime:
             choose_gpu(device)
         return device
 
-    def device_of(self, world: World, device: torch.device) -> torch.device:
+    def process_device(self, world: World, device: torch.device) -> torch.device:
         """The device of one of several processes; UserError for what they cannot do together."""
         if self.compile is True:
             raise UserError("runtime.compile=true: must be auto or false with several processes")
@@ -69,7 +63,7 @@ class Runtime:
             raise UserError(f"runtime.device={self.device}: must be auto, cpu or cuda with several processes")
         return torch.device(device.type, world.local_rank) if device.type == "cuda" else device
 
-    def set_threads(self, shape: tuple[int, int, int], world: World = ALONE) -> None:
+    def set_threads(self, shape: tuple[int, int, int], world: World = SINGLE_PROCESS) -> None:
         """Sets the threads of this process for images of a shape (channels, height, width).
 
         The processes of one machine share its cores; torchrun would leave each of them a single thread.
@@ -79,10 +73,10 @@ class Runtime:
         elif shape[1] * shape[2] <= SMALL_IMAGE:
             torch.set_num_threads(1)
         elif world.size > 1:
-            torch.set_num_threads(threads_each(world.local_size, os.cpu_count() or 1))
+            torch.set_num_threads(threads_per_job(world.local_size, os.cpu_count() or 1))
 
 
-def threads_each(jobs: int, cores: int) -> int:
+def threads_per_job(jobs: int, cores: int) -> int:
     """The cores that each of some jobs has to itself, at least one."""
     return max(1, cores // max(jobs, 1))
 
@@ -110,53 +104,3 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.cpu._is_amx_tile_supported())  # the only public sign of bf16 matrix units is private
-
-
-def provenance(device: torch.device, world: World = ALONE) -> dict[str, Any]:
-    """What a reader needs to know of how a run came about: command, versions, commit, device."""
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"sslpl": sslpl.__version__, "python": platform.python_version(), "torch": torch.__version__}
-        | {name: _version(name) for name in _PACKAGES},
-        "git": _git(),
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "processes": world.size,
-    }
-
-
-_PACKAGES = ("torchvision", "timm", "pillow", "numpy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any]:
-    """Commit of the checkout that holds this package, and whether files differ from it; Nones outside of one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

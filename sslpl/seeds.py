@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 T = TypeVar("T")
 
 
-def derive(seed: int, purpose: str, *counters: int) -> int:
+def derive_seed(seed: int, purpose: str, *counters: int) -> int:
     """A 63-bit seed that depends on nothing but its arguments (ours)."""
     digest = blake2b(repr((seed, purpose, counters)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -19,10 +19,10 @@ def derive(seed: int, purpose: str, *counters: int) -> int:
 
 def rng(seed: int, purpose: str, *counters: int) -> Generator:
     """A CPU generator for one purpose, so that draws are the same on every device and need no saved state."""
-    return Generator().manual_seed(derive(seed, purpose, *counters))
+    return Generator().manual_seed(derive_seed(seed, purpose, *counters))
 
 
-def seeded(build: Callable[[], T], seed: int, purpose: str) -> T:
+def build_seeded(build: Callable[[], T], seed: int, purpose: str) -> T:
     """What `build` returns when it draws on the CPU from its own stream (initial weights), global state untouched."""
     with seeded_draws(torch.device("cpu"), seed, purpose):
         return build()
@@ -38,7 +38,7 @@ def seeded_draws(device: torch.device, seed: int, purpose: str, *counters: int) 
     generators = global_generators(device)
     states = [generator.get_state() for generator in generators]
     for generator in generators:
-        generator.manual_seed(derive(seed, purpose, *counters))
+        generator.manual_seed(derive_seed(seed, purpose, *counters))
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslpl.pool import LabelPool, without
-from sslpl.types import Picked, Predictions
+from sslpl.types import Predictions, Selection
 
 Row = dict[str, float | int | None]
 Weights = dict[str, Tensor]
@@ -26,7 +26,7 @@ class Ledger(NamedTuple):
     score: Tensor  # [L] float64, NaN without one
 
 
-class Received(NamedTuple):
+class LabelBatch(NamedTuple):
     """A batch of labels that people told."""
 
     cycle: int  # the first that trains on them
@@ -34,7 +34,7 @@ class Received(NamedTuple):
     source: str
 
 
-class Best(NamedTuple):
+class BestEpoch(NamedTuple):
     """The networks as they were after the epoch of highest validation accuracy so far."""
 
     accuracy: float
@@ -57,17 +57,17 @@ class State:
     phase: str = "train"
     epoch: int = 0
     step: int = 0
-    tally: Tensor | None = None  # running sums of the epoch or phase under way
+    sums: Tensor | None = None  # running sums of the epoch or phase under way
     optimizer: Optimizer | None = None  # of the phase under way
     optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
-    best: Best | None = None  # during a joint training that ends with its best networks
+    best: BestEpoch | None = None  # during a joint training that ends with its best networks
     ssl: Weights | None = None  # of an SSL method with a state, during a fine-tune
     task: Weights | None = None  # of the unlabeled term of a joint training under way
     average: Weights | None = None  # of the backbone over that training
-    raw: Weights | None = None  # of the backbone, to train on from, while it has averaged ones
+    unaveraged_weights: Weights | None = None  # of the backbone, to train on from, while it has averaged ones
     teacher: Weights | None = None  # averaged backbone, from the training to the fine-tune, for a method that asks
-    picked: Picked | None = None  # queried, not labeled yet
-    earlier: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
+    selection: Selection | None = None  # queried, not labeled yet
+    previous_weights: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
     snapshots: list[Weights] = field(default_factory=list)  # of the backbone in this cycle's training, likewise
     predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved: computed again
     row: Row = field(default_factory=dict)  # numbers of the cycle under way
@@ -75,21 +75,21 @@ class State:
     images: int = 0  # that the joint training of the cycle under way has seen
     history: list[Row] = field(default_factory=list)  # finished cycles
     class_names: tuple[str, ...] = ()  # known so far
-    received: list[Received] = field(default_factory=list)  # what people told
+    label_batches: list[LabelBatch] = field(default_factory=list)  # what people told
     uncapturable: bool = False  # steps cannot be CUDA graphs, as this process has found out; not saved
 
     def enter(self, phase: str) -> None:
         """Moves on to another phase, which starts with nothing done."""
         self.phase, self.epoch, self.step = phase, 0, 0
-        self.tally = self.optimizer = self.optimizer_state = self.ssl = self.task = None
+        self.sums = self.optimizer = self.optimizer_state = self.ssl = self.task = None
 
     @property
-    def learned(self) -> Tensor:
+    def train_index(self) -> Tensor:
         """Positions of the labeled images that networks may learn from, in the order of their labeling."""
         return without(self.pool.labeled, self.held_out)
 
     @property
-    def first_learned(self) -> int:
+    def num_initial_train(self) -> int:
         """How many of the initial labels networks learn from."""
         return len(without(self.ledger.index[self.ledger.cycle == 0], self.held_out))
 
@@ -110,23 +110,23 @@ class State:
             "backbone": self.backbone.state_dict(),
             "module": self.module.state_dict() if self.module is not None else None,
             "position": (self.cycle, self.phase, self.epoch, self.step),
-            "tally": self.tally,
+            "sums": self.sums,
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else self.optimizer_state,
             "best": tuple(self.best) if self.best is not None else None,
             "ssl": self.ssl,
             "teacher": self.teacher,
             "task": self.task,
             "average": self.average,
-            "raw": self.raw,
-            "picked": tuple(self.picked) if self.picked is not None else None,
-            "earlier": self.earlier,
+            "unaveraged_weights": self.unaveraged_weights,
+            "selection": tuple(self.selection) if self.selection is not None else None,
+            "previous_weights": self.previous_weights,
             "snapshots": self.snapshots,
             "row": self.row,
             "seconds": self.seconds,
             "images": self.images,
             "history": self.history,
             "class_names": list(self.class_names),
-            "received": [tuple(batch) for batch in self.received],
+            "label_batches": [tuple(batch) for batch in self.label_batches],
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -138,15 +138,19 @@ class State:
         if self.module is not None:
             self.module.load_state_dict(saved["module"])
         self.cycle, self.phase, self.epoch, self.step = saved["position"]
-        self.tally, self.optimizer, self.optimizer_state = saved["tally"], None, saved["optimizer"]
-        self.best = Best(*saved["best"]) if saved["best"] is not None else None
+        self.sums, self.optimizer, self.optimizer_state = saved["sums"], None, saved["optimizer"]
+        self.best = BestEpoch(*saved["best"]) if saved["best"] is not None else None
         self.ssl, self.teacher = saved["ssl"], saved["teacher"]
-        self.task, self.average, self.raw = saved.get("task"), saved.get("average"), saved.get("raw")
-        self.picked = Picked(*saved["picked"]) if saved["picked"] is not None else None
-        self.earlier, self.snapshots = saved["earlier"], saved["snapshots"]
+        self.task, self.average, self.unaveraged_weights = (
+            saved.get("task"),
+            saved.get("average"),
+            saved.get("unaveraged_weights"),
+        )
+        self.selection = Selection(*saved["selection"]) if saved["selection"] is not None else None
+        self.previous_weights, self.snapshots = saved["previous_weights"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
         self.images, self.class_names = saved["images"], tuple(saved["class_names"])
-        self.received = [Received(*batch) for batch in saved["received"]]
+        self.label_batches = [LabelBatch(*batch) for batch in saved["label_batches"]]
 
 
 def weights_of(network: nn.Module) -> Weights:

@@ -26,11 +26,11 @@ class UserError(ValueError):
     """A mistake that its user can mend: its one line names the key, the value and what is allowed."""
 
 
-class Waiting(Exception):
+class WaitingForLabels(Exception):
     """Labels are asked for that nobody has told yet; its one line says what to do."""
 
 
-class LabelsRefused(UserError):
+class InvalidLabels(UserError):
     """Labels that cannot be taken as they are: its arguments are lines, one for each thing to mend."""
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Predictions(NamedTuple):
     predicted_loss: Tensor | None  # [N]; None without a loss prediction module
 
 
-class Picked(NamedTuple):
+class Selection(NamedTuple):
     """What a query strategy chose to have labeled."""
 
     index: Tensor  # type: ignore[assignment]  # [n], positions in the pool
@@ -149,15 +149,15 @@ class QueryContext(Protocol):
     @property
     def committee(self) -> Sequence[Predictions]: ...  # of the unlabeled, by snapshots: take an argument `snapshots`
 
-    def views(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The normalized images at each of the positions in turn, [B, C, H, W] float32 on the device."""
         ...
 
-    def only(self, index: Tensor) -> "QueryContext":
+    def restricted_to(self, index: Tensor) -> "QueryContext":
         """The same with fewer unlabeled images, ascending."""
         ...
 
-    def oracle(self) -> Tensor:
+    def hidden_labels(self) -> Tensor:
         """The hidden classes [U] of the unlabeled images; PermissionError without `oracle_baseline: true`."""
         ...
 
@@ -165,22 +165,22 @@ class QueryContext(Protocol):
 class QueryStrategy(Protocol):
     """Chooses n distinct unlabeled images; every draw comes from the CPU generator `rng`."""
 
-    def __call__(self, context: QueryContext, n: int, rng: Generator) -> Picked: ...
+    def __call__(self, context: QueryContext, n: int, rng: Generator) -> Selection: ...
 
 
-class Request(NamedTuple):
+class LabelRequest(NamedTuple):
     """What an oracle is asked: the classes of n images."""
 
     dataset: Dataset
     folder: Path  # of the run
     cycle: int  # the first that trains on them
-    picked: Picked
+    selection: Selection
     reason: str  # why these
     class_names: tuple[str, ...]  # known so far
     probabilities: Callable[[], Tensor] | None  # -> [n, classes], of the current backbone; None: nothing is trained yet
 
 
-class Answer(NamedTuple):
+class LabelAnswer(NamedTuple):
     """What an oracle told of a request."""
 
     label: Tensor  # [n] int64; -1 for an image that goes back to the pool; at least one is not
@@ -192,11 +192,11 @@ class Answer(NamedTuple):
 class Oracle(Protocol):
     """Tells the classes of images."""
 
-    def admitted(self, dataset: Dataset) -> Dataset:
+    def prepare(self, dataset: Dataset) -> Dataset:
         """The dataset as a run with this oracle sees it; UserError if the two do not fit."""
         ...
 
-    def __call__(self, request: Request) -> Answer:
+    def __call__(self, request: LabelRequest) -> LabelAnswer:
         """The labels; Waiting if they are not there yet, LabelsRefused if they cannot be taken."""
         ...
 
@@ -225,3 +225,10 @@ class Tracker(Protocol):
         ...
 
     def finish(self, exit_code: int, summary: Mapping[str, float], files: Sequence[Path]) -> None: ...
+
+
+class Step(NamedTuple):
+    """What a phase reports after each of its steps; the state it leaves can be saved there."""
+
+    images: int
+    metrics: dict[str, float] | None = None  # at the end of an epoch, for the tracker

@@ -90,14 +90,13 @@ def dies_while_writing(file: str, call: int) -> None:
 
 def doom(name: str) -> None:
     """Arms one of the chosen moments in this process."""
-    from sslpl import labeling
-    from sslpl.command import execute
-    from sslpl.learn import finetune
+    from sslpl.phases import finetune, label
     from sslpl.recording import checkpoint, recorder
+    from sslpl.run import execute
 
     chosen: dict[str, Callable[[], None]] = {
-        "between query and label": lambda: dies_before(labeling, "reveal", 2),
-        "while writing a checkpoint": lambda: dies_while_writing(checkpoint.NAME, 4),
+        "between query and label": lambda: dies_before(label, "reveal", 2),
+        "while writing a checkpoint": lambda: dies_while_writing(checkpoint.CURRENT, 4),
         "while writing metrics.csv": lambda: dies_while_writing("metrics.csv", 2),
         "while writing status.json": lambda: dies_while_writing("status.json", 7),
         "during the fine-tune": lambda: dies_before(finetune, "finetune_step", 17),
@@ -318,7 +317,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.doomed is not None:
-        from sslpl.command.cli import main as run
+        from sslpl.run.cli import main as run
 
         doom(arguments.doomed)
         sys.argv[1:] = arguments.options

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from sslpl.command import cli
+from sslpl.run import cli
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite("contract")

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from sslpl import identity
-from sslpl.recording import views
+from sslpl.config import identity
+from sslpl.recording import run_tables
 
 CONFIG: dict[str, Any] = {
-    "dataset": {"_target_": "sslpl.data.datasets.digits", "root": "data"},
-    "backbone": {"_target_": "sslpl.models.backbones.small_cnn", "dropout": 0.0},
-    "module": {"_target_": "sslpl.models.loss_prediction.no_module"},
-    "ranking": {"_target_": "sslpl.learn.ranking.bce"},
-    "ssl": {"_target_": "sslpl.learn.ssl.none"},
-    "query": {"_target_": "sslpl.query.strategies.random"},
+    "dataset": {"_target_": "sslpl.data.digits", "root": "data"},
+    "backbone": {"_target_": "sslpl.models.small_cnn", "dropout": 0.0},
+    "module": {"_target_": "sslpl.models.no_module"},
+    "ranking": {"_target_": "sslpl.ranking.bce_ranking_loss"},
+    "ssl": {"_target_": "sslpl.ssl.no_ssl"},
+    "query": {"_target_": "sslpl.query.random"},
     "budget": {"initial": 20, "per_cycle": 20, "cycles": 4, "candidates": 0.5},
     "training": {"epochs": 3, "rate": 0.1, "module_rate": 0.05, "trim": False, "warm_start": True},
     "runtime": {"output_dir": "outputs"},
@@ -64,7 +64,7 @@ def write_run(
         for k, (n, a) in enumerate(zip(labeled, accuracy, strict=True))
     ]
     if rows:
-        (folder / "metrics.csv").write_text(views.metrics_csv(rows))
+        (folder / "metrics.csv").write_text(run_tables.metrics_csv(rows))
         (folder / "queries.csv").write_text(queries(label, seed, labeled))
     return folder
 

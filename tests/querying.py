@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from sslpl.data.augment import Augmentation
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.images import TensorImages
-from sslpl.models.backbones import small_cnn
+from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.query.context import Context, Weights
 from sslpl.types import Predictions
@@ -56,7 +56,7 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
         images=images,
         normalize=plain,
         predict=predict,
-        earlier=networks[1].state_dict(),
+        previous_weights=networks[1].state_dict(),
         snapshots=[network.state_dict() for network in networks[2:]],
         truth=classes if truth else None,
     )

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
-from sslpl.data.augment import Augmentation, StrongDraws, WeakDraws, crop_flip, rows
+from sslpl.data.augmentation import Augmentation, StrongDraws, WeakDraws, crop_flip, take_draws
 from sslpl.data.operations import OPERATIONS, SIGNED, apply_operation, cutout, cutout_corner
 
 PLAIN = ("Identity", "AutoContrast", "Equalize")
@@ -219,14 +219,14 @@ def test_views_depend_on_the_draws_alone() -> None:
     at_once, weak_at_once = augmentation.strong(images, draws), augmentation.weak(images, weak)
     order = torch.randperm(301, generator=torch.Generator().manual_seed(0))
     for index in (slice(0, 150), slice(150, 301), slice(0, 1), order):
-        assert torch.equal(augmentation.strong(images[index], rows(draws, index)), at_once[index])
-        assert torch.equal(augmentation.weak(images[index], rows(weak, index)), weak_at_once[index])
+        assert torch.equal(augmentation.strong(images[index], take_draws(draws, index)), at_once[index])
+        assert torch.equal(augmentation.weak(images[index], take_draws(weak, index)), weak_at_once[index])
     channels_last = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(augmentation.strong(channels_last, draws), at_once)
     assert torch.equal(augmentation.weak(channels_last, weak), weak_at_once)
     assert torch.equal(images, before)
-    assert augmentation.strong(images[:0], rows(draws, slice(0, 0))).shape == (0, *CIFAR)
-    assert augmentation.weak(images[:0], rows(weak, slice(0, 0))).shape == (0, *CIFAR)
+    assert augmentation.strong(images[:0], take_draws(draws, slice(0, 0))).shape == (0, *CIFAR)
+    assert augmentation.weak(images[:0], take_draws(weak, slice(0, 0))).shape == (0, *CIFAR)
 
 
 def test_draws_follow_the_seed() -> None:

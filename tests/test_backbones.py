@@ -10,13 +10,14 @@ import torchvision
 from conftest import TINY, Result, run_folder
 from torch import Tensor, nn
 
-from sslpl.models.backbones import Frozen, small_cnn
+from sslpl.models.backbone import small_cnn
+from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.libraries import timm
 from sslpl.models.libraries import torchvision as of_torchvision
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.models.pretrained import HeadOnly, Start, load, started
-from sslpl.models.resnets import resnet18, resnet34, resnet50
-from sslpl.models.wide import wide_resnet, wide_resnet28_2
+from sslpl.models.resnet import resnet18, resnet34, resnet50
+from sslpl.models.starting_weights import LinearProbe, Start, load_weights_into, start_backbone
+from sslpl.models.wide_resnet import wide_resnet, wide_resnet28_2
 from sslpl.types import UserError
 
 Command = Callable[..., Result]
@@ -46,13 +47,13 @@ def with_statistics(network: nn.Module) -> nn.Module:
 def test_resnets_are_torchvisions(name: str) -> None:
     theirs = with_statistics(seeded(lambda: torchvision.models.get_model(name, num_classes=5))).eval()
     ours = RESNETS[name](**SIZES, stem="imagenet").eval()
-    load(ours, theirs.state_dict(), "file")
+    load_weights_into(ours, theirs.state_dict(), "file")
     images = noise()
     features = ours(images)
     torch.testing.assert_close(features.logits, theirs(images), rtol=1e-4, atol=1e-4)
     assert [stage.shape[1] for stage in features.maps] == list(ours.channels)
     assert [stage.shape[2] for stage in features.maps] == [16, 8, 4, 2]
-    torch.testing.assert_close(Frozen(ours, False)(images).logits, features.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(FrozenBackbone(ours, False)(images).logits, features.logits, rtol=1e-3, atol=1e-3)
 
 
 def test_the_stem_follows_the_image() -> None:
@@ -120,8 +121,8 @@ def assert_works(network: nn.Module, images: Tensor) -> None:
     module = LossPredictionModule(network.channels)
     (features.logits.sum() + module(features.maps).sum()).backward()
     assert all(parameter.grad is not None for parameter in network.head.parameters())
-    torch.testing.assert_close(Frozen(network, False)(images).logits, features.logits, rtol=1e-3, atol=1e-3)
-    short = Frozen(network, True)(images)
+    torch.testing.assert_close(FrozenBackbone(network, False)(images).logits, features.logits, rtol=1e-3, atol=1e-3)
+    short = FrozenBackbone(network, True)(images)
     assert short.logits.dtype == short.embedding.dtype == torch.float32
     torch.testing.assert_close(short.embedding, features.embedding, rtol=0.2, atol=0.2)
 
@@ -130,14 +131,14 @@ def test_a_library_network_says_the_same_as_in_its_library() -> None:
     library = pytest.importorskip("timm")
     theirs = with_statistics(seeded(lambda: library.create_model("resnet18", num_classes=5))).eval()
     ours = timm(**SIZES, image_size=64, name="resnet18").eval()
-    load(ours, theirs.state_dict(), "file")
+    load_weights_into(ours, theirs.state_dict(), "file")
     torch.testing.assert_close(
         ours(noise()).embedding, theirs.forward_head(theirs.forward_features(noise()), pre_logits=True)
     )
     other = with_statistics(seeded(lambda: torchvision.models.resnet18(num_classes=5))).eval()
     same, traced = resnet18(**SIZES, stem="imagenet").eval(), of_torchvision(**SIZES, image_size=64).eval()
-    load(same, other.state_dict(), "file")
-    load(traced, other.state_dict(), "file")
+    load_weights_into(same, other.state_dict(), "file")
+    load_weights_into(traced, other.state_dict(), "file")
     for mine, found in zip(same(noise()).maps, traced(noise()).maps, strict=True):
         torch.testing.assert_close(mine, found)
 
@@ -167,18 +168,18 @@ def test_weights_of_a_file_but_for_a_head_of_other_classes(tmp_path: Path) -> No
     for name in ("plain.pt", "nested.pt", "weights.pt"):
         network = small_cnn(**SIZES)
         head = network.head.weight.clone()
-        started(network, Start(str(tmp_path / name)))
+        start_backbone(network, Start(str(tmp_path / name)))
         assert torch.equal(network.stages[3][0][0].weight, source.stages[3][0][0].weight)
         assert torch.equal(network.stages[0][0][1].running_mean, source.stages[0][0][1].running_mean)
         assert torch.equal(network.head.weight, head)
-    same = started(small_cnn(num_classes=7, in_channels=3), Start(str(tmp_path / "plain.pt")))
+    same = start_backbone(small_cnn(num_classes=7, in_channels=3), Start(str(tmp_path / "plain.pt")))
     assert torch.equal(same.head.weight, source.head.weight)
 
 
 def test_color_weights_see_gray_images(tmp_path: Path) -> None:
     color = resnet18(**SIZES, stem="imagenet").eval()
     gray = resnet18(num_classes=5, in_channels=1, stem="imagenet").eval()
-    load(gray, color.state_dict(), "file")
+    load_weights_into(gray, color.state_dict(), "file")
     images = noise(channels=1)
     torch.testing.assert_close(gray(images).logits, color(images.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
 
@@ -187,7 +188,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     def said(network: nn.Module, content: object) -> str:
         file = tmp_path / "weights.pt"
         file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
-        line = refusal(lambda: started(network, Start(str(file))))
+        line = refusal(lambda: start_backbone(network, Start(str(file))))
         assert str(file) in line
         return line
 
@@ -202,16 +203,18 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     assert "backbone.stem=imagenet" in said(resnet18(**SIZES), torchvision.models.resnet18().state_dict())
     for content in (b"", b"<html>", [1], {}, {"a": 1}):
         assert "weights" in said(small_cnn(**SIZES), content)
-    assert "must be imagenet or a file" in refusal(lambda: started(small_cnn(**SIZES), Start(str(tmp_path / "none"))))
-    assert "must be null or a file" in refusal(lambda: started(small_cnn(**SIZES), Start("imagenet")))
+    assert "must be imagenet or a file" in refusal(
+        lambda: start_backbone(small_cnn(**SIZES), Start(str(tmp_path / "none")))
+    )
+    assert "must be null or a file" in refusal(lambda: start_backbone(small_cnn(**SIZES), Start("imagenet")))
 
 
 def test_imagenet_weights_come_from_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = torchvision.models.resnet18()
-    monkeypatch.setattr("sslpl.models.pretrained.torchvision_weights", lambda _: theirs.state_dict())
+    monkeypatch.setattr("sslpl.models.starting_weights.torchvision_weights", lambda _: theirs.state_dict())
     for build in (resnet18, of_torchvision):
         network = build(**SIZES, image_size=64)
-        network = started(network, Start("imagenet")).eval()
+        network = start_backbone(network, Start("imagenet")).eval()
         torch.testing.assert_close(network(noise()).maps[0], theirs.eval().layer1(stem_of(theirs)(noise())))
 
 
@@ -223,16 +226,16 @@ def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     def fails(name: str) -> None:
         raise OSError("no\nnetwork")
 
-    monkeypatch.setattr("sslpl.models.pretrained.torchvision_weights", fails)
-    line = refusal(lambda: started(resnet18(**SIZES, image_size=64), Start("imagenet")))
+    monkeypatch.setattr("sslpl.models.starting_weights.torchvision_weights", fails)
+    line = refusal(lambda: start_backbone(resnet18(**SIZES, image_size=64), Start("imagenet")))
     assert "backbone.weights=imagenet: download failed (no network)" in line
 
 
 @pytest.mark.parametrize("build", [small_cnn, wide_resnet28_2])
 def test_of_a_frozen_backbone_the_head_alone_learns(build: Callable[..., nn.Module]) -> None:
     whole = with_statistics(seeded(lambda: build(**SIZES, dropout=0.5)))
-    network = started(whole, Start(freeze=True)).train()
-    assert isinstance(network, HeadOnly)
+    network = start_backbone(whole, Start(freeze=True)).train()
+    assert isinstance(network, LinearProbe)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
     for _ in range(2):

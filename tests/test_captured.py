@@ -13,14 +13,14 @@ from hydra.utils import instantiate
 from test_identity import config_of
 from torch import Tensor, nn
 
-from sslpl.build import build_setup
-from sslpl.command import launch
-from sslpl.cycle import empty_state, initial_state, run_active_learning
-from sslpl.learn.capture import WARM_UP, Captured, CapturedSteps, first_line
-from sslpl.learn.contrastive import SimCLR, learner, projection_head
-from sslpl.learn.optimizers import resumed, set_rates
-from sslpl.models.backbones import small_cnn
+from sslpl.config.build import build_setup
+from sslpl.learn.cuda_graphs import WARM_UP, Captured, CapturedSteps, first_line
+from sslpl.learn.optimizers import resume_optimizer, set_rates
+from sslpl.loop import empty_state, initial_state, run_active_learning
+from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.pretrain.simclr import SimCLR, initial_learner, projection_head
+from sslpl.run import launch
 from sslpl.setup import Setup
 from sslpl.state import State
 
@@ -51,7 +51,7 @@ def test_a_resumed_optimizer_keeps_the_tensors_of_its_rates(state: State) -> Non
     rates = torch.zeros(()), torch.zeros(())
     optimizer = optimizer_of(nn.Linear(3, 2), *rates)
     state.optimizer_state = saved_state(0.5, 0.25)
-    resumed(optimizer, state)
+    resume_optimizer(optimizer, state)
     assert [group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True)] == [True, True]
     assert [float(rate) for rate in rates] == [0.5, 0.25]
     assert all("momentum_buffer" in optimizer.state[group["params"][0]] for group in optimizer.param_groups)
@@ -63,14 +63,14 @@ def test_a_resumed_optimizer_keeps_the_device_of_its_rates(state: State) -> None
     elsewhere = torch.zeros((), device="meta")  # as a GPU is elsewhere
     optimizer = optimizer_of(nn.Linear(3, 2), elsewhere)
     state.optimizer_state = saved_state(0.5)
-    resumed(optimizer, state)
+    resume_optimizer(optimizer, state)
     assert optimizer.param_groups[0]["lr"] is elsewhere
 
 
 def test_rates_of_a_gpu_are_numbers_on_a_cpu(state: State) -> None:
     optimizer = optimizer_of(nn.Linear(3, 2), 0.0)
     state.optimizer_state = saved_state(0.5)
-    resumed(optimizer, state)
+    resume_optimizer(optimizer, state)
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert isinstance(optimizer.param_groups[0]["lr"], float)
 
@@ -78,7 +78,7 @@ def test_rates_of_a_gpu_are_numbers_on_a_cpu(state: State) -> None:
 def test_so_does_a_resumed_pre_training() -> None:
     def fresh() -> Any:
         network = small_cnn(num_classes=2, in_channels=1)
-        made = learner(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
+        made = initial_learner(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
         made.optimizer.param_groups[0]["lr"] = torch.zeros(())
         return made
 
@@ -117,18 +117,18 @@ def capturing(monkeypatch: Patch) -> Patch:
 
 
 class Silent:
-    def phase(self, *_: object) -> None: ...
+    def on_phase_start(self, *_: object) -> None: ...
 
-    def step(self, *_: object) -> None: ...
+    def on_step(self, *_: object) -> None: ...
 
-    def border(self, *_: object) -> None: ...
+    def on_phase_end(self, *_: object) -> None: ...
 
 
-def outcome(captures: bool, *overrides: str) -> tuple[State, list[str]]:
+def outcome(capture_steps: bool, *overrides: str) -> tuple[State, list[str]]:
     """A run through all cycles, and what it announced."""
     lines: list[str] = []
     setup = setup_of("training.epochs=4", "backbone.dropout=0.3", *overrides)
-    setup = setup._replace(captures=captures, announce=lines.append)
+    setup = setup._replace(capture_steps=captures, announce=lines.append)
     return run_active_learning(setup, initial_state(setup), Silent()), lines
 
 
@@ -154,7 +154,7 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, ov
 
 def test_the_line_is_printed_with_the_others_of_a_run(sslpl: Command, capturing: Patch) -> None:
     capturing.setattr(CapturedSteps, "_capture", refuse)
-    capturing.setattr(launch, "build_setup", lambda *given: build_setup(*given)._replace(captures=True))
+    capturing.setattr(launch, "build_setup", lambda *given: build_setup(*given)._replace(capture_steps=True))
     done = sslpl(*TINY, "training.epochs=4", "runtime.progress=plain")
     assert done.code == 0, done.err
     assert done.out.count("cannot be CUDA graphs") == 1

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslpl.files import write_whole
 from sslpl.recording import checkpoint
-from sslpl.recording.files import write_whole
 
 
 def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_the_newest_checkpoint_is_loaded(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
     for k in range(2):
         checkpoint.save(tmp_path, {"k": k})
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / checkpoint.CURRENT
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"truncated": data[:-9], "flipped": data, "emptied": b""}[damage])

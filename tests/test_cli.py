@@ -88,7 +88,7 @@ def test_a_mistake_gets_one_line(sslpl: Command, mistake: str) -> None:
 
 
 def test_help_explains_every_group(sslpl: Command) -> None:
-    from sslpl.command.cli import CONF
+    from sslpl.run.errors import CONF
 
     done = sslpl("--help")
     assert done.code == 0
@@ -143,8 +143,8 @@ def test_a_mistake_in_the_groups_gets_one_line(sslpl: Command, mistake: str) -> 
 
 
 def test_the_groups_that_are_required_are_those_of_the_primary_config() -> None:
-    from sslpl.command.cli import CONF
-    from sslpl.command.validate import GROUPS
+    from sslpl.config.validation import GROUPS
+    from sslpl.run.errors import CONF
 
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert {*GROUPS} == folders - {"hydra", "experiment"}
@@ -170,7 +170,7 @@ def my_config(tmp_path: Path) -> tuple[str, ...]:
     mine, options = tmp_path / "mine", tmp_path / "further options" / "query"
     mine.mkdir()
     options.mkdir(parents=True)
-    (options / "spread_out.yaml").write_text("_target_: sslpl.query.diversity.core_set\n_partial_: true\n")
+    (options / "spread_out.yaml").write_text("_target_: sslpl.query.core_set\n_partial_: true\n")
     lines = ["defaults: [config, override query: spread_out, _self_]", f"hydra: {{searchpath: ['{options.parent}']}}"]
     (mine / "my_config.yaml").write_text("\n".join(lines))
     return ("-cd", str(mine), "-cn", "my_config")

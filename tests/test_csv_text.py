@@ -12,13 +12,13 @@ from conftest import TINY, Result, run_folder
 from folders import write_run
 from test_oracle import answer, read, truth
 
+from sslpl.csv_text import csv_text, escape_formula, unescape_formula
 from sslpl.data.datasets import digits
-from sslpl.oracle.answers import table_rows
-from sslpl.predict.predictions import Predicted, predictions_csv
-from sslpl.recording.csv_text import as_csv, escaped, unescaped
-from sslpl.recording.views import classes_csv
+from sslpl.oracle.label_table import read_table
+from sslpl.predict.predictions import FilePredictions, predictions_csv
+from sslpl.recording.run_tables import classes_csv
 from sslpl.report import tables
-from sslpl.report.boards import boards
+from sslpl.report.comparison import compare_datasets
 from sslpl.report.read import read_runs
 from sslpl.types import Dataset
 
@@ -28,18 +28,18 @@ HARMLESS = ("", "a=b", "cat", "-1", "-0.5", "+3", "-1e-05", "'quoted'", "'", "1-
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_formula_is_escaped_and_comes_back(text: str) -> None:
-    assert escaped(text) == f"'{text}"
-    assert unescaped(escaped(text)) == text
+    assert escape_formula(text) == f"'{text}"
+    assert unescape_formula(escape_formula(text)) == text
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_other_text_stays_as_it_is(text: str) -> None:
-    assert escaped(text) == text
-    assert unescaped(text) == text
+    assert escape_formula(text) == text
+    assert unescape_formula(text) == text
 
 
 def test_numbers_are_written_as_numbers() -> None:
-    assert as_csv(("a", "b"), [(-1, -0.5), (None, math.nan)]) == "a,b\n-1,-0.5\n,\n"
+    assert csv_text(("a", "b"), [(-1, -0.5), (None, math.nan)]) == "a,b\n-1,-0.5\n,\n"
 
 
 def cells(text: str) -> set[str]:
@@ -48,12 +48,12 @@ def cells(text: str) -> set[str]:
 
 def test_no_table_has_a_class_a_path_or_a_label_that_a_spreadsheet_runs(tmp_path: Path) -> None:
     assert cells(classes_csv(["=A1"])) >= {"'=A1", "0"}
-    predicted = Predicted(
+    predicted = FilePredictions(
         [Path("x")], *(np.zeros((1, 2), "float32") for _ in range(2)), np.array([-1.5]), np.zeros((1, 2))
     )
     assert cells(predictions_csv(predicted, ("=A1", "b"), ["-x.png"])) >= {"'=A1", "'-x.png", "-1.5", "p_=A1"}
     write_run(tmp_path, "@random", 0, [0.5, 0.6])
-    found = boards(read_runs([tmp_path])[0])
+    found = compare_datasets(read_runs([tmp_path])[0])
     for table in (tables.summary_csv(tables.measured(found)), tables.curves_csv(found), tables.runs_csv(found)):
         assert "'@random" in cells(table)
         assert "@random" not in cells(table)
@@ -79,11 +79,11 @@ def test_what_is_asked_and_answered_in_tables_comes_back(sslpl: Callable[..., Re
     rows = read(folder / "to_label.csv")
     assert all(row["path"].startswith("'=unlabeled/") and row["predicted"].startswith("'-") for row in rows)
     answer(folder, labels=lambda path: f"'-{truth(path)}")  # as copied from the column `predicted`
-    assert [row.path for row in table_rows(folder / "labels.csv")] == [row["path"][1:] for row in rows]
+    assert [row.path for row in read_table(folder / "labels.csv")] == [row["path"][1:] for row in rows]
     assert sslpl(*run).code == 0
     told = read(run_folder() / "labeling" / "ledger.csv")
     labels = digits().train_labels
     assert len(told) == 32
     for row in told:
-        assert unescaped(row["path"]).startswith("=unlabeled/")
+        assert unescape_formula(row["path"]).startswith("=unlabeled/")
         assert int(row["label"]) == int(labels[int(row["path"][-7:-4])])

@@ -9,30 +9,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslpl.cycle import empty_state, initial_state, run_active_learning
-from sslpl.data.augment import Augmentation
+from sslpl import ranking
+from sslpl.budget import Budget
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.images import StreamedImages
-from sslpl.learn import ranking, ssl
-from sslpl.learn.capture import WARM_UP, CapturedSteps
-from sslpl.learn.joint import Inputs, mask_draws, stepper, train
+from sslpl.learn.cuda_graphs import WARM_UP, CapturedSteps
+from sslpl.learn.joint import JointInputs, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
-from sslpl.models.backbones import small_cnn
+from sslpl.loop import empty_state, initial_state, run_active_learning
+from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.pool import Budget
+from sslpl.phases.train import train, training_step
+from sslpl.query.score_then_select import score_then_select
 from sslpl.query.scorers import predicted_loss
-from sslpl.query.selectors import selective_clustering
-from sslpl.query.strategies import score_then_select
-from sslpl.seeds import seeded
-from sslpl.setup import Setup, Training
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.seeds import build_seeded
+from sslpl.setup import Setup
+from sslpl.ssl import rules
 from sslpl.state import State
+from sslpl.training import Training
 from sslpl.types import Features
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def make_setup(
-    device: str = "cuda", captures: bool = False, bfloat16: bool = False, dropout: float = 0.0, **training: object
+    device: str = "cuda", capture_steps: bool = False, bfloat16: bool = False, dropout: float = 0.0, **training: object
 ) -> Setup:
     data = digits("data")
     data = data._replace(train=data.train.to(device), test=data.test.to(device))
@@ -42,24 +45,26 @@ def make_setup(
     )
 
     def build(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-        backbone = seeded(lambda: small_cnn(num_classes=10, in_channels=1, dropout=dropout), 0, f"backbone {cycle}")
-        module = seeded(lambda: LossPredictionModule(backbone.channels), 0, f"module {cycle}")
+        backbone = build_seeded(
+            lambda: small_cnn(num_classes=10, in_channels=1, dropout=dropout), 0, f"backbone {cycle}"
+        )
+        module = build_seeded(lambda: LossPredictionModule(backbone.channels), 0, f"module {cycle}")
         return backbone.to(where, memory_format=torch.channels_last), module.to(where)
 
     query = partial(score_then_select, scorer=predicted_loss, selector=selective_clustering)
     tiny = {"epochs": 3, "finetune_epochs": 2, "batch_size": 32} | training
     return Setup(
-        data, build, augmentation, ranking.bce, ssl.pseudo_label_soft, query, Budget(80, 40, 3, 300),
-        Training(**tiny), 0, where, bfloat16, captures=captures,  # type: ignore[arg-type]
+        data, build, augmentation, ranking.bce_ranking_loss, rules.pseudo_label_soft, query, Budget(80, 40, 3, 300),
+        Training(**tiny), 0, where, bfloat16, capture_steps=capture_steps,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 class Silent:
-    def phase(self, *_: object) -> None: ...
+    def on_phase_start(self, *_: object) -> None: ...
 
-    def step(self, *_: object) -> None: ...
+    def on_step(self, *_: object) -> None: ...
 
-    def border(self, *_: object) -> None: ...
+    def on_phase_end(self, *_: object) -> None: ...
 
 
 def run(setup: Setup) -> State:
@@ -68,7 +73,7 @@ def run(setup: Setup) -> State:
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_run_on_a_gpu(bfloat16: bool) -> None:
-    state = run(make_setup(captures=True, bfloat16=bfloat16))
+    state = run(make_setup(capture_steps=True, bfloat16=bfloat16))
     assert [row["labeled"] for row in state.history] == [80, 120, 160]
     assert len(set(state.pool.labeled.tolist())) == 160
 
@@ -83,20 +88,20 @@ def test_a_gpu_starts_from_the_same_world_as_a_cpu() -> None:
 def losses(setup: Setup, steps: int) -> tuple[list[float], Tensor]:
     state = initial_state(setup)
     optimizer = joint_optimizer(setup, state)
-    step = stepper(setup, state, optimizer, None)
+    step = training_step(setup, state, optimizer, None)
     views = setup.augmentation.plain(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
     labels = setup.dataset.train_labels[:32].cuda()
     seen = []
     for k in range(steps):
         set_rates(optimizer, (0.01, 0.01) if k < steps // 2 else (0.001, 0.001))
-        seen.append(step(Inputs(views, labels, 32), k % 2 == 1).tolist()[0])
+        seen.append(step(JointInputs(views, labels, 32), k % 2 == 1).tolist()[0])
     return seen, next(state.backbone.parameters()).detach().clone()
 
 
 def test_captured_steps_do_what_plain_steps_do() -> None:
     steps = 6 * WARM_UP
-    plain, weights = losses(make_setup(captures=False), steps)
-    captured, captured_weights = losses(make_setup(captures=True), steps)
+    plain, weights = losses(make_setup(capture_steps=False), steps)
+    captured, captured_weights = losses(make_setup(capture_steps=True), steps)
     torch.testing.assert_close(captured, plain, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(captured_weights, weights, rtol=1e-2, atol=1e-3)
 
@@ -134,7 +139,7 @@ def exact() -> Iterator[None]:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("killed_after", [7, 13])  # within an epoch of three steps: captured, before the decay or not
 def test_a_resumed_training_is_that_of_an_uninterrupted_one(exact: None, dropout: float, killed_after: int) -> None:
-    setup = make_setup(captures=True, dropout=dropout, epochs=8, decay_at=(0.5,))
+    setup = make_setup(capture_steps=True, dropout=dropout, epochs=8, decay_at=(0.5,))
     whole, killed = trained(setup), trained(setup, killed_after)
     torch.testing.assert_close(killed.backbone.state_dict(), whole.backbone.state_dict(), rtol=1e-3, atol=1e-4)
     for group in killed.optimizer.param_groups:  # type: ignore[union-attr]
@@ -142,8 +147,8 @@ def test_a_resumed_training_is_that_of_an_uninterrupted_one(exact: None, dropout
 
 
 def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
-    def drawn(captures: bool) -> Tensor:
-        setup, masks = make_setup(captures=captures), []
+    def drawn(capture_steps: bool) -> Tensor:
+        setup, masks = make_setup(capture_steps=capture_steps), []
         state = initial_state(setup)
 
         def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
@@ -156,8 +161,8 @@ def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
                 masks.append(steps(views, labels, False).clone())
         return torch.stack(masks)
 
-    plain = drawn(captures=False)
-    assert torch.equal(drawn(captures=True), plain)
+    plain = drawn(capture_steps=False)
+    assert torch.equal(drawn(capture_steps=True), plain)
     assert len(plain.unique(dim=0)) == 3 * WARM_UP
 
 
@@ -175,9 +180,9 @@ class Waiting(torch.nn.Module):
 
 
 def test_a_backbone_that_cannot_be_captured_trains_as_usual(exact: None) -> None:
-    def outcome(captures: bool) -> tuple[State, list[str]]:
+    def outcome(capture_steps: bool) -> tuple[State, list[str]]:
         lines: list[str] = []
-        setup = make_setup(captures=captures, epochs=2 * WARM_UP)
+        setup = make_setup(capture_steps=capture_steps, epochs=2 * WARM_UP)
         build = setup.build
 
         def waiting(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module | None]:
@@ -189,8 +194,8 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(exact: None) -> None
         assert torch.cuda.current_stream() == stream
         return state, lines
 
-    usual, nothing = outcome(captures=False)
-    fallen, lines = outcome(captures=True)
+    usual, nothing = outcome(capture_steps=False)
+    fallen, lines = outcome(capture_steps=True)
     assert (nothing, len(lines)) == ([], 1)
     assert "cannot be CUDA graphs" in lines[0]
     first, second = (state.history[0]["test_accuracy"] for state in (usual, fallen))
@@ -198,7 +203,7 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(exact: None) -> None
 
 
 def test_an_epoch_never_waits_for_the_device() -> None:
-    setup = make_setup(captures=True, epochs=2 * WARM_UP, detach_after=1.0)
+    setup = make_setup(capture_steps=True, epochs=2 * WARM_UP, detach_after=1.0)
     state = initial_state(setup)
     steps = train(setup, state)
     for _ in steps:

@@ -11,18 +11,18 @@ from test_report import report, sweep  # noqa: F401 - a fixture
 from test_tracking import server, stranger  # noqa: F401 - fixtures
 from wandb_server import WandbServer
 
-from sslpl.recording import views
-from sslpl.recording.recorder import wandb_names
+from sslpl.recording import run_tables
 from sslpl.report import dashboard, markdown, tables
-from sslpl.report.boards import Board, boards
+from sslpl.report.comparison import DatasetComparison, compare_datasets
 from sslpl.report.read import read_runs
+from sslpl.tracking.trackers import metric_names
 
 pytest.importorskip("wandb_workspaces")
 GROUPED = [{"section": "config", "name": f"{key}.value"} for key in ("dataset_name", "method_name", "setting")]
 
 
-def boards_of(root: Path) -> list[Board]:
-    return boards(read_runs([root])[0])
+def boards_of(root: Path) -> list[DatasetComparison]:
+    return compare_datasets(read_runs([root])[0])
 
 
 def within(tree: Any, kind: str) -> Iterator[dict[str, Any]]:
@@ -39,7 +39,7 @@ def texts(tree: Any) -> str:
 
 
 def test_the_panels_show_keys_that_a_run_streams() -> None:
-    by_cycle = wandb_names(dict.fromkeys(views.COLUMNS, 0.0))
+    by_cycle = metric_names(dict.fromkeys(run_tables.COLUMNS, 0.0))
     found = [panel for panels in dashboard.panels().values() for panel in panels]
     lines = [panel for panel in found if type(panel).__name__ == "LinePlot"]
     assert {panel.y[0] for panel in lines if panel.x == "labeled"} <= set(by_cycle)

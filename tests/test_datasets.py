@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from sslpl.data import folders, published
+from sslpl.data import download, folders
 from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist, svhn
 from sslpl.data.folders import caltech101, image_folder
 from sslpl.data.images import TensorImages
@@ -446,7 +446,7 @@ def test_a_failed_download_leaves_nothing(
 
 
 def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.2)
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"

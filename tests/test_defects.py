@@ -34,18 +34,18 @@ from test_docs import ROOT
 from test_identity import composed, config_of
 from torch import Tensor
 
-from sslpl.build import build_setup
-from sslpl.command.cli import CONF
-from sslpl.cycle import initial_state, run_active_learning
-from sslpl.learn.evaluation import predict
-from sslpl.learn.joint import train
+from sslpl.config.build import build_setup
+from sslpl.learn.inference import predict
+from sslpl.loop import initial_state, run_active_learning
+from sslpl.phases.query import query_context
+from sslpl.phases.train import train
 from sslpl.pool import without
-from sslpl.querying import query_context
+from sslpl.run.errors import CONF
 from sslpl.runtime import Runtime
 from sslpl.setup import Setup
 from sslpl.state import State
 
-QUIET = SimpleNamespace(phase=lambda *_: None, step=lambda *_: None, border=lambda *_: None)
+QUIET = SimpleNamespace(on_phase_start=lambda *_: None, on_step=lambda *_: None, on_phase_end=lambda *_: None)
 
 
 def setup_of(*overrides: str) -> Setup:
@@ -104,7 +104,7 @@ def test_a_query_is_shown_no_hidden_label() -> None:
     assert torch.equal(seen.labels, setup.dataset.train_labels[seen.labeled])
     assert not set(seen.labeled.tolist()) & set(seen.unlabeled.tolist())
     with pytest.raises(PermissionError):
-        seen.oracle()
+        seen.hidden_labels()
 
 
 def test_classes_without_a_label_are_classes() -> None:

@@ -16,24 +16,31 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sslpl.command.jobs import Command
-from sslpl.command.launch import check_same
-from sslpl.command.mistakes import Stopped
-from sslpl.command.plans import Plan
-from sslpl.data.augment import WeakDraws
-from sslpl.data.batches import grouped, held_part
-from sslpl.distributed import failure_of, gathered, in_turn, led, starts, summed
-from sslpl.learn import ranking
+from sslpl import ranking
+from sslpl.config.plans import Plan
+from sslpl.data.augmentation import WeakDraws
+from sslpl.data.batches import group_batches, shard_batches
+from sslpl.distributed.batch_norm import can_skip_forward, synchronized_batch_norm
+from sslpl.distributed.collectives import (
+    all_gather,
+    all_reduce_sum,
+    broadcast_shards,
+    offsets,
+    on_rank_zero,
+    published_failure,
+)
+from sslpl.distributed.world import World, process_group
+from sslpl.files import write_json
 from sslpl.learn.joint import gradients
-from sslpl.learn.normalization import empty_handed, synchronized
-from sslpl.learn.task import TaskCriterion, TaskSSL
-from sslpl.learn.unlabeled import Task, UnlabeledBatch
-from sslpl.models.backbones import small_cnn
-from sslpl.processes import World, joined
+from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch
+from sslpl.models.backbone import small_cnn
 from sslpl.recording.folder import resumed_provenance
-from sslpl.recording.recorder import write_json
-from sslpl.recording.stopping import Follower, Interrupted
+from sslpl.recording.signals import FollowerObserver, Interrupted
+from sslpl.run.errors import SweepStopped
+from sslpl.run.jobs import Command
+from sslpl.run.launch import check_same_run
 from sslpl.runtime import Runtime
+from sslpl.ssl.task import TaskCriterion, TaskSSL
 from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,21 +53,21 @@ def worlds(size: int) -> list[World]:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 50])
 def test_parts_make_up_the_whole(size: int, count: int) -> None:
-    shares = [torch.arange(count)[world.share(count)] for world in worlds(size)]
+    shares = [torch.arange(count)[world.shard(count)] for world in worlds(size)]
     assert torch.cat(shares).tolist() == list(range(count))
-    assert [len(share) for share in shares] == worlds(size)[0].lengths(count)
-    held = [world.held(count) for world in worlds(size)]
+    assert [len(share) for share in shares] == worlds(size)[0].shard_sizes(count)
+    held = [world.paired_shard(count) for world in worlds(size)]
     assert sorted(torch.cat(held).tolist()) == list(range(count))
     assert max(map(len, held)) - min(map(len, held)) <= 3
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7, 16, 17])
 def test_the_ranking_loss_of_the_parts_is_that_of_the_batch(loss, size: int, count: int) -> None:
     torch.manual_seed(0)
     predicted, target = torch.randn(count), torch.randn(count)
-    parts = [world.held(count) for world in worlds(size)]
+    parts = [world.paired_shard(count) for world in worlds(size)]
     weights = [(len(part) // 2) / max(count // 2, 1) for part in parts]
     assert sum(weights) == pytest.approx(float(count > 1))
     total = sum(weight * loss(predicted[part], target[part]) for weight, part in zip(weights, parts, strict=True))
@@ -71,23 +78,23 @@ def test_the_draws_of_an_image_stay_with_it() -> None:
     batches = [torch.tensor([7, 3, 9, 4, 8]), torch.tensor([1, 5])]
     draws = WeakDraws(torch.zeros(7), torch.cat(batches)[:, None].expand(7, 2))
     for world in worlds(3):
-        held, own = held_part(world, batches, draws)
+        held, own = shard_batches(world, batches, draws)
         assert own.shift[:, 0].tolist() == torch.cat(held).tolist()
-    assert [batch.tolist() for batch in held_part(World(0, 2), batches, draws)[0]] == [[7, 4], [1, 5]]
-    assert [batch.tolist() for batch in held_part(World(1, 2), batches, draws)[0]] == [[3, 9, 8], []]
-    assert starts([5, 2]) == [0, 5]
+    assert [batch.tolist() for batch in shard_batches(World(0, 2), batches, draws)[0]] == [[7, 4], [1, 5]]
+    assert [batch.tolist() for batch in shard_batches(World(1, 2), batches, draws)[0]] == [[3, 9, 8], []]
+    assert offsets([5, 2]) == [0, 5]
 
 
 def test_a_process_may_hold_nothing_of_the_first_batch() -> None:
     batches = [torch.arange(0), torch.arange(2)]
-    assert sum(map(len, grouped(batches, torch.device("cpu"), (1, 8, 8)))) == 2
+    assert sum(map(len, group_batches(batches, torch.device("cpu"), (1, 8, 8)))) == 2
 
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_network_without_batch_norm_passes_no_empty_part(normalized: bool) -> None:
     network = nn.Sequential(nn.BatchNorm2d(1) if normalized else nn.GroupNorm(1, 1))
-    assert empty_handed(network, torch.ones(0, 1, 8, 8)) != normalized
-    assert not empty_handed(network, torch.ones(1, 1, 8, 8))
+    assert can_skip_forward(network, torch.ones(0, 1, 8, 8)) != normalized
+    assert not can_skip_forward(network, torch.ones(1, 1, 8, 8))
 
 
 def test_weights_without_a_gradient_count_nothing() -> None:
@@ -96,30 +103,30 @@ def test_weights_without_a_gradient_count_nothing() -> None:
 
 
 def test_a_sweep_is_refused_before_there_is_a_run() -> None:
-    with pytest.raises(Stopped, match="not a sweep"):
+    with pytest.raises(SweepStopped, match="not a sweep"):
         Command(World(1, 2)).refuse_sweep()
 
 
 def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")  # as some schedulers set it, without torchrun
-    with joined() as world:
+    with process_group() as world:
         assert world == World()
     values = torch.ones(2)
-    summed(world, [values])
+    all_reduce_sum(world, [values])
     assert values.tolist() == [1, 1]
-    assert gathered(world, values, [2]) is values
-    assert led(world, lambda: 3) == 3
-    assert failure_of(world) == ""
-    assert not isinstance(synchronized(world), TorchFunctionMode)
+    assert all_gather(world, values, [2]) is values
+    assert on_rank_zero(world, lambda: 3) == 3
+    assert published_failure(world) == ""
+    assert not isinstance(synchronized_batch_norm(world), TorchFunctionMode)
 
 
 def test_what_several_processes_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(1, 2, local_rank=1, local_size=2)
     for runtime, key in ((Runtime(compile=True), "runtime.compile=true"), (Runtime(device="cuda:1"), "cuda:1")):
         with pytest.raises(UserError, match=key):
-            runtime.device_of(world, torch.device("cpu"))
-    assert Runtime().device_of(world, torch.device("cuda")) == torch.device("cuda:1")
-    assert Runtime().device_of(world, torch.device("cpu")) == torch.device("cpu")
+            runtime.process_device(world, torch.device("cpu"))
+    assert Runtime().process_device(world, torch.device("cuda")) == torch.device("cuda:1")
+    assert Runtime().process_device(world, torch.device("cpu")) == torch.device("cpu")
 
 
 def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
@@ -133,11 +140,11 @@ def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
 
 
 def test_a_follower_stops_for_a_signal() -> None:
-    follower = Follower(World())
-    follower.border(None)  # type: ignore[arg-type]
+    follower = FollowerObserver(World())
+    follower.on_phase_end(None)  # type: ignore[arg-type]
     follower.signal = 15
     with pytest.raises(Interrupted, match="SIGTERM"):
-        follower.step(None, None)  # type: ignore[arg-type]
+        follower.on_step(None, None)  # type: ignore[arg-type]
 
 
 def started(size: int, script: list[str], folder: Path) -> list[Result]:
@@ -209,11 +216,11 @@ def example() -> tuple[torch.Tensor, nn.Module]:
 
 def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
     """What a training step of all the images leaves: gradients and running statistics."""
-    with synchronized(world):
+    with synchronized_batch_norm(world):
         logits = network.train()(images).logits
     ((logits**2).sum() / count).backward()
     gradients = {f"grad {name}": value.grad for name, value in network.named_parameters()}
-    summed(world, list(gradients.values()))
+    all_reduce_sum(world, list(gradients.values()))
     return gradients | {name: value.float() for name, value in network.state_dict().items()}
 
 
@@ -225,19 +232,19 @@ def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Te
         network.weight.copy_(torch.randn(3, 4, generator=generator))
         network.bias.zero_()
     criterion = TaskCriterion(method, torch.full((3,), 1 / 3), 7)
-    task = Task(
+    task = TaskTraining(
         method, criterion, lambda images: Features(network(images), (), images), lambda _: torch.arange(7), world
     )
     found = {}
     for step in range(2):
         weak, learned = torch.randn(2, 7, 4, generator=generator)
-        own = world.share(7)
+        own = world.shard(7)
         batch = UnlabeledBatch(1.0, weak[own], learned[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
         network.zero_grad()
         loss = task.loss(batch, network(torch.cat([torch.ones(world.rank + 1, 4), *task.views(batch)])))
         (loss.pseudo + loss.fairness).backward()
         gradients = [network.weight.grad, network.bias.grad]
-        summed(world, gradients)
+        all_reduce_sum(world, gradients)
         parts = (loss.pseudo.detach(), loss.fairness.detach(), *gradients)
         found |= {f"{step} {name}": part.clone() for name, part in zip(("loss", "fair", "w", "b"), parts, strict=True)}
     return found
@@ -254,24 +261,24 @@ def task_method(option: str) -> TaskSSL:
 
 def in_one_of_two() -> None:
     """What `test_batch_norm_and_collectives_of_two_processes` has two processes do."""
-    with joined() as world:
+    with process_group() as world:
         images, network = example()
-        torch.save(outcome(network, images[world.held(len(images))], len(images), world), f"{world.rank}.pt")
+        torch.save(outcome(network, images[world.paired_shard(len(images))], len(images), world), f"{world.rank}.pt")
         torch.save({option: unlabeled_outcome(option, world) for option in TASKS}, f"task{world.rank}.pt")
-        rows = torch.arange(5)[world.share(5)]
-        assert gathered(world, rows, world.lengths(5)).tolist() == [0, 1, 2, 3, 4]
-        assert torch.cat(list(in_turn(world, rows, world.lengths(5)))).tolist() == [0, 1, 2, 3, 4]
+        rows = torch.arange(5)[world.shard(5)]
+        assert all_gather(world, rows, world.shard_sizes(5)).tolist() == [0, 1, 2, 3, 4]
+        assert torch.cat(list(broadcast_shards(world, rows, world.shard_sizes(5)))).tolist() == [0, 1, 2, 3, 4]
         try:
-            check_same(Plan({"dataset": {}, "seed": world.rank}, {}, "", Path()), world)
+            check_same_run(Plan({"dataset": {}, "seed": world.rank}, {}, "", Path()), world)
         except UserError as error:
             assert "must be that of the first process" in str(error)  # noqa: PT017
             assert world.rank == 1
         else:
-            assert world.leads
+            assert world.is_rank_zero
         seen: list[int] = []
-        assert led(world, lambda: "said" if world.leads else 1 / 0, seen.append) == "said"
+        assert on_rank_zero(world, lambda: "said" if world.is_rank_zero else 1 / 0, seen.append) == "said"
         try:
-            led(world, lambda: int("x"))
+            on_rank_zero(world, lambda: int("x"))
         except (ValueError, RuntimeError) as error:
             assert "invalid literal" in str(error)  # noqa: PT017
         sys.exit(0)

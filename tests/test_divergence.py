@@ -10,8 +10,8 @@ from conftest import Result, run_folder
 from test_ssl import finished, make_setup, trained
 from torch import Tensor, nn
 
-from sslpl.learn import finetune as module
 from sslpl.learn.divergence import LIMIT, check_losses
+from sslpl.phases import finetune as module
 from sslpl.recording import checkpoint
 from sslpl.state import State
 
@@ -37,7 +37,7 @@ def test_a_fine_tune_that_diverges_ends_the_run_in_its_phase(sslpl: Callable[...
     saved, warning = checkpoint.load(run_folder() / "checkpoint")
     assert (saved is not None, warning) == (True, None)
     assert torch.isfinite(torch.stack([value.norm() for value in saved["module"].values()])).all()
-    assert saved["tally"] is None or float(saved["tally"][0]) < LIMIT
+    assert saved["sums"] is None or float(saved["sums"][0]) < LIMIT
 
 
 def inflated(state: State) -> State:
@@ -70,7 +70,7 @@ def test_what_the_last_step_breaks_is_noticed_though_no_loss_has_seen_it(
         return sums
 
     module_step = module.finetune_step
-    steps = len(state.learned) // setup.training.batch_size
+    steps = len(state.train_index) // setup.training.batch_size
     calls = iter(range(steps))
     monkeypatch.setattr(module, "finetune_step", lambda *a: (breaking if next(calls) == steps - 1 else module_step)(*a))
     with pytest.raises(FloatingPointError, match="fine-tune diverged"):
@@ -83,7 +83,7 @@ def test_a_state_whose_losses_are_not_finite_is_not_fit_to_be_saved(phase: str, 
     setup = make_setup(None)
     state = trained(setup)
     state.enter(phase)
-    state.tally = torch.tensor([loss, 0.0, 1.0, 1.0, 0.0, 0.0])
+    state.sums = torch.tensor([loss, 0.0, 1.0, 1.0, 0.0, 0.0])
     if refused:
         with pytest.raises(FloatingPointError):
             check_losses(state)

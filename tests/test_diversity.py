@@ -10,14 +10,19 @@ import torch
 from querying import predicting
 from torch import Tensor
 
-from sslpl.query import neighbors
+from sslpl.clustering import neighbors
+from sslpl.clustering.k_center import k_center_greedy
+from sslpl.clustering.k_means import Clusters, drawn, k_means, lloyd, means, plus_plus
+from sslpl.query.badge import badge, gradient_distances
+from sslpl.query.bait import bait, fisher_vectors, forward_greedy, start_selection, update_selection
+from sslpl.query.cluster_margin import cluster_margin, smallest_first
 from sslpl.query.context import Context, Weights
-from sslpl.query.coverage import greedy_coverage, on_grid, probcover, pure_cosine
-from sslpl.query.diversity import badge, core_set, gradient_distances, k_center_greedy, kmeans, medoids
-from sslpl.query.fisher import bait, fisher_vectors, forward, step, sweeping
-from sslpl.query.kmeans import Clusters, drawn, k_means, lloyd, means, plus_plus
-from sslpl.query.rotation import cluster_margin, round_robin, smallest_first, typical_rows, typicality, typiclust
-from sslpl.query.uncertainty import margins
+from sslpl.query.core_set import core_set
+from sslpl.query.kmeans import kmeans, medoids
+from sslpl.query.probcover import greedy_coverage, on_grid, probcover, pure_cosine
+from sslpl.query.scorers import probability_margins
+from sslpl.query.selection import round_robin
+from sslpl.query.typiclust import typical_rows, typicality, typiclust
 from sslpl.types import Predictions
 
 
@@ -136,7 +141,7 @@ class TestKMeans:
 
     def test_a_prefilter_keeps_the_lowest_margins(self) -> None:
         seen = pool(blobs(80))
-        low = margins(seen.predictions.logits).argsort()[:20].tolist()
+        low = probability_margins(seen.predictions.logits).argsort()[:20].tolist()
         for weighted in (False, True):
             assert set(kmeans(seen, 10, seeded(), weighted=weighted, prefilter=2).index.tolist()) <= set(low)
 
@@ -215,7 +220,7 @@ class TestRotation:
             assert [round(place[i] / 45) for i in picked.index.tolist()] == [2, 1, 0, 2, 1, 0]
             chosen |= set(picked.index.tolist())
         assert chosen == set(range(12))
-        torch.testing.assert_close(picked.score, 1 - margins(logits)[picked.index])
+        torch.testing.assert_close(picked.score, 1 - probability_margins(logits)[picked.index])
 
     def test_typicality_by_explicit_loops(self) -> None:
         points, cluster = blobs(50), torch.arange(50) % 7 * (torch.arange(50) > 9)
@@ -335,14 +340,14 @@ class TestBait:
     def test_what_is_kept_up_to_date_is_what_it_would_be_anew(self) -> None:
         vectors = blobs(20).double()
         fisher = vectors.T @ vectors / 20
-        sweep = sweeping(vectors, fisher, torch.eye(4, dtype=torch.float64))
-        rows, after = forward(sweep, 6)
+        sweep = start_selection(vectors, fisher, torch.eye(4, dtype=torch.float64))
+        rows, after = forward_greedy(sweep, 6)
         matrix = torch.eye(4, dtype=torch.float64) + vectors[rows].T @ vectors[rows]
-        anew = sweeping(vectors, fisher, torch.linalg.inv(matrix))
+        anew = start_selection(vectors, fisher, torch.linalg.inv(matrix))
         for kept, computed in zip(after, anew, strict=True):
             torch.testing.assert_close(kept, computed)
         for row in rows:
-            after = step(after, row[None], -1)
+            after = update_selection(after, row[None], -1)
         for kept, computed in zip(after, sweep, strict=True):
             torch.testing.assert_close(kept, computed)
 

@@ -14,8 +14,8 @@ from layouts import write_caltech101, write_cifar10, write_cifar100, write_fashi
 from omegaconf import OmegaConf, open_dict
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from sslpl.command.cli import CONF
-from sslpl.command.validate import checked
+from sslpl.config.validation import validated_config
+from sslpl.run.errors import CONF
 
 Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def check_values(folder: str, name: str, values: dict[str, list[str]], *override
                 cfg = compose(name, overrides=[*overrides, *chosen], return_hydra_config=True)
                 with open_dict(cfg):
                     del cfg["hydra"]
-                checked(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+                validated_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
 
 def values_of(key: str, sweep: str) -> list[str]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from folders import write_run
 
-from sslpl.report import command
-from sslpl.report.boards import boards
-from sslpl.report.factor_tables import crossed_tables
-from sslpl.report.factors import Factorial, contrast, effects, factorial, two_way
+from sslpl.report import __main__ as main
+from sslpl.report.comparison import compare_datasets
+from sslpl.report.factorial import Factorial, contrast, effects, factorial, two_way
+from sslpl.report.factorial_tables import crossed_tables
 from sslpl.report.read import read_runs
 
 # Two by two with two seeds, by hand: rows none and fixmatch, columns random and entropy.
@@ -26,7 +26,7 @@ def crossing(root: Path, **skipped: str) -> Factorial | None:
         choices = {"method": "sslpm", "query": query, "task_ssl": task, "ssl": ssl, "tracker": "none"}
         choices |= {"query/scorer": query, "query/selector": "top"} if query == "entropy" else {}  # what it is made of
         write_run(root, f"sslpm+query={query}+ssl={ssl}+task_ssl={task}", seed, [0.5, top], choices=choices)
-    (board,) = boards(read_runs([root])[0])
+    (board,) = compare_datasets(read_runs([root])[0])
     return factorial(board)
 
 
@@ -80,14 +80,14 @@ def test_methods_are_one_factor_and_not_what_they_are_made_of(tmp_path):
         choices = {"method": method, "ssl": ssl, "query": method, "budget": budget, "training": "published"}
         per_cycle = {"per_cycle": 20 if budget == "low" else 40}
         write_run(tmp_path, method, seed, [0.5, 0.6 + 0.01 * seed], choices=choices, budget=per_cycle)
-    (board,) = boards(read_runs([tmp_path])[0])
+    (board,) = compare_datasets(read_runs([tmp_path])[0])
     assert set(factorial(board).groups) == {"method", "budget"}
 
 
 def test_one_group_is_no_factorial(tmp_path):
     for seed, ssl in product(range(2), ("none", "a")):
         write_run(tmp_path, f"sslpm+ssl={ssl}", seed, [0.5, 0.6], choices={"method": "sslpm", "ssl": ssl})
-    (board,) = boards(read_runs([tmp_path])[0])
+    (board,) = compare_datasets(read_runs([tmp_path])[0])
     assert factorial(board) is None
     assert crossed_tables(board) == ""
 
@@ -95,7 +95,7 @@ def test_one_group_is_no_factorial(tmp_path):
 def test_page_and_csv_hold_the_effects(tmp_path, monkeypatch):
     crossing(tmp_path / "runs")
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
-    command.main()
+    main.main()
     page = (tmp_path / "out" / "index.html").read_text()
     assert "Crossed options" in page
     assert (tmp_path / "out" / "effects-digits.png").read_bytes().startswith(b"\x89PNG")
@@ -110,7 +110,7 @@ def test_page_and_csv_hold_the_effects(tmp_path, monkeypatch):
 def test_markdown_holds_the_effects(tmp_path, monkeypatch, capsys):
     crossing(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--markdown"])
-    command.main()
+    main.main()
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| query=entropy") and "=fixmatch (against none) | 3.00" in line for line in lines)
     at = lines.index("**query by task_ssl: final accuracy**")

@@ -8,21 +8,21 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sslpl import identity
-from sslpl.command import cli
+from sslpl.config import identity
+from sslpl.run import errors, jobs
 from sslpl.types import UserError
 
 
 def config_of(*overrides: str) -> tuple[dict, dict]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.composed(overrides)
+    with initialize_config_dir(str(errors.CONF), version_base="1.3"):
+        return jobs.compose_config(overrides)
 
 
 def composed(*overrides: str) -> tuple[dict, dict]:
     config, choices = config_of(*overrides)
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        label = identity.label(config, choices, lambda changed: cli.composed(tuple(changed)))
+    with initialize_config_dir(str(errors.CONF), version_base="1.3"):
+        label = identity.method_name(config, choices, lambda changed: jobs.compose_config(tuple(changed)))
     return config, {"label": label, "id": identity.run_id(config)}
 
 
@@ -109,7 +109,7 @@ def test_of_a_file_of_weights_the_content_counts_and_not_its_place() -> None:
 def test_every_option_of_a_scientific_group_is_a_run_of_its_own(group: str) -> None:
     config, choices = config_of()
     ids = {identity.run_id(config): choices[group]}
-    for option in (path.stem for path in (cli.CONF / group).glob("*.yaml")):
+    for option in (path.stem for path in (errors.CONF / group).glob("*.yaml")):
         if option == choices[group]:
             continue
         try:
@@ -151,4 +151,4 @@ def test_a_label_is_the_method_and_what_differs_from_its_preset(overrides: list[
 
 def test_a_folder_has_dataset_label_seed_and_id() -> None:
     config, run = composed("seed=3")
-    assert str(identity.folder(config, "digits", run["label"])) == f"outputs/digits/sslpm/seed3-{run['id']}"
+    assert str(identity.run_folder(config, "digits", run["label"])) == f"outputs/digits/sslpm/seed3-{run['id']}"

@@ -15,11 +15,12 @@ from conftest import TINY, Result, run_folder, timeless
 from PIL import Image
 from torchvision import transforms
 
-from sslpl.data import images as image_sets
-from sslpl.data import survey
-from sslpl.data.decoding import Form, flattened, form, opened, pixels
+from sslpl import fingerprints
+from sslpl import memory as image_sets
+from sslpl.data import scan
+from sslpl.data.decoding import ImageFormat, convert_mode, image_format, open_image, to_array
 from sslpl.data.folders import file_fingerprint, image_folder
-from sslpl.data.images import StreamedImages, TensorImages, placed
+from sslpl.data.images import StreamedImages, TensorImages, place_images
 from sslpl.types import Dataset, UserError
 
 Command = Callable[..., Result]
@@ -126,12 +127,12 @@ def test_gray_images_and_a_crop_as_large_as_the_image(root: Path) -> None:
     assert "must be at most dataset.resize=8" in refusal(image_folder, str(root), resize=8, size=9)
 
 
-COLOR, GRAY = Form(3, 6, 6), Form(1, 6, 6)
+COLOR, GRAY = ImageFormat(3, 6, 6), ImageFormat(1, 6, 6)
 
 
-def shown(image: Image.Image, path: Path, wanted: Form = COLOR, **keys: object) -> np.ndarray:
+def shown(image: Image.Image, path: Path, wanted: ImageFormat = COLOR, **keys: object) -> np.ndarray:
     image.save(path, **keys)
-    return pixels(opened(str(path), wanted))
+    return to_array(open_image(str(path), wanted))
 
 
 def test_every_mode_becomes_8_bits_of_gray_or_color(tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_every_mode_becomes_8_bits_of_gray_or_color(tmp_path: Path) -> None:
     assert (shown(Image.new("LA", (6, 6), (7, 255)), tmp_path / "la.png", GRAY) == 7).all()
     white = shown(Image.new("CMYK", (6, 6), (0, 0, 0, 0)), tmp_path / "print.jpg")
     assert white.min() > 250
-    assert flattened(Image.new("I", (2, 2), 0x4321), "L").getpixel((0, 0)) == 0x43
-    assert flattened(Image.new("F", (2, 2), 77.0), "RGB").getpixel((0, 0)) == (77, 77, 77)
+    assert convert_mode(Image.new("I", (2, 2), 0x4321), "L").getpixel((0, 0)) == 0x43
+    assert convert_mode(Image.new("F", (2, 2), 77.0), "RGB").getpixel((0, 0)) == (77, 77, 77)
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     image.paste(255, (0, 0, 6, 6))  # bright at the left: at the top once it is turned clockwise
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = shown(image, tmp_path / "turned.png", Form(1, 6, 4), exif=exif)[0]
+    turned = shown(image, tmp_path / "turned.png", ImageFormat(1, 6, 4), exif=exif)[0]
     assert turned.shape == (4, 4)
     assert turned[0].min() > 200
     assert turned[-1].max() < 50
@@ -172,20 +173,22 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 def test_resizing_and_cropping_are_torchvisions(tmp_path: Path, side: tuple[int, int]) -> None:
     picture(tmp_path / "x.png", 1, side)
     usual = transforms.Compose([transforms.Resize(10), transforms.CenterCrop(7), transforms.PILToTensor()])
-    ours = pixels(opened(str(tmp_path / "x.png"), form(3, 10, 7))).astype(int)
+    ours = to_array(open_image(str(tmp_path / "x.png"), image_format(3, 10, 7))).astype(int)
     assert np.abs(ours - usual(Image.open(tmp_path / "x.png")).numpy()).max() <= 1
 
 
 def test_a_very_long_image_takes_no_more_memory(tmp_path: Path) -> None:
     Image.new("RGB", (60_000, 2), "blue").save(tmp_path / "long.png")
-    assert (pixels(opened(str(tmp_path / "long.png"), Form(3, 256, 224)))[2] == 255).all()  # whole: 6 GB
+    assert (to_array(open_image(str(tmp_path / "long.png"), ImageFormat(3, 256, 224)))[2] == 255).all()  # whole: 6 GB
 
 
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale(tmp_path: Path) -> None:
     rows = np.linspace(0, 255, 640)[None, :, None].repeat(480, 0).repeat(3, 2).astype(np.uint8)
     Image.fromarray(rows).save(tmp_path / "x.jpg", quality=95)
     Image.fromarray(rows).save(tmp_path / "x.png")
-    ours, exact = (pixels(opened(str(tmp_path / name), Form(3, 40, 32))).astype(int) for name in ("x.jpg", "x.png"))
+    ours, exact = (
+        to_array(open_image(str(tmp_path / name), ImageFormat(3, 40, 32))).astype(int) for name in ("x.jpg", "x.png")
+    )
     assert np.abs(ours - exact).max() <= 4
 
 
@@ -208,9 +211,9 @@ def test_damaged_files_are_named_once_found_and_left_out(
     assert said[1].startswith("sslpl: damaged image files are left out: 4 (train/bee/00.jpg (")
     assert said[1].endswith("; ...)")
     assert len(said) == 2
-    survey.file_records.cache_clear()
-    survey.statistics.cache_clear()
-    monkeypatch.setattr(survey, "opened", None)  # another process has nothing left to find out
+    scan.file_records.cache_clear()
+    scan.pixel_statistics.cache_clear()
+    monkeypatch.setattr(scan, "opened", None)  # another process has nothing left to find out
     again = image_folder(str(root), **SMALL)
     assert (again.paths, again.mean, again.std) == (data.paths, data.mean, data.std)
     assert "reading" not in capfd.readouterr().err
@@ -228,17 +231,17 @@ def test_a_root_that_cannot_be_written_or_a_spoilt_cache_is_measured_again(
     assert set(json.loads(kept.read_text())) == {"files", "statistics"}
     for spoilt in ("", "[]", '"x"', "{}", '{"files": 1}', '{"files": {"train/ant/00.jpg": [1]}, "statistics": []}'):
         kept.write_text(spoilt)
-        survey.file_records.cache_clear()
-        survey.statistics.cache_clear()
+        scan.file_records.cache_clear()
+        scan.pixel_statistics.cache_clear()
         assert image_folder(str(root), **SMALL).mean == expected.mean
     kept.unlink()
 
     def fails(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(survey, "write_whole", fails)
-    survey.file_records.cache_clear()
-    survey.statistics.cache_clear()
+    monkeypatch.setattr(scan, "write_whole", fails)
+    scan.file_records.cache_clear()
+    scan.pixel_statistics.cache_clear()
     assert image_folder(str(root), **SMALL).std == expected.std
     assert not kept.exists()
 
@@ -248,10 +251,10 @@ def test_only_files_that_changed_are_read_again(
 ) -> None:
     key = (str(root), None, 3, 10, 8)
     before = file_fingerprint(*key)
-    survey.file_records.cache_clear()
+    scan.file_records.cache_clear()
     read_again: list[str] = []
-    opened_first = survey.content_digest
-    monkeypatch.setattr(survey, "content_digest", lambda path: read_again.append(path) or opened_first(path))
+    opened_first = fingerprints.content_digest
+    monkeypatch.setattr(scan, "content_digest", lambda path: read_again.append(path) or opened_first(path))
     capfd.readouterr()
     assert file_fingerprint(*key) == before
     assert (read_again, capfd.readouterr().err) == ([], "")
@@ -390,10 +393,10 @@ def test_a_pool_without_labels_is_refused(sslpl: Command, root: Path) -> None:
 
 
 def test_a_variant_keeps_the_paths_of_what_it_keeps(root: Path) -> None:
-    from sslpl.data.variants import Variant, varied
+    from sslpl.data.variants import PoolVariant, apply_variant
 
     data = image_folder(str(root), **SMALL)
-    fewer = varied(data, Variant("stepped", 4.0), 0)
+    fewer = apply_variant(data, PoolVariant("stepped", 4.0), 0)
     assert len(fewer.paths) == len(fewer.train) == len(fewer.train_labels) < 60
     assert [data.class_names[label] for label in fewer.train_labels] == [name.split("/")[1] for name in fewer.paths]
     everything = dict(zip(data.paths, read(data)[0], strict=True))
@@ -402,16 +405,16 @@ def test_a_variant_keeps_the_paths_of_what_it_keeps(root: Path) -> None:
 
 def test_what_is_held_and_what_streams(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, cpu = image_folder(str(root), **SMALL), torch.device("cpu")
-    held = placed(data.train, cpu)
+    held = place_images(data.train, cpu)
     assert isinstance(held, TensorImages)
     assert torch.equal(held.data, read(data)[0])
-    assert isinstance(placed(data.train, cpu, limit=60 * 192 - 1), StreamedImages)
+    assert isinstance(place_images(data.train, cpu, limit=60 * 192 - 1), StreamedImages)
     monkeypatch.setattr(image_sets, "available_memory", lambda: 4 * 60 * 192 - 4)
-    assert isinstance(placed(data.train, cpu), StreamedImages)
+    assert isinstance(place_images(data.train, cpu), StreamedImages)
     monkeypatch.undo()
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 100))
-    from_memory = placed(data.train, gpu)
+    from_memory = place_images(data.train, gpu)
     assert isinstance(from_memory, StreamedImages)
     assert torch.equal(from_memory.read(5), held.data[5])
     assert from_memory.device == gpu
@@ -428,4 +431,4 @@ def test_a_file_that_is_gone_ends_the_run_in_one_line(root: Path) -> None:
 def test_bits_of_an_exif_that_is_damaged_do_not_matter(tmp_path: Path) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 40000) + b"\x01\x12\0\x03\0\0\xff\xff"
     Image.new("RGB", (6, 6), "white").save(tmp_path / "x.jpg", exif=exif)
-    assert pixels(opened(str(tmp_path / "x.jpg"), COLOR)).min() > 250
+    assert to_array(open_image(str(tmp_path / "x.jpg"), COLOR)).min() > 250

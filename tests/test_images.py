@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslpl.data import datasets
-from sslpl.data.images import StreamedImages, TensorImages, placed
+from sslpl.data.images import StreamedImages, TensorImages, place_images
 
 
 class PngReader:
@@ -46,8 +46,8 @@ def test_a_run_on_streamed_images_is_the_same_run(sslpl, monkeypatch: pytest.Mon
 
 def test_what_fits_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     images = datasets.digits("data").train
-    assert isinstance(placed(images, torch.device("cpu")), TensorImages)
+    assert isinstance(place_images(images, torch.device("cpu")), TensorImages)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100_000, 100_000))
-    streamed = placed(images, torch.device("cuda"))
+    streamed = place_images(images, torch.device("cuda"))
     assert isinstance(streamed, StreamedImages)
     assert streamed.device.type == "cuda"

@@ -14,17 +14,20 @@ from querying import context
 from test_diversity import blobs, pool
 from test_query import STRATEGIES, strategy
 
-from sslpl.learn import evaluation, storage
-from sslpl.pool import Budget
-from sslpl.processes import ALONE
-from sslpl.query import large, limits
-from sslpl.query.coverage import probcover
-from sslpl.query.diversity import badge, gradient_distances, gradients_between, k_center_greedy, kmeans
-from sslpl.query.kmeans import k_means
-from sslpl.query.linkage import complete_linkage_bytes
-from sslpl.query.neighbors import by_rows, mean_neighbor_distance, nearest
-from sslpl.query.selectors import selective_clustering
-from sslpl.query.strategies import score_then_select
+from sslpl.budget import Budget
+from sslpl.clustering import large_pools
+from sslpl.clustering.k_center import k_center_greedy
+from sslpl.clustering.k_means import k_means
+from sslpl.clustering.linkage import complete_linkage_bytes
+from sslpl.clustering.neighbors import by_rows, mean_neighbor_distance, nearest
+from sslpl.distributed.world import SINGLE_PROCESS
+from sslpl.learn import inference, prediction_table
+from sslpl.query import limits
+from sslpl.query.badge import badge, gradient_distances, gradients_between
+from sslpl.query.kmeans import kmeans
+from sslpl.query.probcover import probcover
+from sslpl.query.score_then_select import score_then_select
+from sslpl.query.selective_clustering import selective_clustering
 from sslpl.types import Predictions, QueryStrategy, UserError
 
 Command = Callable[..., Result]
@@ -33,14 +36,14 @@ SCALED = ("badge", "kmeans", "typiclust")  # what chooses from a large pool in a
 
 @pytest.fixture
 def every_pool_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(large_pools, "LARGE", 0)
 
 
 def in_files(predictions: Predictions) -> Predictions:
     """The same predictions, as they come out of tables in files."""
     stored = []
     for table in predictions[1:]:
-        kept = storage.Table(len(predictions.index))
+        kept = prediction_table.PredictionTable(len(predictions.index))
         for part in () if table is None else table.split(7):
             kept.append(part)
         stored.append(None if table is None else kept.whole())
@@ -50,9 +53,9 @@ def in_files(predictions: Predictions) -> Predictions:
 class TestTables:
     @pytest.mark.parametrize("limit", [0, 2**28])
     def test_rows_come_back(self, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(storage, "MAPPED", limit)
+        monkeypatch.setattr(prediction_table, "MAPPED", limit)
         for rows in (torch.randn(23, 5), torch.randn(23), torch.randn(23, 5).bfloat16(), torch.randn(5, 23).T):
-            table = storage.Table(23)
+            table = prediction_table.PredictionTable(23)
             for part in rows.split(10):
                 table.append(part)
             assert (table.file is not None) == (limit == 0)
@@ -60,9 +63,9 @@ class TestTables:
             assert table.whole().dtype == rows.dtype
 
     def test_a_file_has_no_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-        monkeypatch.setattr(storage, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED", 0)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        table = storage.Table(2)
+        table = prediction_table.PredictionTable(2)
         table.append(torch.ones(2, 3))
         kept = table.whole()
         del table
@@ -73,19 +76,19 @@ class TestTables:
     def test_predictions_do_not_depend_on_where_they_lie(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
-        setup.world = ALONE
+        setup.world = SINGLE_PROCESS
         setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
-        monkeypatch.setattr(evaluation, "forward_batch", lambda *_: 16)
-        ask = partial(evaluation.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
+        monkeypatch.setattr(inference, "forward_batch", lambda *_: 16)
+        ask = partial(inference.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()
-        monkeypatch.setattr(storage, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED", 0)
         for kept, stored in zip(memory, ask(), strict=True):
             assert torch.equal(kept, stored)
         assert len(memory.embedding) == len(memory.predicted_loss) == count
 
     def test_a_network_may_learn_from_predictions(self) -> None:
         with torch.inference_mode():
-            table = storage.Table(4)
+            table = prediction_table.PredictionTable(4)
             table.append(torch.ones(4, 3))
         layer = torch.nn.Linear(3, 1)
         layer(table.whole()).sum().backward()
@@ -94,7 +97,7 @@ class TestTables:
     @pytest.mark.parametrize("name", STRATEGIES)
     def test_picks_do_not_depend_on_where_predictions_lie(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         seen, ask = context(), strategy(name)
-        monkeypatch.setattr(storage, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED", 0)
         stored = replace(seen, predict=lambda weights, index: in_files(seen.predict(weights, index)))
         memory, file = (ask(known, 7, generator()) for known in (seen, stored))
         assert memory.index.tolist() == file.index.tolist()
@@ -113,7 +116,7 @@ class TestKMeans:
     def test_as_good_as_the_exact_one(self) -> None:
         points = blobs(4000, dimensions=6, centers=7)
         exact = k_means(points, 7, generator())
-        found = large.k_means(large.Gathered(points, torch.arange(4000)), 7, generator())
+        found = large_pools.sampled_k_means(large_pools.GatheredRows(points, torch.arange(4000)), 7, generator())
         error, least = (clusters.distance.square().sum().item() for clusters in (found, exact))
         assert error < 1.5 * least
         far, near = nearest(points, found.centers)
@@ -122,17 +125,17 @@ class TestKMeans:
 
     def test_every_point_is_assigned_in_its_own_place(self) -> None:
         table, order = blobs(300), torch.randperm(300, generator=generator())[:200]
-        points = large.Gathered(table, order, unit=True)
+        points = large_pools.GatheredRows(table, order, unit=True)
         unit = torch.nn.functional.normalize(table[order])
         assert torch.equal(points[torch.arange(200)], unit)
-        found = large.k_means(points, 5, generator())
+        found = large_pools.sampled_k_means(points, 5, generator())
         assert torch.equal(found.label, nearest(unit, found.centers)[1])
-        again = large.k_means(points, 5, generator())
+        again = large_pools.sampled_k_means(points, 5, generator())
         assert torch.equal(found.centers, again.centers)
 
     def test_weights_move_the_centers(self) -> None:
-        points = large.Gathered(torch.tensor([[0.0], [1.0]]), torch.arange(2))
-        heavy = large.k_means(points, 1, generator(), torch.tensor([1.0, 9.0]))
+        points = large_pools.GatheredRows(torch.tensor([[0.0], [1.0]]), torch.arange(2))
+        heavy = large_pools.sampled_k_means(points, 1, generator(), torch.tensor([1.0, 9.0]))
         assert heavy.centers.item() == pytest.approx(0.9)
 
     @pytest.mark.usefixtures("every_pool_is_large")
@@ -147,19 +150,21 @@ class TestNeighbors:
     @pytest.mark.parametrize("count", [1, 5, 299])
     def test_the_exact_ones(self, count: int) -> None:
         points = blobs(300, dimensions=8)
-        found, exact = (mean(points, count) for mean in (large.mean_neighbor_distance, mean_neighbor_distance))
+        found, exact = (
+            mean(points, count) for mean in (large_pools.approximate_neighbor_distance, mean_neighbor_distance)
+        )
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
 
     def test_nearly_the_exact_ones_in_lists(self, monkeypatch: pytest.MonkeyPatch) -> None:
         points = blobs(2000, dimensions=8, centers=30)
-        monkeypatch.setattr(large, "FLAT", 100)
-        found, exact = (mean(points, 5) for mean in (large.mean_neighbor_distance, mean_neighbor_distance))
+        monkeypatch.setattr(large_pools, "FLAT", 100)
+        found, exact = (mean(points, 5) for mean in (large_pools.approximate_neighbor_distance, mean_neighbor_distance))
         assert ((found - exact).abs() < 1e-4 * exact).double().mean() > 0.9
         assert (found > 0.999 * exact).all()
 
     def test_copies_and_loners(self) -> None:
-        assert large.mean_neighbor_distance(torch.ones(30, 3), 4).tolist() == [0] * 30
-        assert large.mean_neighbor_distance(torch.ones(1, 3), 4).tolist() == [math.inf]
+        assert large_pools.approximate_neighbor_distance(torch.ones(30, 3), 4).tolist() == [0] * 30
+        assert large_pools.approximate_neighbor_distance(torch.ones(1, 3), 4).tolist() == [math.inf]
 
     def test_rows_in_parts(self) -> None:
         table, other = torch.randn(50, 3), torch.randn(50)
@@ -179,12 +184,16 @@ class TestPlusPlus:
     @pytest.mark.parametrize("refresh", [1, 3, 64])
     def test_drawn_by_the_squared_distance_to_the_nearest(self, refresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """The third of four points, after the first is given, against the chances of k-means++."""
-        monkeypatch.setattr(large, "REFRESH", refresh)
+        monkeypatch.setattr(large_pools, "REFRESH", refresh)
         points = torch.tensor([0.0, 1.0, 3.0, 7.0], dtype=torch.float64)
         apart = (points[:, None] - points).square()
         rng, seen = generator(), torch.zeros(4)
         for _ in range(1000):
-            seen[large.plus_plus(lambda rows, chosen: apart[rows][:, chosen], 4, 3, rng, torch.tensor(0))[2]] += 1
+            seen[
+                large_pools.rejection_plus_plus(
+                    lambda rows, chosen: apart[rows][:, chosen], 4, 3, rng, torch.tensor(0)
+                )[2]
+            ] += 1
         expected = torch.zeros(4, dtype=torch.float64)
         for second in range(1, 4):
             left = torch.minimum(apart[0], apart[second])
@@ -195,7 +204,7 @@ class TestPlusPlus:
         points = torch.tensor([0.0, 0, 0, 5, 5, 9])
         apart = (points[:, None] - points).square().double()
         for seed in range(20):
-            rows = large.plus_plus(
+            rows = large_pools.rejection_plus_plus(
                 lambda rows, chosen: apart[rows][:, chosen], 6, 6, generator(seed), torch.tensor(0)
             ).tolist()
             assert sorted(rows) == list(range(6))
@@ -210,7 +219,7 @@ class TestPlusPlus:
 
 class TestKCenter:
     def test_each_is_the_farthest_however_few_are_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from sslpl.query import diversity
+        from sslpl.query import badge
 
         points = blobs(400, dimensions=3)
         expected = k_center_greedy(points[:5], points, 300, generator())
@@ -221,8 +230,8 @@ class TestKCenter:
             assert radius.item() == pytest.approx(centers.max().item(), abs=2e-3)
             centers = torch.minimum(centers, every[row])
         for at_once, recent in ((1, 0), (7, 2), (400, 1000)):
-            monkeypatch.setattr(diversity, "AT_ONCE", at_once)
-            monkeypatch.setattr(diversity, "RECENT", recent)
+            monkeypatch.setattr(badge, "AT_ONCE", at_once)
+            monkeypatch.setattr(badge, "RECENT", recent)
             rows, radius = k_center_greedy(points[:5], points, 300, generator())
             assert torch.equal(rows, expected[0])
             torch.testing.assert_close(radius, expected[1])
@@ -247,7 +256,7 @@ class TestLimits:
     @pytest.mark.parametrize("name", ["bait", "probcover", "uncertain_gcn", "core_gcn"])
     def test_what_cannot_do_with_a_large_pool(self, name: str) -> None:
         query = partial(strategy(name), subset=None)
-        limits.check_pool(query, self.budget, large.LARGE + 1000, self.cpu)
+        limits.check_pool(query, self.budget, large_pools.LARGE + 1000, self.cpu)
         limits.check_pool(partial(query, subset=10_000), self.budget, 10**6, self.cpu)
         with pytest.raises(UserError, match=rf"^query.subset=null: must be a number for {name} with 999,000 unlabeled"):
             limits.check_pool(query, self.budget, 10**6, self.cpu)
@@ -256,11 +265,11 @@ class TestLimits:
     def test_without_faiss(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "find_spec", lambda _: None)
         monkeypatch.setitem(sys.modules, "faiss", None)
-        limits.check_pool(strategy(name), self.budget, large.LARGE + 1000, self.cpu)
+        limits.check_pool(strategy(name), self.budget, large_pools.LARGE + 1000, self.cpu)
         limits.check_pool(partial(strategy("kmeans"), prefilter=10), self.budget, 10**6, self.cpu)
         with pytest.raises(UserError, match=f"^{name} needs faiss for more than .* pip install faiss-cpu$"):
             limits.check_pool(strategy(name), self.budget, 10**6, self.cpu)
-        monkeypatch.setattr(large, "LARGE", 0)
+        monkeypatch.setattr(large_pools, "LARGE", 0)
         with pytest.raises(UserError, match=r"pip install faiss-cpu$"):
             strategy(name)(context(), 7, generator())
 

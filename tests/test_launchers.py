@@ -14,14 +14,16 @@ from conftest import TINY, Result
 from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 
-from sslpl.command import launchers, sharing
-from sslpl.command.cli import CONF
-from sslpl.command.errands import Errand, obeying, work
-from sslpl.command.mistakes import Mistake
-from sslpl.command.plans import Outcome, Plan
-from sslpl.command.watch import watched
-from sslpl.recording.recorder import Interrupted, Recorder, write_status
-from sslpl.runtime import Runtime, choose_gpu, threads_each
+from sslpl.config.plans import Plan
+from sslpl.recording.recorder import Recorder
+from sslpl.recording.signals import Interrupted
+from sslpl.recording.status import write_status
+from sslpl.run import gpus, launchers
+from sslpl.run.errors import CONF, ErrorReport
+from sslpl.run.monitor import monitored
+from sslpl.run.outcome import Outcome
+from sslpl.run.worker import SweepCommand, run_sweep_job, stopping_on_request
+from sslpl.runtime import Runtime, choose_gpu, threads_per_job
 from sslpl.types import UserError
 
 Command = Callable[..., Result]
@@ -105,20 +107,20 @@ def test_our_launchers_stand_in_for_those_of_the_plugins(sslpl: Command, launche
 
 
 def test_jobs_at_once() -> None:
-    assert sharing.at_once(None, gpus=0, jobs_per_gpu=1, cores=8) == 8
-    assert sharing.at_once(None, gpus=4, jobs_per_gpu=2, cores=64) == 8
-    assert sharing.at_once(3, gpus=4, jobs_per_gpu=1, cores=64) == 3
-    assert sharing.at_once(-1, gpus=4, jobs_per_gpu=1, cores=64) == 64
-    assert [threads_each(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
+    assert gpus.concurrent_runs(None, gpus=0, jobs_per_gpu=1, cores=8) == 8
+    assert gpus.concurrent_runs(None, gpus=4, jobs_per_gpu=2, cores=64) == 8
+    assert gpus.concurrent_runs(3, gpus=4, jobs_per_gpu=1, cores=64) == 3
+    assert gpus.concurrent_runs(-1, gpus=4, jobs_per_gpu=1, cores=64) == 64
+    assert [threads_per_job(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
 
 
 def test_gpus_fill_one_by_one() -> None:
-    assert sharing.slots([], 3) == []
-    assert sharing.slots(["0", "1"], 1) == [(0, "0-0"), (1, "1-0")]
-    assert sharing.slots(["0", "1"], 2) == [(0, "0-0"), (1, "1-0"), (0, "0-1"), (1, "1-1")]
-    assert sharing.gpu_names({}, 2) == ["0", "1"]
-    assert sharing.gpu_names({"CUDA_VISIBLE_DEVICES": "5, 7"}, 2) == ["5", "7"]
-    assert sharing.gpu_names({"CUDA_VISIBLE_DEVICES": ""}, 0) == []
+    assert gpus.gpu_slots([], 3) == []
+    assert gpus.gpu_slots(["0", "1"], 1) == [(0, "0-0"), (1, "1-0")]
+    assert gpus.gpu_slots(["0", "1"], 2) == [(0, "0-0"), (1, "1-0"), (0, "0-1"), (1, "1-1")]
+    assert gpus.gpu_names({}, 2) == ["0", "1"]
+    assert gpus.gpu_names({"CUDA_VISIBLE_DEVICES": "5, 7"}, 2) == ["5", "7"]
+    assert gpus.gpu_names({"CUDA_VISIBLE_DEVICES": ""}, 0) == []
 
 
 def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +130,11 @@ def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.Mon
     found = []
 
     def third() -> None:
-        with sharing.gpu(2, 1, "third") as device:
+        with gpus.reserve_gpu(2, 1, "third") as device:
             found.append(device)
 
-    with sharing.gpu(2, 1, "first") as first:
-        with sharing.gpu(2, 1, "second") as second, sharing.gpu(2, 2, "beside") as beside:
+    with gpus.reserve_gpu(2, 1, "first") as first:
+        with gpus.reserve_gpu(2, 1, "second") as second, gpus.reserve_gpu(2, 2, "beside") as beside:
             assert (first, second, beside) == ("cuda:0", "cuda:1", "cuda:0")
             waiting = Thread(target=third)
             waiting.start()
@@ -140,7 +142,7 @@ def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.Mon
             assert found == []
         waiting.join(timeout=10)
     assert found == ["cuda:1"]
-    with sharing.gpu(0, 1, "none") as none:
+    with gpus.reserve_gpu(0, 1, "none") as none:
         assert none is None
 
 
@@ -157,36 +159,36 @@ def test_locks_lie_in_the_users_runtime_folder(
 ) -> None:
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
-    assert sharing.lock_folder() == tmp_path / "runtime" / "sslpl-gpus"
+    assert gpus.lock_folder() == tmp_path / "runtime" / "sslpl-gpus"
     (tmp_path / "runtime").chmod(0o777)  # of anybody
-    assert sharing.lock_folder() == shared_folder
+    assert gpus.lock_folder() == shared_folder
     for missing in ("", str(tmp_path / "missing"), "relative"):
         monkeypatch.setenv("XDG_RUNTIME_DIR", missing)
-        assert sharing.lock_folder() == shared_folder
+        assert gpus.lock_folder() == shared_folder
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     (tmp_path / "runtime").chmod(0o700)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError):  # the runtime folder is not ours: nor is the other, which was made by us
-        sharing.lock_folder()
+        gpus.lock_folder()
 
 
 def test_locks_lie_in_no_folder_of_others(shared_folder: Path, tmp_path: Path) -> None:
-    assert sharing.lock_folder() == shared_folder
+    assert gpus.lock_folder() == shared_folder
     assert shared_folder.stat().st_mode & 0o777 == 0o700
-    assert sharing.lock_folder() == shared_folder
+    assert gpus.lock_folder() == shared_folder
     shared_folder.chmod(0o755)
     with pytest.raises(
         UserError, match=r"sslpl-gpus-\d+: must be a folder of this user's alone \(mode 700\); remove it"
     ):
-        sharing.lock_folder()
+        gpus.lock_folder()
     shared_folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     shared_folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="must be a folder of this user's alone"):
-        sharing.lock_folder()
+        gpus.lock_folder()
     shared_folder.unlink()
     shared_folder.touch(mode=0o700)
-    with pytest.raises(UserError, match="must be a folder of this user's alone"), sharing.gpu(1, 1, "run"):
+    with pytest.raises(UserError, match="must be a folder of this user's alone"), gpus.reserve_gpu(1, 1, "run"):
         raise AssertionError("a GPU without a lock")
 
 
@@ -210,7 +212,7 @@ def test_a_file_stops_a_job(tmp_path: Path) -> None:
     flag, handler = tmp_path / "stop", signal.getsignal(signal.SIGTERM)
 
     def job(seconds: float) -> None:
-        with obeying(flag, "joblib"):
+        with stopping_on_request(flag, "joblib"):
             flag.touch()
             time.sleep(seconds)
             raise AssertionError("not stopped")
@@ -224,7 +226,7 @@ def test_a_file_stops_a_job(tmp_path: Path) -> None:
 def test_a_signal_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan({"runtime": {"output_dir": str(tmp_path), "progress": "auto"}}, {}, "random", tmp_path / "run")
     handler = signal.getsignal(signal.SIGINT)
-    with watched([plan], "joblib") as stop:
+    with monitored([plan], "joblib") as stop:
         os.kill(os.getpid(), signal.SIGINT)
         write_status(plan.folder, "interrupted")
         deadline = time.monotonic() + 10
@@ -268,27 +270,29 @@ def test_a_thread_listens_to_no_signal() -> None:
 
 def test_what_became_of_a_lost_process(tmp_path: Path) -> None:
     plan, lost = Plan({}, {}, "random", tmp_path / "run"), RuntimeError("killed. See the log")
-    assert launchers.end_of(Outcome("resumed", 0.5), plan) == Outcome("resumed", 0.5)
-    end = launchers.end_of(lost, plan)
-    assert end == Mistake("RuntimeError: killed; the same command goes on from what was saved", 1)
+    assert launchers.job_end(Outcome("resumed", 0.5), plan) == Outcome("resumed", 0.5)
+    end = launchers.job_end(lost, plan)
+    assert end == ErrorReport("RuntimeError: killed; the same command goes on from what was saved", 1)
     write_status(plan.folder, "failed", error="no luck")
-    assert launchers.end_of(lost, plan) == Mistake("no luck", 1)
+    assert launchers.job_end(lost, plan) == ErrorReport("no luck", 1)
     write_status(plan.folder, "finished", aubc=0.25)
-    assert launchers.end_of(lost, plan) == Outcome("finished", 0.25)
+    assert launchers.job_end(lost, plan) == Outcome("finished", 0.25)
 
 
 def test_a_job_can_be_sent_away() -> None:
     import pickle
     from functools import partial
 
-    task = partial(work, Errand(("run.py",), 1, "joblib", "stop"))
+    task = partial(run_sweep_job, SweepCommand(("run.py",), 1, "joblib", "stop"))
     assert pickle.loads(pickle.dumps(task)).args == task.args
 
 
 def test_ray_is_not_told_what_a_cluster_has_to_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     init = {"address": None, "num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
-    local = launchers.fitted("ray", {"ray": {"init": init, "remote": {"num_cpus": 1}}}, jobs=2, gpus=0)
+    local = launchers.launcher_options("ray", {"ray": {"init": init, "remote": {"num_cpus": 1}}}, jobs=2, gpus=0)
     assert local["ray"].init == {"num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
-    there = launchers.fitted("ray", {"ray": {"init": init | {"address": "auto"}, "remote": {}}}, jobs=2, gpus=0)
+    there = launchers.launcher_options(
+        "ray", {"ray": {"init": init | {"address": "auto"}, "remote": {}}}, jobs=2, gpus=0
+    )
     assert there["ray"].init == {"address": "auto", "object_store_memory": None, "logging_level": "warning"}

@@ -4,36 +4,37 @@ import pytest
 import torch
 from torch import nn
 
+from sslpl import ranking
 from sslpl.data import batches as batching
-from sslpl.data.augment import Augmentation, rows
-from sslpl.data.batches import epoch_batches, grouped, in_parts, split, unlabeled_batch_size
-from sslpl.learn import ranking
-from sslpl.learn.evaluation import calibration_error, loss_rank_correlation
-from sslpl.learn.finetune import pseudo_label_quality
-from sslpl.learn.measured import used_rows
-from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
-from sslpl.learn.unlabeled import frozen_statistics
-from sslpl.models.backbones import ConvNorm, Frozen, forward_batch, small_cnn
+from sslpl.data.augmentation import Augmentation, take_draws
+from sslpl.data.batches import augment_in_parts, epoch_batches, group_batches, split_batches, unlabeled_batch_size
+from sslpl.learn.frozen_losses import ranked_rows
+from sslpl.learn.metrics import calibration_error, loss_rank_correlation
+from sslpl.learn.unlabeled_batches import frozen_statistics
+from sslpl.models.backbone import ConvNorm, small_cnn
 from sslpl.models.convolution import Conv2d
+from sslpl.models.frozen import FrozenBackbone, inference_batch_size
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means
-from sslpl.models.resnets import resnet18
+from sslpl.models.resnet import resnet18
+from sslpl.phases.finetune import pseudo_label_quality
 from sslpl.seeds import rng
-from sslpl.setup import Training
+from sslpl.ssl.rules import confident_rows, pseudo_label_hard, pseudo_label_soft
+from sslpl.training import Training
 from sslpl.types import Predictions
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 def test_ranking_by_hand(loss: object) -> None:
     predicted = torch.tensor([1.0, 0.0, 0.5, -1.0], requires_grad=True)
     target = torch.tensor([3.0, 2.0, 1.0, 0.0])  # pairs (0, 3) with gap 2 and (1, 2) with gap -0.5
     expected = {
-        ranking.bce: (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(0.5))) / 2,
-        ranking.margin: (0.0 + 1.5) / 2,
+        ranking.bce_ranking_loss: (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(0.5))) / 2,
+        ranking.margin_ranking_loss: (0.0 + 1.5) / 2,
     }[loss]
     assert loss(predicted, target).item() == pytest.approx(expected)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 @pytest.mark.parametrize("size", [0, 1])
 def test_ranking_without_a_pair_is_zero_and_moves_nothing(loss: object, size: int) -> None:
     predicted = torch.ones(size, requires_grad=True)
@@ -44,7 +45,7 @@ def test_ranking_without_a_pair_is_zero_and_moves_nothing(loss: object, size: in
     assert not predicted.grad.any()
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 def test_ranking_drops_the_last_of_an_odd_batch_and_no_gradient_reaches_the_loss(loss: object) -> None:
     predicted, target = torch.randn(7), torch.randn(7, requires_grad=True)
     odd = loss(predicted.requires_grad_(True), target)  # type: ignore[operator]
@@ -63,8 +64,8 @@ def test_pseudo_labels_by_hand() -> None:
 
 def test_confident_rows_of_each_batch_of_a_group() -> None:
     weight = torch.tensor([0.0, 1, 1, 1, 1, 0, 1])
-    assert confident(weight).tolist() == [1, 2, 3, 4]
-    assert [rows.tolist() for rows in used_rows(weight, [4, 3])] == [[1, 2], [4, 6]]
+    assert confident_rows(weight).tolist() == [1, 2, 3, 4]
+    assert [rows.tolist() for rows in ranked_rows(weight, [4, 3])] == [[1, 2], [4, 6]]
 
 
 def test_pseudo_label_quality_counts() -> None:
@@ -79,7 +80,7 @@ def test_pseudo_label_quality_counts() -> None:
     [(0, 4, [0]), (1, 4, [1]), (4, 4, [4]), (5, 4, [5]), (6, 4, [4, 2]), (9, 4, [4, 5]), (3, 1, [1, 1, 1])],
 )
 def test_no_batch_has_a_single_image_unless_all_have(images: int, size: int, lengths: list[int]) -> None:
-    batches = split(torch.arange(images), size)
+    batches = split_batches(torch.arange(images), size)
     assert [len(batch) for batch in batches] == lengths
     assert torch.cat(batches).tolist() == list(range(images))
 
@@ -99,9 +100,9 @@ def test_unlabeled_batches_are_even_and_limited(unlabeled: int, labeled: int, si
 
 def test_batches_are_grouped_on_a_gpu_alone() -> None:
     batches = [torch.arange(400)] * 5
-    assert [len(g) for g in grouped(batches, torch.device("cpu"), (3, 224, 224))] == [1] * 5
-    assert [len(g) for g in grouped(batches, torch.device("cuda"), (3, 224, 224))] == [2, 2, 1]
-    assert grouped([], torch.device("cuda"), (3, 8, 8)) == []
+    assert [len(g) for g in group_batches(batches, torch.device("cpu"), (3, 224, 224))] == [1] * 5
+    assert [len(g) for g in group_batches(batches, torch.device("cuda"), (3, 224, 224))] == [2, 2, 1]
+    assert group_batches([], torch.device("cuda"), (3, 8, 8)) == []
 
 
 def test_the_published_schedule() -> None:
@@ -142,16 +143,16 @@ def test_a_frozen_backbone_says_the_same(backbone: object) -> None:
     network = backbone(num_classes=3, in_channels=1)  # type: ignore[operator]
     images = torch.randn(8, 1, 8, 8)
     network.train()(images)  # moves the running statistics
-    frozen, expected = Frozen(network, bfloat16=False)(images), network.eval()(images)
+    frozen, expected = FrozenBackbone(network, bfloat16=False)(images), network.eval()(images)
     for ours, theirs in zip(
         (frozen.logits, frozen.embedding, *frozen.maps),
         (expected.logits, expected.embedding, *expected.maps),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert not any(isinstance(m, ConvNorm) for m in Frozen(network, bfloat16=False).network.modules())
+    assert not any(isinstance(m, ConvNorm) for m in FrozenBackbone(network, bfloat16=False).network.modules())
     assert [stage.shape[1] for stage in frozen.maps] == list(network.channels)
-    half = Frozen(network, bfloat16=True)(images)
+    half = FrozenBackbone(network, bfloat16=True)(images)
     assert half.logits.dtype == half.embedding.dtype == torch.float32
     torch.testing.assert_close(half.logits, expected.logits, rtol=0.05, atol=0.05)
 
@@ -195,13 +196,15 @@ def test_large_images_are_augmented_and_measured_in_parts(monkeypatch: pytest.Mo
     images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
     draws = augmentation.draw_strong(50, torch.Generator().manual_seed(0))
     monkeypatch.setattr(batching, "CPU_VIEW_BYTES", 4 * 3 * 8 * 8 * 20)
-    parts = list(in_parts(augmentation.strong, images, draws))
+    parts = list(augment_in_parts(augmentation.strong, images, draws))
     assert [len(part) for part in parts] == [20, 20, 10]
     assert torch.equal(torch.cat(parts), augmentation.strong(images, draws))
-    assert [part.shape for part in in_parts(augmentation.strong, images[:0], rows(draws, slice(0)))] == [(0, 3, 8, 8)]
+    assert [part.shape for part in augment_in_parts(augmentation.strong, images[:0], take_draws(draws, slice(0)))] == [
+        (0, 3, 8, 8)
+    ]
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [forward_batch(cpu, side, side) for side in (8, 32, 64, 128, 224, 5000)] == [256, 256, 256, 64, 20, 1]
-    assert [forward_batch(cuda, side, side) for side in (32, 64, 128, 224)] == [4096, 4096, 1024, 512]
+    assert [inference_batch_size(cpu, side, side) for side in (8, 32, 64, 128, 224, 5000)] == [256, 256, 256, 64, 20, 1]
+    assert [inference_batch_size(cuda, side, side) for side in (32, 64, 128, 224)] == [4096, 4096, 1024, 512]
 
 
 @pytest.mark.filterwarnings("error")

@@ -10,27 +10,30 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import normalize
 
+from sslpl.clustering.k_center import k_center_greedy
 from sslpl.data.images import TensorImages
 from sslpl.models.vae import VAE, strided_layers
-from sslpl.query.adversarial import (
+from sslpl.query.context import Context
+from sslpl.query.core_gcn import core_gcn
+from sslpl.query.graph_network import GCN, GraphRecipe, labeled_loss, propagated, similarity_graph, train_graph_network
+from sslpl.query.ta_vaal import ta_vaal
+from sslpl.query.uncertain_gcn import uncertain_gcn
+from sslpl.query.vaal import vaal
+from sslpl.query.vaal_training import (
     Condition,
-    Networks,
-    Recipe,
+    VAALNetworks,
+    VAALRecipe,
     adversarial_loss,
     autoencoder_loss,
     discriminator_loss,
+    labeled_logits,
     passes,
     training_rows,
     vae_loss,
 )
-from sslpl.query.context import Context
-from sslpl.query.diversity import k_center_greedy
-from sslpl.query.gcn import GCN, core_gcn, labeled_loss, propagated, similarity_graph, trained_gcn, uncertain_gcn
-from sslpl.query.gcn import Recipe as GraphRecipe
-from sslpl.query.vaal import labeled_logits, ta_vaal, vaal
-from sslpl.types import Picked, Predictions
+from sslpl.types import Predictions, Selection
 
-RECIPE = Recipe(4, 2, 6, 4, 5, 5e-4, 2.0, 3.0, "mean")
+RECIPE = VAALRecipe(4, 2, 6, 4, 5, 5e-4, 2.0, 3.0, "mean")
 GRAPH_RECIPE = GraphRecipe(5, 16, 0.3, 1e-3, 5e-4, 1.2)
 
 
@@ -72,8 +75,8 @@ def two_kinds(seed: int, size: int = 240, labeled: int = 40) -> tuple[Context, T
     return world(images.to(torch.uint8), known, embedding), right
 
 
-def share(picked: Picked, wanted: Tensor) -> float:
-    return wanted[picked.index].double().mean().item()
+def share(selection: Selection, wanted: Tensor) -> float:
+    return wanted[selection.index].double().mean().item()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -106,7 +109,7 @@ def test_scores_are_probabilities_and_the_highest_are_picked() -> None:
 def test_a_score_does_not_depend_on_what_is_scored_beside() -> None:
     seen, _ = two_kinds(0)
     index, nothing = torch.arange(240), torch.empty(240, 0)
-    networks = Networks(VAE((1, 8, 8), 5, 4), nn.Linear(5, 1))
+    networks = VAALNetworks(VAE((1, 8, 8), 5, 4), nn.Linear(5, 1))
     arguments = (seen, networks, index, Condition(nothing, nothing))
     (together,) = labeled_logits(*arguments, index)
     (apart,) = labeled_logits(*arguments, index[:1])
@@ -141,7 +144,7 @@ def test_the_autoencoder_minimizes_all_three_of_its_losses() -> None:
     expected = 3.0 * adversarial_loss(*judge(torch.cat([mean, rank], 1)).split(3))
     for half in (slice(0, 3), slice(3, 6)):
         expected += vae_loss(images[half], decoded[half], mean[half], log_variance[half], 2.0, "mean")
-    loss = autoencoder_loss(Networks(network, judge), images, Condition(rank.sigmoid(), rank), noise, RECIPE)
+    loss = autoencoder_loss(VAALNetworks(network, judge), images, Condition(rank.sigmoid(), rank), noise, RECIPE)
     torch.testing.assert_close(loss, expected)
 
 
@@ -217,7 +220,7 @@ def test_the_graph_network_by_formula() -> None:
 
 def test_uncertain_gcn_takes_what_is_nearest_to_the_margin() -> None:
     seen, _ = two_kinds(1)
-    _, logit = trained_gcn(seen, GRAPH_RECIPE, seeded())
+    _, logit = train_graph_network(seen, GRAPH_RECIPE, seeded())
     confidence = logit[40:].double().sigmoid()
     for margin in (0.1, confidence.median().item()):
         picked = uncertain_gcn(seen, 9, seeded(), steps=5, hidden=16, margin=margin, subset=None)
@@ -229,7 +232,7 @@ def test_uncertain_gcn_takes_what_is_nearest_to_the_margin() -> None:
 def test_core_gcn_covers_the_features_of_the_graph_network() -> None:
     seen, _ = two_kinds(2)
     rng = seeded()
-    features, logit = trained_gcn(seen, GRAPH_RECIPE, rng)
+    features, logit = train_graph_network(seen, GRAPH_RECIPE, rng)
     expected = greedy(features[:40], features[40:], 9)
     picked = core_gcn(seen, 9, seeded(), steps=5, hidden=16, subset=None)
     assert picked.index.tolist() == seen.unlabeled[expected].tolist()

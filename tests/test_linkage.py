@@ -11,9 +11,9 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-import sslpl.query.linkage as linkage_module
-import sslpl.query.rounds as rounds_module
-from sslpl.query.linkage import complete_linkage, complete_linkage_bytes
+import sslpl.clustering.linkage as linkage_module
+import sslpl.clustering.linkage_rounds as rounds_module
+from sslpl.clustering.linkage import complete_linkage, complete_linkage_bytes
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -190,7 +190,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_reckoned_and_measured() -> None:
     assert 2.5e9 < complete_linkage_bytes(25_000, 512) < 3.5e9
-    assert 0 < linkage_module.free_bytes(torch.device("cpu")) < 2**60
+    assert 0 < linkage_module.free_memory(torch.device("cpu")) < 2**60
 
 
 def test_repeats_exactly_and_follows_the_points() -> None:

@@ -15,20 +15,20 @@ from studio import annotated, minimal, valid_tasks
 
 from sslpl.data.datasets import digits
 from sslpl.data.images import TensorImages
-from sslpl.learn.evaluation import loss_rank_correlation
-from sslpl.learn.finetune import pseudo_label_quality
-from sslpl.learn.measured import label_counts
-from sslpl.models.backbones import grown, small_cnn
+from sslpl.learn.metrics import loss_rank_correlation
+from sslpl.models.backbone import grow_head, small_cnn
 from sslpl.oracle import oracles
-from sslpl.oracle.answers import checked_labels, table_rows
+from sslpl.oracle.label_request import write_request
 from sslpl.oracle.label_studio import export_rows, interface, tasks
-from sslpl.oracle.oracles import LabelFiles, Simulated
-from sslpl.oracle.requests import write_request
-from sslpl.query.strategies import random
+from sslpl.oracle.label_table import read_table, validate_labels
+from sslpl.oracle.oracles import FileOracle, SimulatedOracle
+from sslpl.phases.finetune import pseudo_label_quality
+from sslpl.query.random import random
 from sslpl.recording import checkpoint, recorder
-from sslpl.recording.tracking import NoTracker
 from sslpl.report.read import read_run
-from sslpl.types import Dataset, LabelsRefused, Picked, Predictions, Request, UserError, Waiting
+from sslpl.ssl.rules import pseudo_label_counts
+from sslpl.tracking.trackers import NoTracker
+from sslpl.types import Dataset, InvalidLabels, LabelRequest, Predictions, Selection, UserError, WaitingForLabels
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -167,7 +167,7 @@ def test_a_kill_or_a_mistake_while_waiting_loses_nothing(sslpl: Command, monkeyp
     saved, _ = checkpoint.load(run_folder() / "checkpoint")
     assert saved is not None
     assert saved["position"][:2] == (0, "label")
-    assert len(saved["picked"][0]) == MORE
+    assert len(saved["selection"][0]) == MORE
     assert sslpl(*command, "runtime.progress=plain").out.startswith("resumed at cycle 1, label")
     assert ends == [0]
     answer(run_folder() / "labeling" / "cycle1")
@@ -205,7 +205,7 @@ def test_a_grown_network_keeps_what_it_knows() -> None:
     old, fresh = (small_cnn(num_classes=classes, in_channels=1) for classes in (3, 5))
     rows = fresh.head.weight[3:].clone()
     images = torch.randn(4, 1, 8, 8)
-    after = grown(old.state_dict(), fresh)
+    after = grow_head(old.state_dict(), fresh)
     assert torch.equal(after.eval()(images).logits[:, :3], old.eval()(images).logits)
     assert torch.equal(after.head.weight[3:], rows)  # type: ignore[union-attr, index]
 
@@ -252,14 +252,14 @@ def test_a_dry_run_says_that_people_are_asked(sslpl: Command, tmp_path: Path) ->
 # What is written
 
 
-def asked(folder: Path, with_paths: bool = True, cycle: int = 1) -> Request:
+def asked(folder: Path, with_paths: bool = True, cycle: int = 1) -> LabelRequest:
     data = photos()
     if not with_paths:
         data = data._replace(paths=())
-    picked = Picked(torch.tensor([7, 3, 80]), torch.tensor([2.3125, 0.5, torch.nan], dtype=torch.float64))
+    picked = Selection(torch.tensor([7, 3, 80]), torch.tensor([2.3125, 0.5, torch.nan], dtype=torch.float64))
     probabilities = torch.full((3, 10), 0.02)
     probabilities[torch.arange(3), torch.tensor([4, 0, 9])] = 0.82
-    return Request(data, folder, cycle, picked, "top of entropy", NAMES, lambda: probabilities)
+    return LabelRequest(data, folder, cycle, picked, "top of entropy", NAMES, lambda: probabilities)
 
 
 def test_the_table_says_what_the_model_thinks(tmp_path: Path) -> None:
@@ -278,24 +278,24 @@ def test_a_request_of_other_images_moves_the_old_one_aside(tmp_path: Path) -> No
     folder = write_request(asked(tmp_path))
     (folder / "labels.csv").write_text("typed")
     other = asked(tmp_path)
-    with pytest.raises(LabelsRefused):
-        LabelFiles()(other)
-    write_request(other._replace(picked=Picked(other.picked.index + 1, other.picked.score)))
+    with pytest.raises(InvalidLabels):
+        FileOracle()(other)
+    write_request(other._replace(selection=Selection(other.selection.index + 1, other.selection.score)))
     assert (tmp_path / "labeling" / "cycle1-before-1" / "labels.csv").read_text() == "typed"
     assert not (folder / "labels.csv").exists()
 
 
 def test_images_without_files_are_written_as_pictures(tmp_path: Path) -> None:
     request = asked(tmp_path, with_paths=False)
-    with pytest.raises(Waiting, match="waiting for the labels of 3 images"):
-        LabelFiles()(request)
+    with pytest.raises(WaitingForLabels, match="waiting for the labels of 3 images"):
+        FileOracle()(request)
     folder = tmp_path / "labeling" / "cycle1"
     assert [row["path"] for row in read(folder / "to_label.csv")] == ["000007.png", "000003.png", "000080.png"]
     pixels = np.asarray(Image.open(folder / "images" / "000003.png"))
     assert pixels.shape == (128, 128)
     assert np.array_equal(pixels[::16, ::16], digits().train.data[3, 0].numpy())  # type: ignore[attr-defined]
     (folder / "labels.csv").write_text("path,label\n000080.png,one\n000003.png,nine\n000007.png,zero\n")
-    told = LabelFiles()(request)
+    told = FileOracle()(request)
     assert told.label.tolist() == [0, 9, 1]
     assert told.source == "labeling/cycle1/labels.csv"
 
@@ -303,7 +303,7 @@ def test_images_without_files_are_written_as_pictures(tmp_path: Path) -> None:
 def test_the_contact_sheet_shows_every_image(tmp_path: Path) -> None:
     request = asked(tmp_path)
     pixels = torch.zeros(POOL, 3, 40, 20, dtype=torch.uint8)
-    for place, position in enumerate(request.picked.index.tolist()):
+    for place, position in enumerate(request.selection.index.tolist()):
         pixels[position, place] = 255
     request = request._replace(dataset=request.dataset._replace(train=TensorImages(pixels)))
     sheet = np.asarray(Image.open(write_request(request) / "contact_sheet.png")).astype(int)
@@ -314,10 +314,10 @@ def test_the_contact_sheet_shows_every_image(tmp_path: Path) -> None:
 def test_a_strategy_is_named_by_its_parts() -> None:
     from functools import partial
 
-    from sslpl.oracle.requests import strategy_name
+    from sslpl.oracle.label_request import strategy_name
+    from sslpl.query.score_then_select import score_then_select
     from sslpl.query.scorers import predicted_loss
     from sslpl.query.selectors import top
-    from sslpl.query.strategies import score_then_select
 
     strategy = partial(score_then_select, scorer=predicted_loss, selector=partial(top))
     assert strategy_name(strategy) == "top of predicted_loss"
@@ -334,7 +334,7 @@ def labels_of(tmp_path: Path, content: bytes | str, **how: bool) -> tuple[list[i
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     before = file.read_bytes()
     try:
-        return checked_labels(table_rows(file), file, ASKED, KNOWN, **({"partial": False, "new_classes": False} | how))
+        return validate_labels(read_table(file), file, ASKED, KNOWN, **({"partial": False, "new_classes": False} | how))
     finally:
         assert file.read_bytes() == before
 
@@ -391,7 +391,7 @@ MISTAKES: dict[str, tuple[bytes | str, list[str]]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_is_one_line(tmp_path: Path, mistake: str) -> None:
     content, expected = MISTAKES[mistake]
-    with pytest.raises(LabelsRefused) as refused:
+    with pytest.raises(InvalidLabels) as refused:
         labels_of(tmp_path, content)
     assert len(refused.value.args) == len(expected)
     for problem, part in zip(refused.value.args, expected, strict=True):
@@ -403,19 +403,19 @@ def test_each_mistake_is_one_line(tmp_path: Path, mistake: str) -> None:
 def test_parts_and_new_classes_are_accepted_if_asked_for(tmp_path: Path) -> None:
     part = HEAD + "a/2.png,dog\nb c/ö.png,\n"
     assert labels_of(tmp_path, part, partial=True) == ([-1, 1, -1], KNOWN)
-    with pytest.raises(LabelsRefused, match="must hold at least one label, has none"):
+    with pytest.raises(InvalidLabels, match="must hold at least one label, has none"):
         labels_of(tmp_path, HEAD + "a/2.png,\n", partial=True)
     new = HEAD + "b c/ö.png,owl\na/1.png,bat\na/2.png,owl\n"
     assert labels_of(tmp_path, new, new_classes=True) == ([4, 3, 3], (*KNOWN, "owl", "bat"))
-    with pytest.raises(LabelsRefused, match="label 'Cat' is no class: did you mean 'cat'"):
+    with pytest.raises(InvalidLabels, match="label 'Cat' is no class: did you mean 'cat'"):
         labels_of(tmp_path, TABLE.replace("cat", "Cat"), new_classes=True)
 
 
 def test_many_mistakes_take_no_time_and_ten_lines(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(HEAD + "".join(f"x/{n}.jpg,cat\n" for n in range(5000)))
-    with pytest.raises(LabelsRefused) as refused:
-        checked_labels(table_rows(file), file, [f"y/{n}.png" for n in range(5000)], KNOWN, False, False)
+    with pytest.raises(InvalidLabels) as refused:
+        validate_labels(read_table(file), file, [f"y/{n}.png" for n in range(5000)], KNOWN, False, False)
     assert len(refused.value.args) == 11
     assert refused.value.args[-1] == f"{file}: 9,990 more like these"
 
@@ -483,7 +483,7 @@ def test_exports_with_mistakes_are_refused(tmp_path: Path, imported: list[dict[s
         ([*minimal(two)], "task 52: must have one class, has 2: größe, cat & dog"),
         ([other], "task 53: must be answered in the control label of label_studio.xml, not in quality"),
     ):
-        with pytest.raises(LabelsRefused, match=r"label_studio_export\.json") as refused:
+        with pytest.raises(InvalidLabels, match=r"label_studio_export\.json") as refused:
             export(tmp_path, content)
         (line,) = refused.value.args
         assert said in line
@@ -494,10 +494,10 @@ def test_two_files_of_labels_are_one_too_many(tmp_path: Path) -> None:
     folder = write_request(request)
     imported = json.loads((folder / "label_studio.json").read_text())
     (folder / "label_studio_export.json").write_text(json.dumps([annotated(task, "six") for task in imported]))
-    assert LabelFiles()(request).label.tolist() == [6, 6, 6]
+    assert FileOracle()(request).label.tolist() == [6, 6, 6]
     answer(folder)
-    with pytest.raises(LabelsRefused, match="has both"):
-        LabelFiles()(request)
+    with pytest.raises(InvalidLabels, match="has both"):
+        FileOracle()(request)
 
 
 # Figures that need hidden labels
@@ -505,11 +505,11 @@ def test_two_files_of_labels_are_one_too_many(tmp_path: Path) -> None:
 
 def test_figures_that_need_hidden_labels_are_left_empty() -> None:
     target, weight = torch.eye(3), torch.tensor([1.0, 1.0, 0.0])
-    right = label_counts(target, weight, torch.tensor([0, 2, 2])).sum(dim=0)
+    right = pseudo_label_counts(target, weight, torch.tensor([0, 2, 2])).sum(dim=0)
     assert pseudo_label_quality(torch.cat([torch.zeros(3), right])) == {
         "pseudo_label_rate": pytest.approx(2 / 3), "pseudo_label_accuracy": 0.5,
     }  # fmt: skip
-    unknown = label_counts(target, weight, torch.tensor([0, 2, -1])).sum(dim=0)
+    unknown = pseudo_label_counts(target, weight, torch.tensor([0, 2, -1])).sum(dim=0)
     quality = pseudo_label_quality(torch.cat([torch.zeros(3), unknown]))
     assert quality["pseudo_label_accuracy"] is None
     assert quality["pseudo_label_rate"] == pytest.approx(2 / 3)
@@ -520,9 +520,9 @@ def test_figures_that_need_hidden_labels_are_left_empty() -> None:
 
 def test_a_simulated_oracle_needs_every_label() -> None:
     data = photos()
-    assert Simulated().admitted(data) is data
+    assert SimulatedOracle().prepare(data) is data
     some = data._replace(train_labels=data.train_labels.clone().fill_(-1))
     with pytest.raises(UserError, match=r"90 of 90 images of the pool have no label to tell .*; choose oracle=file"):
-        Simulated().admitted(some)
-    assert LabelFiles().admitted(some) is some
-    assert (LabelFiles().admitted(data).train_labels == -1).all()  # a rehearsal
+        SimulatedOracle().prepare(some)
+    assert FileOracle().prepare(some) is some
+    assert (FileOracle().prepare(data).train_labels == -1).all()  # a rehearsal

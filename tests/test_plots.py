@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sslpl.recording.plots import accuracy_limits, correlation_limits, draw, learning_curve, points, wrapped
+from sslpl.recording.plots import (
+    accuracy_limits,
+    correlation_limits,
+    draw_learning_curve,
+    learning_curve,
+    metric_points,
+    wrap_text,
+)
 
 SIX = [
     {"cycle": i, "labeled": 2500 * (i + 1), "test_accuracy": a, "loss_rank_correlation": c}
@@ -49,12 +56,12 @@ def test_every_case_leaves_one_whole_image(rows, tmp_path):
 
 
 def test_the_second_panel_appears_only_with_a_correlation():
-    assert len(draw(SIX, "sslpm", "").axes) == 2
-    assert len(draw(PLAIN, "random", "").axes) == 1
+    assert len(draw_learning_curve(SIX, "sslpm", "").axes) == 2
+    assert len(draw_learning_curve(PLAIN, "random", "").axes) == 1
 
 
 def test_the_figure_names_title_last_value_and_labels_with_separators():
-    shown = texts(draw(SIX, "sslpm+query=entropy+ssl.threshold=0.8", "cifar100, $seed$ 0"))
+    shown = texts(draw_learning_curve(SIX, "sslpm+query=entropy+ssl.threshold=0.8", "cifar100, $seed$ 0"))
     assert {
         "sslpm+query=entropy+ssl.threshold=0.8",
         "cifar100, $seed$ 0",
@@ -66,7 +73,7 @@ def test_the_figure_names_title_last_value_and_labels_with_separators():
 
 
 def test_a_long_title_stays_inside_the_image():
-    figure = draw(SIX, "sslpm+query=selective_clustering" * 6 + "x" * 200, "cifar100 resnet18 " * 12)
+    figure = draw_learning_curve(SIX, "sslpm+query=selective_clustering" * 6 + "x" * 200, "cifar100 resnet18 " * 12)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.texts]
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
@@ -77,7 +84,7 @@ def test_a_long_title_stays_inside_the_image():
 
 @pytest.mark.parametrize("rows", [SIX, PLAIN[:1], SIX * 7])
 def test_nothing_is_cut_off_at_the_edges(rows):
-    figure = draw(rows, "sslpm", "digits")
+    figure = draw_learning_curve(rows, "sslpm", "digits")
     figure.canvas.draw()
     for ax in figure.axes:
         box = ax.get_tightbbox()
@@ -114,7 +121,7 @@ def test_points_leave_out_what_is_missing_or_not_finite():
         {"labeled": 2, "test_nll": None},
         {"labeled": 3, "test_nll": 0.0},
     ]
-    assert points(rows, "test_nll") == [(3, 0.0)]
+    assert metric_points(rows, "test_nll") == [(3, 0.0)]
 
 
 def test_limits_hold_every_value_and_zero():
@@ -132,6 +139,6 @@ def test_limits_hold_every_value_and_zero():
 
 def test_wrapping_loses_nothing():
     text = "sslpm+query=entropy+ssl.threshold=0.8 on a/b, " + "x" * 50
-    assert max(map(len, wrapped(text, 12).split("\n"))) <= 12
-    assert "".join(wrapped(text, 12).split()) == "".join(text.split())
-    assert wrapped("", 10) == ""
+    assert max(map(len, wrap_text(text, 12).split("\n"))) <= 12
+    assert "".join(wrap_text(text, 12).split()) == "".join(text.split())
+    assert wrap_text("", 10) == ""

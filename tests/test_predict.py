@@ -20,16 +20,17 @@ from PIL import Image
 from test_docs import ROOT
 from torch import Tensor, nn
 
-from sslpl.command import cli
 from sslpl.data.datasets import digits
-from sslpl.data.decoding import Form, read_image
-from sslpl.models.backbones import small_cnn
+from sslpl.data.decoding import ImageFormat, read_image
+from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.models.resnets import resnet18
-from sslpl.predict import command, export, stream
-from sslpl.predict.trained import Trained
+from sslpl.models.resnet import resnet18
+from sslpl.predict import __main__ as main
+from sslpl.predict import export, stream
+from sslpl.predict.trained import TrainedModel
 from sslpl.recording import checkpoint
-from sslpl.recording.checkpoint import Signature
+from sslpl.recording.checkpoint import ModelSignature
+from sslpl.run import cli
 
 Predict = Callable[..., Result]
 needs_onnx = pytest.mark.skipif(any(find_spec(name) is None for name in export.PACKAGES), reason="needs sslpl[export]")
@@ -71,7 +72,7 @@ def predict(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         capfd.readouterr()
         code = 0
         try:
-            command.main()
+            main.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         return Result(code, *capfd.readouterr())
@@ -217,25 +218,25 @@ class Payload:
 
 
 LOADING = {"_target_": "torch.load", "f": "payload.pt", "weights_only": False}
-THROUGH_US = "sslpl.build.torch.load"  # what our modules import is not ours
+THROUGH_US = "sslpl.config.build.torch.load"  # what our modules import is not ours
 HOSTILE = {
     "a module": {"module": LOADING},
     "a module that is called later": {"module": LOADING | {"_partial_": True}},
     "a backbone": {"backbone": LOADING},
     "one by way of our own modules": {"module": LOADING | {"_target_": THROUGH_US}},
-    "a value": {"backbone": {"_target_": "sslpl.models.backbones.small_cnn", "dropout": LOADING}},
-    "a value in a list": {"backbone": {"_target_": "sslpl.models.backbones.small_cnn", "dropout": [0.1, [LOADING]]}},
-    "an argument by position": {"module": {"_target_": "sslpl.models.loss_prediction.no_module", "_args_": [LOADING]}},
+    "a value": {"backbone": {"_target_": "sslpl.models.small_cnn", "dropout": LOADING}},
+    "a value in a list": {"backbone": {"_target_": "sslpl.models.small_cnn", "dropout": [0.1, [LOADING]]}},
+    "an argument by position": {"module": {"_target_": "sslpl.models.no_module", "_args_": [LOADING]}},
     "one that is put together": {
         "backbone": {
-            "_target_": "sslpl.models.backbones.small_cnn",
+            "_target_": "sslpl.models.small_cnn",
             "dropout": "\\${oc.create:{_target_:torch.load,f:payload.pt,weights_only:false}}",
         }
     },
     "one that stands elsewhere": {"module": "${else}", "else": LOADING},
     "a target that is none": {"module": {"_target_": LOADING}},
     "a function of ours that is no network": {
-        "module": {"_target_": "sslpl.recording.files.write_whole", "path": "marked", "content": "", "_partial_": True}
+        "module": {"_target_": "sslpl.files.write_whole", "path": "marked", "content": "", "_partial_": True}
     },
 }
 
@@ -271,7 +272,7 @@ def test_networks_of_the_users_own_are_built_where_their_package_is_trusted(
     run: Path, photos: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, text = copied(run, tmp_path / "own"), (run / "config.yaml").read_text()
-    (own / "config.yaml").write_text(text.replace("sslpl.models.backbones.small_cnn", "my_networks.mine"))
+    (own / "config.yaml").write_text(text.replace("sslpl.models.backbone.small_cnn", "my_networks.mine"))
     (tmp_path / "my_networks.py").write_text(MY_NETWORKS)
     monkeypatch.syspath_prepend(tmp_path)
     done = predict(own, photos)
@@ -281,7 +282,7 @@ def test_networks_of_the_users_own_are_built_where_their_package_is_trusted(
     assert not Path("imported").exists()
     assert predict(own, photos, "--trust", "my_net").code == 2
     assert predict(own, photos, "--trust", "my_networks").code == 0
-    (own / "config.yaml").write_text(text.replace("sslpl.models.backbones.small_cnn", "my_networks.load"))
+    (own / "config.yaml").write_text(text.replace("sslpl.models.backbone.small_cnn", "my_networks.load"))
     done = predict(own, photos, "--trust", "my_networks")
     assert (done.code, len(done.err.splitlines())) == (2, 1)
     assert "my_networks.load: is defined in torch.serialization, outside of --trust" in done.err
@@ -318,7 +319,7 @@ def test_wrong_folders_and_options_are_refused_in_one_line(
 
 
 def test_a_finished_run_keeps_the_signature_of_its_networks(run: Path) -> None:
-    assert checkpoint.load_weights(run / "checkpoint").signature == Signature(
+    assert checkpoint.load_weights(run / "checkpoint").signature == ModelSignature(
         tuple("0123456789"), (1, 8, 8), 8, digits().mean, digits().std
     )
 
@@ -338,7 +339,7 @@ def pixels() -> np.ndarray:
 
 
 def pixels_of(path: Path, shape: tuple[int, int, int], resize: int) -> Tensor:
-    return read_image(str(path), Form(shape[0], resize, shape[1]))
+    return read_image(str(path), ImageFormat(shape[0], resize, shape[1]))
 
 
 def reference(values: np.ndarray) -> Tensor:
@@ -400,14 +401,14 @@ def test_a_large_photo_looks_the_same_when_decoded_small(tmp_path: Path) -> None
 def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Path] = []
 
-    def read(path: str, form: Form) -> Tensor:
+    def read(path: str, form: ImageFormat) -> Tensor:
         begun.append(Path(path))
         return torch.zeros(form.shape, dtype=torch.uint8)
 
     monkeypatch.setattr(stream, "read_image", read)
     files = stream.image_files(photos)
-    signature = Signature(("a",), (1, 8, 8), 8, (0.5,), (0.5,))
-    for number, group in enumerate(stream.groups(files, signature, 50, threads=2)):
+    signature = ModelSignature(("a",), (1, 8, 8), 8, (0.5,), (0.5,))
+    for number, group in enumerate(stream.image_groups(files, signature, 50, threads=2)):
         assert group.paths == files[50 * number : 50 * (number + 1)]
         assert len(begun) <= 50 * (number + 1 + stream.AHEAD)
     assert len(begun) == 360
@@ -416,7 +417,7 @@ def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.Monk
 # ONNX.
 
 
-def trained(backbone_of: Callable[..., Any], convolutional: bool | None, shape: tuple[int, int, int]) -> Trained:
+def trained(backbone_of: Callable[..., Any], convolutional: bool | None, shape: tuple[int, int, int]) -> TrainedModel:
     """Untrained networks whose batch norms are not the identity."""
     torch.manual_seed(0)
     backbone = backbone_of(num_classes=5, in_channels=shape[0])
@@ -426,7 +427,9 @@ def trained(backbone_of: Callable[..., Any], convolutional: bool | None, shape: 
             nn.init.uniform_(layer.running_var, 0.5, 2.0)
             nn.init.uniform_(layer.weight, 0.5, 2.0)
     module = None if convolutional is None else LossPredictionModule(backbone.channels, convolutional)
-    return Trained(backbone, module, Signature(tuple("abcde"), shape, 8, (0.4,) * shape[0], (0.3,) * shape[0]))
+    return TrainedModel(
+        backbone, module, ModelSignature(tuple("abcde"), shape, 8, (0.4,) * shape[0], (0.3,) * shape[0])
+    )
 
 
 @needs_onnx
@@ -447,7 +450,7 @@ def test_an_onnx_file_says_what_its_networks_say(
         torch.randint(0, 256, (5, *shape), dtype=torch.uint8),
     )
     model = export.onnx_model(networks)
-    assert export.difference(model, networks, images) < 1e-5
+    assert export.max_difference(model, networks, images) < 1e-5
     session = onnxruntime.InferenceSession(model)
     names = [output.name for output in session.get_outputs()]
     assert names == ["logits", "probabilities", "embedding", *([] if convolutional is None else ["predicted_loss"])]
@@ -455,7 +458,7 @@ def test_an_onnx_file_says_what_its_networks_say(
     changed = next(networks.backbone.parameters())
     with torch.no_grad():
         changed.mul_(1.5)
-    assert export.difference(model, networks, images) > export.TOLERANCE
+    assert export.max_difference(model, networks, images) > export.TOLERANCE
     if convolutional is not None:  # the exporter has left nothing of its own in the module
         loss = networks.module(networks.backbone.eval()(torch.rand(2, *shape)).maps)  # type: ignore[misc]
         assert loss.isfinite().all()
@@ -469,17 +472,17 @@ def test_an_onnx_file_is_kept_only_if_it_agrees(
     assert (done.code, done.err) == (0, "")
     assert "predictions/model.onnx: differs from the networks by" in done.out
     assert Path("predictions/model.onnx").stat().st_size > 100_000
-    monkeypatch.setattr(command, "onnx_model", lambda _: b"")
-    monkeypatch.setattr(command, "difference", lambda *_: float("nan"))
+    monkeypatch.setattr(main, "onnx_model", lambda _: b"")
+    monkeypatch.setattr(main, "difference", lambda *_: float("nan"))
     done = predict(run, photos / "b", "--export")
     assert done.code == 1
     assert "not written" in done.err
     assert sorted(path.name for path in Path("predictions").iterdir()) == ["predictions.csv", "predictions.npz"]
 
-    def fails(_: Trained) -> bytes:
+    def fails(_: TrainedModel) -> bytes:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr(command, "onnx_model", fails)
+    monkeypatch.setattr(main, "onnx_model", fails)
     done = predict(run, photos / "b", "--export")
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert "no such operation" in done.err

@@ -21,17 +21,17 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.v2 import functional as reference
 
-from sslpl import identity
-from sslpl.build import build_setup, with_fingerprints
-from sslpl.command import cli
-from sslpl.cycle import empty_state, initial_state
-from sslpl.data.contrastive import Views, draw_boxes, jittered, resized_crop
-from sslpl.learn.contrastive import SimCLR, neighbors_accuracy, nt_xent, whole_batches
-from sslpl.models.backbones import small_cnn
-from sslpl.models.pretrained import Start, file_weights, started
-from sslpl.pretrain import command, work
-from sslpl.querying import first_picked, query_context
-from sslpl.recording import checkpoint
+from sslpl.config import identity
+from sslpl.config.build import build_setup, with_fingerprints
+from sslpl.loop import empty_state, initial_state
+from sslpl.models.backbone import small_cnn
+from sslpl.models.starting_weights import Start, file_weights, start_backbone
+from sslpl.phases.query import initial_selection, query_context
+from sslpl.pretrain import __main__ as main
+from sslpl.pretrain.simclr import SimCLR, knn_accuracy, nt_xent, whole_batches
+from sslpl.pretrain.simclr_views import SimCLRViews, color_jitter, draw_boxes, resized_crop
+from sslpl.recording import checkpoint, progress
+from sslpl.run import errors, jobs
 from sslpl.seeds import rng
 from sslpl.setup import Setup
 from sslpl.types import UserError
@@ -76,8 +76,8 @@ class TestViews:
         expected = reference.adjust_contrast(expected, 1.3)
         expected = reference.adjust_saturation(expected, 0.6)
         expected = reference.adjust_hue(expected, -0.08)
-        torch.testing.assert_close(jittered(images, jitter), expected, atol=1e-5, rtol=0)
-        gray = jittered(images[:, :1], jitter)
+        torch.testing.assert_close(color_jitter(images, jitter), expected, atol=1e-5, rtol=0)
+        gray = color_jitter(images[:, :1], jitter)
         expected = reference.adjust_contrast(reference.adjust_brightness(images[:, :1], 0.7), 1.3)
         torch.testing.assert_close(gray, expected, atol=1e-5, rtol=0)
 
@@ -85,7 +85,7 @@ class TestViews:
     def test_views_have_the_asked_shares_and_depend_on_their_draws_alone(self, channels: int) -> None:
         mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels]
         options = {"flip": True, "smallest_crop": 0.2, "jitter": 0.5, "jitter_probability": 0.8}
-        views, images = Views(mean, std, gray_probability=0.2, **options), random_images(channels, 8, 8)  # type: ignore[arg-type]
+        views, images = SimCLRViews(mean, std, gray_probability=0.2, **options), random_images(channels, 8, 8)  # type: ignore[arg-type]
         draws = views.draw(10_000, 8, 8, rng(0, "views"))
         still = (draws.jitter == torch.tensor([1.0, 1, 1, 0])).all(dim=1)
         for share, expected in ((draws.flip, 0.5), (still, 0.2), (draws.gray, 0.2)):
@@ -96,7 +96,9 @@ class TestViews:
         assert torch.equal(first, second)
         back = first * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
         assert -1e-4 < float(back.amin()) < float(back.amax()) < 1 + 1e-4
-        plain = Views(mean, std, flip=False, smallest_crop=1.0, jitter=0.0, jitter_probability=1.0, gray_probability=0)
+        plain = SimCLRViews(
+            mean, std, flip=False, smallest_crop=1.0, jitter=0.0, jitter_probability=1.0, gray_probability=0
+        )
         torch.testing.assert_close(plain(images, plain.draw(12, 8, 8, rng(0, "views"))), plain.plain(images))
 
 
@@ -119,8 +121,8 @@ class TestLearning:
             for row in cosine.argsort(descending=True)[:7]:
                 votes[labels[row]] += math.exp(float(cosine[row]) / 0.1)
             right += int(votes.argmax() == label)
-        assert neighbors_accuracy(known, labels, test, truth, 7, 0.1) == right / 40
-        assert neighbors_accuracy(known[:0], labels[:0], test, truth) is None
+        assert knn_accuracy(known, labels, test, truth, 7, 0.1) == right / 40
+        assert knn_accuracy(known[:0], labels[:0], test, truth) is None
 
     def test_batches_have_one_size_and_rates_fall_to_a_thousandth(self) -> None:
         batches = whole_batches(10, 4, rng(0, "order"))
@@ -143,7 +145,7 @@ def pretrain(capfd: pytest.CaptureFixture[str], monkeypatch: Patch, tmp_path: Pa
         GlobalHydra.instance().clear()
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            command.main()
+            main.main()
         out, err = capfd.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 
@@ -199,14 +201,14 @@ class TestCommand:
         assert timeless(whole) == timeless(killed_folder)
 
     def test_a_signal_saves_and_ends_with_its_code(self, pretrain: Command, monkeypatch: Patch) -> None:
-        advance = work.Progress.advance
+        advance = progress.Progress.advance
 
-        def signalled(self: work.Progress, *arguments: Any) -> None:
+        def signalled(self: progress.Progress, *arguments: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             advance(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(work.Progress, "advance", signalled)
+            patch.setattr(progress.Progress, "advance", signalled)
             done = pretrain(*QUICK)
         assert (done.code, done.err) == (143, "sslpl: interrupted by SIGTERM; the same command goes on\n")
         assert [path.name for path in (made() / "checkpoint").iterdir()] == ["state.ckpt"]
@@ -267,8 +269,8 @@ def weights_file(path: Path, seed: int = 5, head: bool = False) -> Path:
 
 def config_of(*overrides: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.composed(overrides)[0]
+    with initialize_config_dir(str(errors.CONF), version_base="1.3"):
+        return jobs.compose_config(overrides)[0]
 
 
 def setup_of(*overrides: str) -> Setup:
@@ -298,11 +300,11 @@ class TestStart:
         same, fewer, half = backbone_of(seed=1), backbone_of(classes=4, seed=1), backbone_of(seed=1)
         heads = [backbone.head.weight.clone() for backbone in (fewer, half)]
         for backbone in (same, fewer):
-            started(backbone, Start(str(path)))
+            start_backbone(backbone, Start(str(path)))
             assert torch.equal(backbone.state_dict()["stages.0.0.0.weight"], weights["stages.0.0.0.weight"])
         del weights["head.bias"]
         torch.save(weights, path)
-        started(half, Start(str(path)))
+        start_backbone(half, Start(str(path)))
         assert torch.equal(same.head.weight, weights["head.weight"])
         assert all(map(torch.equal, heads, (fewer.head.weight, half.head.weight)))
 
@@ -438,9 +440,9 @@ class TestColdStart:
         start = (f"backbone.weights={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
         setup = setup_of(f"method={query}", *start)
         state = empty_state(setup)
-        first = first_picked(setup, state)
+        first = initial_selection(setup, state)
         assert len(first.index.unique()) == 24
-        assert torch.equal(first.index, first_picked(setup, state).index)
+        assert torch.equal(first.index, initial_selection(setup, state).index)
         context = query_context(setup, state)
         assert (len(context.labeled), len(context.unlabeled)) == (0, 1437)
         assert context.labeled_predictions.embedding.shape == (0, 256)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sslpl.recording import progress as module
-from sslpl.recording.progress import Phase, Progress, duration, expected_seconds
+from sslpl.recording.progress import PhaseCounters, Progress, duration, expected_seconds
 from sslpl.recording.terminal import cycles_table, print_result
 
 ROW = {
@@ -145,7 +145,7 @@ def test_expected_seconds_follow_what_was_seen():
 
 
 def test_speed_forgets_the_distant_past(clock):
-    phase = Phase("train", 1000)
+    phase = PhaseCounters("train", 1000)
     clock.now += 100
     phase.done, phase.images = 1, 10
     phase.speeds(clock.now)

@@ -14,11 +14,11 @@ from querying import context, predicting
 from test_docs import code
 from torch import Generator
 
-from sslpl.command.cli import CONF
 from sslpl.query.scorers import entropy
-from sslpl.query.selectors import ranked, selective_clustering
-from sslpl.query.strategies import picked
-from sslpl.types import Picked, QueryContext, QueryStrategy
+from sslpl.query.selection import ranked, select_rows
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.run.errors import CONF
+from sslpl.types import QueryContext, QueryStrategy, Selection
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHORT = {  # what the contract asks of a strategy that trains networks, it asks of a few steps too
@@ -59,54 +59,54 @@ def test_the_strategy_of_the_guide_keeps_the_contract(tmp_path: Path, monkeypatc
     contract(strategy("lowest_logit", tmp_path))
 
 
-def taking(rows: torch.Tensor, context: QueryContext) -> Picked:
-    return picked(context, rows)
+def taking(rows: torch.Tensor, context: QueryContext) -> Selection:
+    return select_rows(context, rows)
 
 
-def with_replacement(context: QueryContext, n: int, rng: Generator) -> Picked:
+def with_replacement(context: QueryContext, n: int, rng: Generator) -> Selection:
     return taking(torch.randint(len(context.unlabeled), (n,), generator=rng), context)
 
 
-def labeled_return(context: QueryContext, n: int, rng: Generator) -> Picked:
+def labeled_return(context: QueryContext, n: int, rng: Generator) -> Selection:
     whole = torch.cat([context.labeled, context.unlabeled])
     index = whole[torch.randperm(len(whole), generator=rng)[:n]]
-    return Picked(index, torch.zeros(n, dtype=torch.float64))
+    return Selection(index, torch.zeros(n, dtype=torch.float64))
 
 
-def unseeded(context: QueryContext, n: int, rng: Generator) -> Picked:
+def unseeded(context: QueryContext, n: int, rng: Generator) -> Selection:
     return taking(torch.randperm(len(context.unlabeled))[:n], context)
 
 
-def the_first(context: QueryContext, n: int, rng: Generator) -> Picked:
+def the_first(context: QueryContext, n: int, rng: Generator) -> Selection:
     return taking(torch.arange(n), context)
 
 
-def in_train_mode(context: QueryContext, n: int, rng: Generator) -> Picked:
+def in_train_mode(context: QueryContext, n: int, rng: Generator) -> Selection:
     context.backbone.train()(torch.rand(4, 1, 8, 8, generator=rng))
     context.backbone.eval()
     return taking(torch.randperm(len(context.unlabeled), generator=rng)[:n], context)
 
 
-def in_place(context: QueryContext, n: int, rng: Generator) -> Picked:
+def in_place(context: QueryContext, n: int, rng: Generator) -> Selection:
     context.predictions.logits.sub_(1)
     return taking(torch.randperm(len(context.unlabeled), generator=rng)[:n], context)
 
 
-def by_numpys_seed(context: QueryContext, n: int, rng: Generator) -> Picked:
+def by_numpys_seed(context: QueryContext, n: int, rng: Generator) -> Selection:
     np.random.seed(0)  # noqa: NPY002
     return taking(torch.from_numpy(np.random.permutation(len(context.unlabeled)))[:n], context)  # noqa: NPY002
 
 
-def peeking(context: QueryContext, n: int, rng: Generator) -> Picked:
-    return taking(ranked(context.oracle(), rng)[:n], context)
+def peeking(context: QueryContext, n: int, rng: Generator) -> Selection:
+    return taking(ranked(context.hidden_labels(), rng)[:n], context)
 
 
-def all_pairs(context: QueryContext, n: int, rng: Generator) -> Picked:
+def all_pairs(context: QueryContext, n: int, rng: Generator) -> Selection:
     embedding = context.predictions.embedding
     return taking(ranked(torch.cdist(embedding, embedding).mean(dim=1), rng)[:n], context)
 
 
-def all_pairs_by_scipy(context: QueryContext, n: int, rng: Generator) -> Picked:
+def all_pairs_by_scipy(context: QueryContext, n: int, rng: Generator) -> Selection:
     from scipy.spatial.distance import pdist
 
     pdist(context.predictions.embedding.numpy())

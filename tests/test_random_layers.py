@@ -14,20 +14,21 @@ from test_identity import config_of
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from sslpl.build import build_setup
-from sslpl.cycle import initial_state
-from sslpl.data.contrastive import Views
+from sslpl.config.build import build_setup
 from sslpl.data.datasets import digits
-from sslpl.learn.contrastive import Learner, Pretraining, SimCLR, learner, pretrain, projection_head
+from sslpl.distributed.world import World
 from sslpl.learn.joint import mask_draws
-from sslpl.models.backbones import Frozen, small_cnn
+from sslpl.loop import initial_state
+from sslpl.models.backbone import small_cnn
+from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.libraries import torchvision
-from sslpl.processes import World
-from sslpl.querying import asked
+from sslpl.phases.query import run_strategy
+from sslpl.pretrain.simclr import Pretraining, PretrainState, SimCLR, initial_learner, pretrain, projection_head
+from sslpl.pretrain.simclr_views import SimCLRViews
 from sslpl.recording import checkpoint
-from sslpl.seeds import rng, seeded, seeded_draws
+from sslpl.seeds import build_seeded, rng, seeded_draws
 from sslpl.setup import Setup
-from sslpl.types import Features, Picked, QueryContext
+from sslpl.types import Features, QueryContext, Selection
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -177,7 +178,7 @@ def test_draws_go_on_outside_as_they_were() -> None:
         raise KeyError
     assert torch.equal(torch.rand(3), expected)
     torch.manual_seed(0)
-    seeded(lambda: torch.rand(5), 0, "weights")
+    build_seeded(lambda: torch.rand(5), 0, "weights")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -185,7 +186,7 @@ def test_draws_go_on_outside_as_they_were() -> None:
 def test_what_the_fine_tune_and_the_query_see_has_no_mask(name: str) -> None:
     shape = {"num_classes": 3, "in_channels": 1, "dropout": 0.5}
     network = small_cnn(**shape) if name == "small_cnn" else torchvision(**shape, image_size=8, name=name)  # type: ignore[arg-type]
-    images, frozen = torch.randn(4, 1, 8, 8), Frozen(network.train(), bfloat16=False)
+    images, frozen = torch.randn(4, 1, 8, 8), FrozenBackbone(network.train(), bfloat16=False)
     before = torch.get_rng_state()
     assert torch.equal(frozen(images).logits, frozen(images).logits)
     assert torch.equal(torch.get_rng_state(), before)
@@ -204,16 +205,16 @@ class Dropping(nn.Module):
         return features._replace(embedding=functional.dropout(features.embedding, 0.5, self.training))
 
 
-def contrastive(killed_after: int | None = None) -> Learner:
+def contrastive(killed_after: int | None = None) -> PretrainState:
     """Two epochs of three steps; with a kill, the second life begins with what was saved."""
     data, options = digits("data"), SimCLR(epochs=2, batch_size=400, precision="float32")
     jitter = {"jitter": 0.5, "jitter_probability": 0.8, "gray_probability": 0.2}
-    views = Views(data.mean, data.std, flip=False, smallest_crop=0.5, **jitter)  # type: ignore[arg-type]
+    views = SimCLRViews(data.mean, data.std, flip=False, smallest_crop=0.5, **jitter)  # type: ignore[arg-type]
     task = Pretraining(options, data.train, views, 0, CPU, bfloat16=False)
 
-    def fresh() -> Learner:
-        network = seeded(lambda: Dropping(small_cnn(num_classes=10, in_channels=1)), 0, "network")
-        return learner(network, seeded(lambda: projection_head(256, 8), 0, "projection"), options, CPU)
+    def fresh() -> PretrainState:
+        network = build_seeded(lambda: Dropping(small_cnn(num_classes=10, in_channels=1)), 0, "network")
+        return initial_learner(network, build_seeded(lambda: projection_head(256, 8), 0, "projection"), options, CPU)
 
     state = fresh()
     for step, _ in enumerate(pretrain(task, state), start=1):
@@ -233,11 +234,11 @@ def test_a_contrastive_pre_training_repeats_its_masks_and_survives_a_kill() -> N
 
 
 def test_what_a_strategy_draws_globally_is_seeded() -> None:
-    def by_dropout(context: QueryContext, n: int, rng: Generator) -> Picked:
+    def by_dropout(context: QueryContext, n: int, rng: Generator) -> Selection:
         score = functional.dropout(torch.ones(len(context.unlabeled))).double()
-        return Picked(context.unlabeled[score.argsort(stable=True)][:n], score[:n])
+        return Selection(context.unlabeled[score.argsort(stable=True)][:n], score[:n])
 
     setup = setup_of(*TINY)._replace(query=by_dropout)
     state = initial_state(setup)
-    first, second = (asked(setup, state, 5, rng(0, "query")).index.tolist() for _ in range(2))
+    first, second = (run_strategy(setup, state, 5, rng(0, "query")).index.tolist() for _ in range(2))
     assert first == second

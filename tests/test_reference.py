@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sslpl import ranking
 from sslpl.data.batches import unlabeled_batch_size
 from sslpl.data.operations import apply_operation, cutout, cutout_corner
-from sslpl.learn import ranking
-from sslpl.learn.ssl import confident, pseudo_label_hard, pseudo_label_soft
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.pool import trimmed
-from sslpl.query.selectors import selective_clustering
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.ssl.rules import confident_rows, pseudo_label_hard, pseudo_label_soft
+from sslpl.trimming import trimmed_positions
 
 FOLDER = Path(os.environ.get("SSLPL_REFERENCE_DIR", Path(__file__).parent / "data" / "reference"))
 
@@ -48,11 +48,13 @@ def test_ranking_losses() -> None:
     split = [torch.split(tensor(data[key]), sizes) for key in ("predicted", "target", "bce_grad")]
     for k, (predicted, target, grad) in enumerate(zip(*split, strict=True)):
         predicted = predicted.clone().requires_grad_(True)
-        loss = ranking.bce(predicted, target)
+        loss = ranking.bce_ranking_loss(predicted, target)
         loss.backward()
         np.testing.assert_allclose(loss.item(), data["bce"][k], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(predicted.grad, grad, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(ranking.margin(predicted, target).item(), data["margin"][k], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            ranking.margin_ranking_loss(predicted, target).item(), data["margin"][k], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_loss_prediction_module() -> None:
@@ -75,12 +77,12 @@ def test_pseudo_label_ranking(kind: str) -> None:
         labeler = {"soft": pseudo_label_soft, "hard": pseudo_label_hard}[kind]
         target, weight = labeler(tensor(case["weak_logits"]), threshold=float(case["threshold"]))
         np.testing.assert_array_equal(weight > 0, case["confident"])
-        used = confident(weight)
+        used = confident_rows(weight)
         np.testing.assert_array_equal(used, case["used_index"])
         predicted = tensor(case["predicted"]).requires_grad_(True)
         loss = cross_entropy(tensor(case["strong_logits"])[used], target[used], reduction="none")
         np.testing.assert_allclose(loss, case[f"{kind}_pseudo_loss"], rtol=1e-4, atol=1e-5)
-        term = ranking.bce(predicted[used], loss)
+        term = ranking.bce_ranking_loss(predicted[used], loss)
         expected = float(case[f"{kind}_ranking_bce"])
         if np.isnan(expected):  # no confident image: the published code divides by zero
             assert term.item() == 0.0
@@ -100,7 +102,7 @@ def test_selective_clustering() -> None:
 
 def test_trimming() -> None:
     for case in cases("trimming"):
-        removed = trimmed(
+        removed = trimmed_positions(
             tensor(case["labeled_index"]),
             tensor(case["labeled_loss"]),
             tensor(case["queried_index"]),

@@ -14,20 +14,21 @@ import pytest
 from conftest import TINY, Result
 from folders import CLASSES, write_run
 
-from sslpl.recording.views import aubc
-from sslpl.report import command, compare, sections, tables
-from sslpl.report.boards import Board, area, boards, curve
+from sslpl.recording.run_tables import aubc
+from sslpl.report import __main__ as main
+from sslpl.report import compare, sections, tables
 from sslpl.report.caveats import caveats
-from sslpl.report.charts import board_data
+from sslpl.report.charts import chart_data
+from sslpl.report.comparison import DatasetComparison, area, compare_datasets, curve
 from sslpl.report.figures import draw_board, png
-from sslpl.report.looks import looks
 from sslpl.report.page import page
 from sslpl.report.read import read_run, read_runs
+from sslpl.report.styles import arm_styles
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     monkeypatch.setattr("sys.argv", ["report", *map(str, arguments)])
-    command.main()
+    main.main()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -35,10 +36,10 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def only_board(root: Path) -> Board:
+def only_board(root: Path) -> DatasetComparison:
     runs, damaged = read_runs([root])
     assert not damaged
-    (found,) = boards(runs)
+    (found,) = compare_datasets(runs)
     return found
 
 
@@ -125,7 +126,7 @@ def test_ranks_over_datasets(sweep: Path) -> None:
     for seed in range(2):
         write_run(sweep, "random", seed, [0.5, 0.6], dataset="cifar10")
         write_run(sweep, "sslpm", seed, [0.5, 0.7], dataset="cifar10")
-    labels, by_dataset, means = compare.ranks(boards(read_runs([sweep])[0]))
+    labels, by_dataset, means = compare.ranks(compare_datasets(read_runs([sweep])[0]))
     assert labels == ["random", "sslpm"]
     assert by_dataset.tolist() == [[2, 1], [1, 2]]  # cifar10, digits
     assert means.tolist() == [1.5, 1.5]
@@ -137,7 +138,7 @@ def test_penalties_over_datasets_add_up(tmp_path: Path) -> None:
             write_run(tmp_path, "random", seed, [0.5, 0.6 + 0.001 * seed], dataset=dataset)
             write_run(tmp_path, "sslpm", seed, [0.5, 0.7 - 0.001 * seed], dataset=dataset)
             write_run(tmp_path, "only_here", seed, [0.5, 0.9], dataset="digits") if dataset == "digits" else None
-    labels, total = compare.total_penalties(boards(read_runs([tmp_path])[0]))
+    labels, total = compare.total_penalties(compare_datasets(read_runs([tmp_path])[0]))
     assert labels == ["random", "sslpm"]
     assert total[1, 0] == 1.0  # half of the cycles of each
     assert total[0, 1] == 0.0
@@ -222,7 +223,7 @@ def test_unfinished_runs_do_not_count_and_are_shown(sweep: Path, monkeypatch: py
     write_run(sweep, "bald", 0, [0.1], state="failed", error="out of <memory>")
     board = only_board(sweep)
     assert tables.summary_csv(tables.measured([board])) == before
-    text = page([board], looks([board]), [])
+    text = page([board], arm_styles([board]), [])
     assert "1 of 4 cycles: out of &lt;memory&gt;" in text
     assert "missing" in text
     assert '"partial": [["random", [[20.0, 0.1], [40.0, 0.1]]]' in text
@@ -299,7 +300,7 @@ def test_latex_is_escaped_and_marks_the_best(
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     write_run(tmp_path, "a<script>+b", 0, [0.5, 0.6], dataset="{{data}}<i>")
     board = only_board(tmp_path)
-    text = page([board], looks([board]), ["{{style}}<b>"])
+    text = page([board], arm_styles([board]), ["{{style}}<b>"])
     assert "a<script>" not in text
     assert "<i>" not in text.replace("<i class", "")
     (data,) = re.findall(r'id="data">(.*?)</script>', text, flags=re.DOTALL)
@@ -307,16 +308,16 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
 
 
 def test_a_label_keeps_its_look(sweep: Path) -> None:
-    few = looks([only_board(sweep)])
+    few = arm_styles([only_board(sweep)])
     write_run(sweep, "bald", 0, [0.5, 0.6, 0.7, 0.8])
-    many = looks([only_board(sweep)])
+    many = arm_styles([only_board(sweep)])
     assert all(few[name].color == many[name].color for name in ("random", "sslpm", "full"))
     assert len({(look.color, look.dash) for look in many.values()}) == len(many)
 
 
 def test_the_page_asks_for_nothing_else(sweep: Path) -> None:
     board = only_board(sweep)
-    text = page([board], looks([board]), [])
+    text = page([board], arm_styles([board]), [])
     assert re.findall(r'(?:src|href)="(?!#)', text) == []
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)|@import|fetch\(|XMLHttpRequest", text) == []
     assert "default-src 'none'" in text
@@ -335,7 +336,7 @@ def test_a_run_of_the_framework_is_read_whole(sslpl: Callable[..., Result]) -> N
 
 def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
     board = only_board(sweep)
-    charts = {chart["title"]: chart for chart in board_data(board, looks([board]), CLASSES)["charts"]}
+    charts = {chart["title"]: chart for chart in chart_data(board, arm_styles([board]), CLASSES)["charts"]}
     accuracy = dict(charts["Test accuracy"]["series"])
     half = 4.302653 * 0.01 / math.sqrt(3)  # Student's t for three seeds
     assert accuracy["random"][0] == pytest.approx([20, 0.51, 0.51 - half, 0.51 + half, 3, half])
@@ -352,7 +353,7 @@ def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Pa
     for seed, accuracy in enumerate(([0.01, 0.99], [0.2, 0.8])):  # of whose intervals the ends are impossible
         write_run(tmp_path, "random", seed, accuracy)
     board = only_board(tmp_path)
-    charts = {chart["title"]: chart for chart in board_data(board, looks([board]), CLASSES)["charts"]}
+    charts = {chart["title"]: chart for chart in chart_data(board, arm_styles([board]), CLASSES)["charts"]}
     half = 12.7062 * 0.095  # Student's t for two seeds
     for title in ("Test accuracy", "Test accuracy over time"):
         first, last = dict(charts[title]["series"])["random"]
@@ -362,7 +363,7 @@ def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Pa
     nll = charts["Negative log-likelihood on the test set"]
     assert dict(nll["series"])["random"][1][1:] == pytest.approx([0.105, 0, 0.105 + half, 2, half], rel=1e-4)
     assert nll["range"] == [0, None]
-    (axes,) = draw_board(board, looks([board])).axes
+    (axes,) = draw_board(board, arm_styles([board])).axes
     (drawn,) = axes.collections
     assert drawn.get_paths()[0].vertices[:, 1].min() >= 0
     assert drawn.get_paths()[0].vertices[:, 1].max() <= 1
@@ -372,7 +373,7 @@ def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Pa
 
 def test_the_results_table_says_what_is_saved_and_gained(sweep: Path) -> None:
     board = only_board(sweep)
-    text = sections.main_table(board, looks([board]))
+    text = sections.main_table(board, arm_styles([board]))
     assert "53<small>33% fewer than 80</small>" in text  # entropy: 40 + 20 x 0.039 / 0.059
     assert "not reached" in text  # sslpm
     assert "<td>95.00</td>" in text  # random: 19 points in 12 seconds
@@ -381,7 +382,7 @@ def test_the_results_table_says_what_is_saved_and_gained(sweep: Path) -> None:
 def test_the_figure_names_every_line_inside_its_edges(sweep: Path) -> None:
     write_run(sweep, "sslpm+query.scorer=entropy+ssl.threshold=0.8", 0, [0.5, 0.6, 0.7, 0.8])
     board = only_board(sweep)
-    figure = draw_board(board, looks([board]))
+    figure = draw_board(board, arm_styles([board]))
     png(figure)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [line.name for line in board.lines] + [

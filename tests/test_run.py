@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
+from sslpl import state
 from sslpl.recording import checkpoint, recorder
-from sslpl.recording.views import COLUMNS
+from sslpl.recording.run_tables import COLUMNS
 
 Command = Callable[..., Result]
 METHODS = ("sslpm", "scal", "learning_loss", "entropy", "random")
@@ -125,7 +126,7 @@ def test_a_kill_before_the_last_tables_loses_nothing(sslpl: Command, monkeypatch
     assert sslpl(*TINY, "runtime.output_dir=whole").code == 0
     file = recorder.Recorder.file
 
-    def dying_file(self: recorder.Recorder, state: recorder.State) -> None:
+    def dying_file(self: recorder.Recorder, state: state.State) -> None:
         if len(state.history) == 3:
             raise Killed
         file(self, state)
@@ -147,7 +148,7 @@ def test_a_signal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: pyte
     import os
     import signal
 
-    step, seen = recorder.Recorder.step, []
+    step, seen = recorder.Recorder.on_step, []
 
     def signalled(self: recorder.Recorder, *arguments: object) -> None:
         seen.append(1)
@@ -155,12 +156,12 @@ def test_a_signal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recorder.Recorder, "step", signalled)
+    monkeypatch.setattr(recorder.Recorder, "on_step", signalled)
     done = sslpl(*TINY)
     assert done.code == 128 + signal.SIGTERM
     assert done.err == "sslpl: interrupted by SIGTERM; the same command goes on\n"
     assert json.loads((run_folder() / "status.json").read_text())["state"] == "interrupted"
-    monkeypatch.setattr(recorder.Recorder, "step", step)
+    monkeypatch.setattr(recorder.Recorder, "on_step", step)
     assert sslpl(*TINY).code == 0
 
 

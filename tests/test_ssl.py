@@ -12,24 +12,27 @@ from conftest import TINY, Result, run_folder, timeless
 from test_run import Killed
 from torch import Tensor
 
-from sslpl.command.cli import CONF
-from sslpl.cycle import initial_state, proceed
-from sslpl.data.augment import Augmentation
+from sslpl import ranking
+from sslpl.budget import Budget
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import digits
-from sslpl.learn import measured, plan, ranking
-from sslpl.learn.adaptive import FlexMatch, FreeMatch, SoftMatch
-from sslpl.learn.average import averaged
-from sslpl.learn.finetune import finetune
-from sslpl.learn.joint import train
-from sslpl.learn.ssl import Consistency, LabelGuessing, MeanTeacher, diverged, pseudo_label_soft, uda
-from sslpl.models.backbones import small_cnn
+from sslpl.learn import finetune_epoch, frozen_losses
+from sslpl.learn.averages import update_teacher
+from sslpl.loop import advance, initial_state
+from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.pool import Budget
-from sslpl.query.strategies import score_then_select
+from sslpl.phases.finetune import finetune
+from sslpl.phases.train import train
+from sslpl.query.score_then_select import score_then_select
 from sslpl.recording import checkpoint
-from sslpl.seeds import seeded
-from sslpl.setup import Setup, Training
+from sslpl.run.errors import CONF
+from sslpl.seeds import build_seeded
+from sslpl.setup import Setup
+from sslpl.ssl import rules
+from sslpl.ssl.adaptive import FlexMatch, FreeMatch, SoftMatch
+from sslpl.ssl.rules import Consistency, LabelGuessing, MeanTeacher, divergence_from, pseudo_label_soft, uda
 from sslpl.state import State, weights_of
+from sslpl.training import Training
 from sslpl.types import PseudoLabel
 
 Command = Callable[..., Result]
@@ -161,7 +164,7 @@ def test_divergences_by_hand(kind: str) -> None:
     weak[0, 0] = 1000.0  # a probability of 0 has no logarithm
     target, weight = Consistency()(weak)
     assert weight.tolist() == [1] * 6
-    for image, value in enumerate(diverged(strong, target, kind).tolist()):  # type: ignore[arg-type]
+    for image, value in enumerate(divergence_from(strong, target, kind).tolist()):  # type: ignore[arg-type]
         pairs = list(zip(target[image].tolist(), softmax(strong[image].tolist()), strict=True))
         expected = {
             "cross_entropy": sum(-t * math.log(s) for t, s in pairs),
@@ -178,7 +181,7 @@ def test_the_teacher_is_the_true_mean_then_the_exponential_one() -> None:
         for parameter in network.parameters():
             parameter.data.normal_()
         network.train()(torch.randn(4, 1, 4, 4))  # moves the statistics of the batch norms
-        teacher = averaged(teacher, network, 0.75, steps)
+        teacher = update_teacher(teacher, network, 0.75, steps)
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
         for name in ("head.weight", "stages.0.0.1.running_var"):
             expected = seen[0][name]
@@ -188,25 +191,25 @@ def test_the_teacher_is_the_true_mean_then_the_exponential_one() -> None:
             torch.testing.assert_close(teacher[name], expected)
             if steps <= 4:
                 torch.testing.assert_close(teacher[name], torch.stack([w[name] for w in seen]).mean(dim=0))
-    restarted = averaged(teacher, network, 0.75, 1)
+    restarted = update_teacher(teacher, network, 0.75, 1)
     assert torch.equal(restarted["head.weight"], network.state_dict()["head.weight"])
     small_cnn(num_classes=3, in_channels=1).load_state_dict(restarted)
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 def test_ranking_with_weights_by_hand(loss: Callable[..., Tensor]) -> None:
     predicted = torch.tensor([1.0, 0.0, 0.5, -1.0, 9.0])
     target = torch.tensor([3.0, 2.0, 1.0, 0.0, 9.0])  # pairs (0, 3) with gap 2 and (1, 2) with gap -0.5; the last drops
     weight = torch.tensor([0.5, 1.0, 0.25, 0.8, 0.1])
     pairs = {
-        ranking.bce: (math.log1p(math.exp(-2.0)), math.log1p(math.exp(0.5))),
-        ranking.margin: (0.0, 1.5),
+        ranking.bce_ranking_loss: (math.log1p(math.exp(-2.0)), math.log1p(math.exp(0.5))),
+        ranking.margin_ranking_loss: (0.0, 1.5),
     }[loss]
     expected = (0.5 * 0.8 * pairs[0] + 1.0 * 0.25 * pairs[1]) / 2
     assert loss(predicted, target, weight=weight).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("loss", [ranking.bce, ranking.margin])
+@pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
 def test_ranking_with_weights_of_one_is_the_published_loss_to_the_bit(loss: Callable[..., Tensor]) -> None:
     for size in (0, 1, 2, 7, 64):
         gradients, values = [], []
@@ -227,12 +230,12 @@ def make_setup(ssl: object, **training: object) -> Setup:
     )
 
     def build(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-        backbone = seeded(lambda: small_cnn(num_classes=10, in_channels=1), 0, f"backbone {cycle}")
-        return backbone, seeded(lambda: LossPredictionModule(backbone.channels, width=8), 0, f"module {cycle}")
+        backbone = build_seeded(lambda: small_cnn(num_classes=10, in_channels=1), 0, f"backbone {cycle}")
+        return backbone, build_seeded(lambda: LossPredictionModule(backbone.channels, width=8), 0, f"module {cycle}")
 
     tiny = Training(**{"epochs": 2, "finetune_epochs": 2, "batch_size": 16, "unlabeled_batch_limit": 20} | training)  # type: ignore[arg-type]
     return Setup(
-        data, build, augmentation, ranking.bce, ssl, score_then_select, Budget(64, 40, 2, 300), tiny, 0, device, False  # type: ignore[arg-type]
+        data, build, augmentation, ranking.bce_ranking_loss, ssl, score_then_select, Budget(64, 40, 2, 300), tiny, 0, device, False  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -241,7 +244,7 @@ def trained(setup: Setup) -> State:
     state = initial_state(setup)
     for _ in train(setup, state):
         pass
-    proceed(setup, state)
+    advance(setup, state)
     assert state.phase == "finetune"
     return state
 
@@ -282,8 +285,8 @@ def test_a_checkpoint_holds_the_state_of_the_last_step_though_batches_are_pseudo
         state, seen = reloaded(setup, start), []
         for _ in range(2):
             for _ in finetune(setup, state):
-                assert state.tally is not None
-                seen.append(torch.cat([state.tally[3:], *(value.flatten() for value in (state.ssl or {}).values())]))
+                assert state.sums is not None
+                seen.append(torch.cat([state.sums[3:], *(value.flatten() for value in (state.ssl or {}).values())]))
                 if len(seen) == kill_after:
                     break
             state = reloaded(setup, state) if len(seen) == kill_after else state
@@ -292,7 +295,7 @@ def test_a_checkpoint_holds_the_state_of_the_last_step_though_batches_are_pseudo
     whole, expected = fine_tuned(kill_after=0)
     assert len(expected) == 8  # two epochs of four steps
     assert whole.row["pseudo_label_rate"]
-    monkeypatch.setattr(measured, "grouped", lambda batches, *_: [list(batches)] if batches else [])  # as on a GPU
+    monkeypatch.setattr(frozen_losses, "grouped", lambda batches, *_: [list(batches)] if batches else [])  # as on a GPU
     for kill_after in (2, 5):
         killed, seen = fine_tuned(kill_after)
         torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
@@ -306,7 +309,7 @@ def test_a_method_with_a_state_starts_anew_in_every_cycle() -> None:
     setup = make_setup(STATEFUL["freematch"])
     state = finished(setup, trained(setup))
     assert state.ssl is not None
-    proceed(setup, state)
+    advance(setup, state)
     assert state.ssl is None
 
 
@@ -329,7 +332,7 @@ def test_the_teacher_pseudo_labels_and_the_backbone_is_ranked() -> None:
 
     setup = make_setup(Recording(teacher_decay=0.6), finetune_epochs=1, unlabeled_batch_limit=4)
     state = trained(setup)
-    drawn = plan.epoch_plan(setup, state, 0)
+    drawn = finetune_epoch.draw_finetune_epoch(setup, state, 0)
     images = next(setup.dataset.train.batches(drawn.unlabeled[:1]))
     draws = type(drawn.weak_draws[0])(*(field[:4] for field in drawn.weak_draws[0]))
     teacher = setup.build(0)[0]
@@ -344,7 +347,7 @@ def test_the_teacher_pseudo_labels_and_the_backbone_is_ranked() -> None:
 def test_more_weak_views_leave_the_other_draws_as_they_are() -> None:
     one, two = (make_setup(method) for method in (pseudo_label_soft, LabelGuessing(views=2)))
     state = initial_state(one)
-    ours, theirs = (plan.epoch_plan(setup, state, 0) for setup in (one, two))
+    ours, theirs = (finetune_epoch.draw_finetune_epoch(setup, state, 0) for setup in (one, two))
     assert (len(ours.weak_draws), len(theirs.weak_draws)) == (1, 2)
     pairs = [(ours.weak_draws[0], theirs.weak_draws[0]), (ours.strong_draws, theirs.strong_draws)]
     for mine, other in pairs:
@@ -376,7 +379,7 @@ def test_without_a_confident_image_the_term_is_exactly_zero_and_nothing_is_augme
 
 def test_soft_weights_count_in_the_pseudo_label_rate_and_accuracy() -> None:
     target, truth = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 0, 1])
-    counts = measured.label_counts(target, torch.tensor([1.0, 0.5, 0.25, 0.0]), truth)
+    counts = rules.pseudo_label_counts(target, torch.tensor([1.0, 0.5, 0.25, 0.0]), truth)
     assert counts.sum(dim=0).tolist() == [1.75, 1.5, 4.0]
 
 

@@ -12,11 +12,12 @@ from conftest import TINY, Result, run_folder
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from sslpl.command import jobs
-from sslpl.command.plans import Outcome, Place, Plan
+from sslpl.config.plans import Plan
 from sslpl.learn import joint
 from sslpl.query import scorers
 from sslpl.recording import lock
+from sslpl.run import jobs
+from sslpl.run.outcome import Outcome, Slot
 
 Command = Callable[..., Result]
 SWEEP = ("-m", *TINY, "method=entropy,random", "seed=0,1")
@@ -104,11 +105,11 @@ def test_a_run_of_another_process_is_waited_for_and_taken_over(sslpl: Command, s
 
 
 def test_a_lock_is_had_by_one_at_a_time(tmp_path: Path) -> None:
-    with lock.owned(tmp_path / "run", wait=False) as first, lock.owned(tmp_path / "run", wait=False) as second:
+    with lock.run_lock(tmp_path / "run", wait=False) as first, lock.run_lock(tmp_path / "run", wait=False) as second:
         assert (first, second) == (True, False)
-    with lock.owned(tmp_path / "run", wait=False) as third:
+    with lock.run_lock(tmp_path / "run", wait=False) as third:
         assert third
-    lock.forget(tmp_path / "run")
+    lock.remove_lock(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -181,9 +182,9 @@ def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch
     (run_folder() / "status.json").write_text('{"state": "running", "process": 7, "host": "elsewhere"}')
     owner = (run_folder() / lock.NAME).open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)
-    waiting = jobs.await_other
+    waiting = jobs.wait_for_other
 
-    def ending(plan: Plan, place: Place) -> Outcome:
+    def ending(plan: Plan, place: Slot) -> Outcome:
         owner.close()
         return waiting(plan, place)
 

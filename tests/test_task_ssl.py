@@ -15,21 +15,23 @@ from test_run import Killed
 from test_ssl import make_setup, reloaded
 from torch import Tensor
 
-from sslpl.command.cli import CONF
-from sslpl.cycle import begin_training, evaluate, initial_state, proceed
-from sslpl.labeling import enroll
-from sslpl.learn.average import adopt_average, follow
-from sslpl.learn.evaluation import predict
-from sslpl.learn.joint import Inputs, joint_step, train
+from sslpl.learn.averages import update_average, use_average
+from sslpl.learn.inference import predict
+from sslpl.learn.joint import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer, set_rates
-from sslpl.learn.ssl import pseudo_label_hard, pseudo_label_soft
-from sslpl.learn.task import TaskCriterion, TaskSSL
-from sslpl.learn.unlabeled import task_of, unlabeled_batches, unlabeled_order
-from sslpl.models.backbones import small_cnn
+from sslpl.learn.unlabeled_batches import start_task, unlabeled_batches, unlabeled_order
+from sslpl.loop import advance, initial_state, prepare_training
+from sslpl.models.backbone import small_cnn
+from sslpl.phases.evaluate import evaluate
+from sslpl.phases.label import add_labels
+from sslpl.phases.train import train
 from sslpl.recording import checkpoint
+from sslpl.run.errors import CONF
 from sslpl.setup import Setup
+from sslpl.ssl.rules import pseudo_label_hard, pseudo_label_soft
+from sslpl.ssl.task import TaskCriterion, TaskSSL
 from sslpl.state import State, weights_of
-from sslpl.types import Picked
+from sslpl.types import Selection
 
 Command = Callable[..., Result]
 METHODS = sorted(path.stem for path in (CONF / "task_ssl").glob("*.yaml") if path.stem != "none")
@@ -120,7 +122,7 @@ def test_averaged_weights_by_hand() -> None:
     expected = average.head.weight.clone()
     for steps in range(1, 9):
         network.head.weight.data.normal_()
-        follow(average, network, 0.4, steps)
+        update_average(average, network, 0.4, steps)
         keep = min(0.4, (1 + steps) / (10 + steps))
         expected = keep * expected + (1 - keep) * network.head.weight
         torch.testing.assert_close(average.head.weight, expected)
@@ -140,7 +142,7 @@ def trained(setup: Setup, state: State) -> list[dict[str, float]]:
 def test_every_unlabeled_image_is_seen_once_before_any_is_seen_again() -> None:
     setup = prepared(method_of("fixmatch"))
     state = initial_state(setup)
-    task, unlabeled = task_of(setup, state), state.pool.unlabeled
+    task, unlabeled = start_task(setup, state), state.pool.unlabeled
     assert task is not None
     size, each = 7 * 16, len(unlabeled) // (7 * 16)
     order = [batch for epoch in range(2 * each) for batch in unlabeled_order(setup, task, len(unlabeled), epoch, 3)]
@@ -158,13 +160,13 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     setup = prepared(method_of(option, ratio=2, weight=3.0, ramp_up=0.0))
     setup = setup._replace(build=lambda cycle: (prepared(None).build(cycle)[0], None))
     state = initial_state(setup)
-    task = task_of(setup, state)
+    task = start_task(setup, state)
     assert task is not None
     batch = next(unlabeled_batches(setup, state, task, 0, 4))
     assert batch is not None
     own = {"fixmatch": [batch.weak, batch.learned], "pseudo_label": [batch.weak], "mean_teacher": [batch.learned]}
-    images = next(setup.dataset.train.batches([state.learned[:16]]))
-    views, labels = setup.augmentation.plain(images), state.labels()[state.learned[:16]]
+    images = next(setup.dataset.train.batches([state.train_index[:16]]))
+    views, labels = setup.augmentation.plain(images), state.labels()[state.train_index[:16]]
     network = setup.build(0)[0].train()
     logits = network(torch.cat([views, *own[option]])).logits
     weak = setup.build(0)[0].train()(batch.weak).logits if option == "mean_teacher" else logits[16:48]
@@ -178,7 +180,7 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     loss.backward()
     before, optimizer = weights_of(task.average), joint_optimizer(setup, state)
     set_rates(optimizer, (0.1,))
-    sums = joint_step(setup, state, optimizer, Inputs(views, labels, 16, batch), False, task)
+    sums = joint_step(setup, state, optimizer, JointInputs(views, labels, 16, batch), False, task)
     torch.testing.assert_close(sums[4] / 32, term.detach())
     assert all(torch.equal(value, before[name]) for name, value in task.average.state_dict().items() if "run" in name)
     for ours, theirs in zip(state.backbone.parameters(), network.parameters(), strict=True):
@@ -191,12 +193,12 @@ def test_without_unlabeled_images_the_term_is_zero_and_training_is_the_usual_one
     plain = states[0]
     for setup, state in zip(setups, states, strict=True):
         rest = state.pool.unlabeled
-        picked = Picked(rest, torch.zeros(len(rest), dtype=torch.float64))
-        enroll(setup, state, picked, setup.dataset.train_labels[rest], cycle=0)
+        picked = Selection(rest, torch.zeros(len(rest), dtype=torch.float64))
+        add_labels(setup, state, picked, setup.dataset.train_labels[rest], cycle=0)
         state.excluded = rest
         metrics = trained(setup, state)
         assert not any("unlabeled" in key for values in metrics for key in values)
-    raw = states[1].raw
+    raw = states[1].unaveraged_weights
     assert raw is not None
     assert all(torch.equal(raw[name], value) for name, value in plain.backbone.state_dict().items())
 
@@ -210,26 +212,26 @@ def test_averaged_weights_are_tested_and_raw_ones_trained_on() -> None:
     raw, average = weights_of(state.backbone), {name: value.clone() for name, value in (state.average or {}).items()}
     assert list(steps) == []
     assert state.average is None
-    assert state.raw is not None
+    assert state.unaveraged_weights is not None
     assert not torch.equal(raw["head.weight"], average["head.weight"])
-    proceed(setup, state)
+    advance(setup, state)
     assert state.phase == "finetune"
-    proceed(setup, state)
+    advance(setup, state)
     list(evaluate(setup, state))
     averaged = small_cnn(num_classes=10, in_channels=1)
     averaged.load_state_dict(average)
     data = setup.dataset
     said = predict(setup, averaged, None, data.test, torch.arange(len(data.test)))
     assert state.row["test_accuracy"] == (said.logits.argmax(dim=1) == data.test_labels).double().mean().item()
-    begin_training(setup, state)
-    assert state.raw is None
+    prepare_training(setup, state)
+    assert state.unaveraged_weights is None
     assert all(torch.equal(raw[name], value) for name, value in state.backbone.state_dict().items())
 
 
 def test_the_best_checkpoint_is_chosen_by_averaged_weights_and_keeps_both() -> None:
     setup = prepared(method_of("fixmatch", **LOW, average=0.5), checkpoint="best", epochs=4)
     state = initial_state(setup)
-    state.held_out = state.learned[:24]
+    state.held_out = state.train_index[:24]
     seen: list[tuple[float, dict[str, Tensor], dict[str, Tensor]]] = []
     for step in train(setup, state):
         if step.metrics:
@@ -238,9 +240,9 @@ def test_the_best_checkpoint_is_chosen_by_averaged_weights_and_keeps_both() -> N
             seen.append((step.metrics["train/validation_accuracy"], weights_of(state.backbone), average))
     highest = max(accuracy for accuracy, _, _ in seen)
     _, raw, average = [entry for entry in seen if entry[0] == highest][-1]
-    assert state.raw is not None
+    assert state.unaveraged_weights is not None
     assert all(torch.equal(average[name], value) for name, value in state.backbone.state_dict().items())
-    assert all(torch.equal(raw[name], value) for name, value in state.raw.items())
+    assert all(torch.equal(raw[name], value) for name, value in state.unaveraged_weights.items())
 
 
 @pytest.mark.parametrize("option", ["flexmatch", "freematch", "softmatch", "mean_teacher"])
@@ -256,9 +258,11 @@ def test_any_step_can_be_gone_on_from(option: str) -> None:
                 break
         state = reloaded(setup, state)
         assert trained(setup, state) == expected[kill_after // 4 :]
-        assert state.raw is not None
-        assert whole.raw is not None
-        assert all(torch.equal(state.raw[name], value) for name, value in whole.raw.items())
+        assert state.unaveraged_weights is not None
+        assert whole.unaveraged_weights is not None
+        assert all(
+            torch.equal(state.unaveraged_weights[name], value) for name, value in whole.unaveraged_weights.items()
+        )
         pairs = zip(state.backbone.state_dict().values(), whole.backbone.state_dict().values(), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
@@ -269,7 +273,7 @@ def test_what_a_method_has_learned_is_forgotten_with_the_cycle() -> None:
     next(train(setup, state))
     assert state.task is not None
     assert state.task["rule.marginal"].any()
-    adopt_average(state)
+    use_average(state)
     assert state.task is None
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from wandb_server import wandb_server
 
-from sslpl.recording import tracking
-from sslpl.recording.tracking import NoTracker, WandbTracker
+from sslpl.tracking import trackers
+from sslpl.tracking.trackers import NoTracker, WandbTracker
 from sslpl.types import RunInfo
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -43,8 +43,8 @@ def stranger(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 2)
-    monkeypatch.setattr(tracking, "UPLOAD_SECONDS", 2)
+    monkeypatch.setattr(trackers, "INIT_SECONDS", 2)
+    monkeypatch.setattr(trackers, "UPLOAD_SECONDS", 2)
     yield home
     import wandb
     from wandb.sdk.lib import wbauth
@@ -342,8 +342,8 @@ def test_a_tracker_that_cannot_even_go_offline_says_so(tmp_path, server, monkeyp
 
 def test_a_short_run_without_a_server_waits_for_its_offline_recording(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 4)
-    monkeypatch.setattr(tracking, "FAILING_SECONDS", 4)  # less than opening online and offline take together
+    monkeypatch.setattr(trackers, "INIT_SECONDS", 4)
+    monkeypatch.setattr(trackers, "FAILING_SECONDS", 4)  # less than opening online and offline take together
     assert live(tmp_path / "run", range(4)) > 3
     assert [steps_of(life) for life in records(tmp_path / "run")] == [[0, 1, 2, 3]]
     assert of_type(records(tmp_path / "run")[0], "exit")

@@ -16,12 +16,13 @@ from querying import CLASSES, context, predicting
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from sslpl.query import disagreement, uncertainty
+from sslpl.query import disagreement, expected_gradient_length, query_by_committee, scorers, temporal_output_discrepancy
+from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import NEGLIGIBLE, Configurations, batch_bald, extended, greedy, information, stratified
+from sslpl.query.class_balanced_random import class_balanced_random
 from sslpl.query.context import Context
-from sslpl.query.dropout import bald, dropout_entropy, dropout_masks, mean_std, sampled_logits, variation_ratio
+from sslpl.query.mc_dropout import dropout_masks, sampled_logits
 from sslpl.query.selectors import power
-from sslpl.query.strategies import class_balanced_random
 from sslpl.recording import checkpoint
 from sslpl.types import UserError
 
@@ -37,7 +38,7 @@ def entropy(probability: list[float]) -> float:
     return -sum(p * math.log(p) for p in probability if p > 0)
 
 
-@pytest.mark.parametrize("scorer", [uncertainty.least_confidence, uncertainty.margin, uncertainty.ratio])
+@pytest.mark.parametrize("scorer", [scorers.least_confidence, scorers.margin, scorers.ratio])
 def test_with_a_single_class_all_images_score_alike(scorer: Callable[..., Tensor]) -> None:
     assert scorer(predicting(torch.randn(5, 1)), seeded()).unique().numel() == 1
 
@@ -45,9 +46,9 @@ def test_with_a_single_class_all_images_score_alike(scorer: Callable[..., Tensor
 @pytest.mark.parametrize(
     ("scorer", "expected"),
     [
-        (uncertainty.least_confidence, [0.5, 0.1, 2 / 3]),
-        (uncertainty.margin, [-0.2, -0.84, 0.0]),
-        (uncertainty.ratio, [0.6, 0.06 / 0.9, 1.0]),
+        (scorers.least_confidence, [0.5, 0.1, 2 / 3]),
+        (scorers.margin, [-0.2, -0.84, 0.0]),
+        (scorers.ratio, [0.6, 0.06 / 0.9, 1.0]),
     ],
 )
 def test_confidence_by_hand(scorer: Callable[..., Tensor], expected: list[float]) -> None:
@@ -57,7 +58,7 @@ def test_confidence_by_hand(scorer: Callable[..., Tensor], expected: list[float]
 def test_expected_gradient_length_by_automatic_differentiation() -> None:
     seen = context()
     known, head = seen.predictions, seen.backbone.head
-    score = uncertainty.expected_gradient_length(seen, seeded())
+    score = expected_gradient_length.expected_gradient_length(seen, seeded())
     for row in range(5):
         expected = 0.0
         for label in range(CLASSES):
@@ -72,9 +73,9 @@ def test_temporal_discrepancy_is_the_distance_of_probabilities_and_its_opposite_
     seen = context()
     now, before = seen.predictions.logits.softmax(1), seen.previous.logits.softmax(1)
     expected = [math.dist(a.tolist(), b.tolist()) for a, b in zip(now, before, strict=True)]
-    later = uncertainty.temporal_output_discrepancy(replace(seen, cycle=1), seeded())
+    later = temporal_output_discrepancy.temporal_output_discrepancy(replace(seen, cycle=1), seeded())
     torch.testing.assert_close(later.tolist(), expected, atol=1e-6, rtol=0)
-    assert torch.equal(uncertainty.temporal_output_discrepancy(seen, seeded()), -later)
+    assert torch.equal(temporal_output_discrepancy.temporal_output_discrepancy(seen, seeded()), -later)
 
 
 def test_a_committee_by_explicit_loops() -> None:
@@ -87,8 +88,8 @@ def test_a_committee_by_explicit_loops() -> None:
         pairs = [pair for row in rows for pair in zip(row, consensus, strict=True)]
         divergences.append(sum(p * math.log(p / q) for p, q in pairs) / 3)
         entropies.append(entropy([count / 3 for count in Counter(row.index(max(row)) for row in rows).values()]))
-    by_divergence = uncertainty.query_by_committee(seen, seeded(), disagreement="consensus_kl")
-    by_votes = uncertainty.query_by_committee(seen, seeded(), disagreement="vote_entropy")
+    by_divergence = query_by_committee.query_by_committee(seen, seeded(), disagreement="consensus_kl")
+    by_votes = query_by_committee.query_by_committee(seen, seeded(), disagreement="vote_entropy")
     torch.testing.assert_close(by_divergence.tolist(), divergences)
     torch.testing.assert_close(by_votes.tolist(), entropies)
 
@@ -120,7 +121,7 @@ def sampled(seen: Context, samples: int, seed: int = 0) -> Tensor:
 def test_monte_carlo_dropout_by_explicit_loops(
     scorer: Callable[..., Tensor], of_one: Callable[[Tensor], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sslpl.query.dropout.CHUNK", 7 * 9 * CLASSES)  # seven images at a time
+    monkeypatch.setattr("sslpl.query.mc_dropout.CHUNK", 7 * 9 * CLASSES)  # seven images at a time
     seen = opinionated()
     expected = [of_one(one) for one in sampled(seen, 9)]
     assert max(expected) > 0.05
@@ -243,7 +244,7 @@ def test_power_refuses_negative_scores() -> None:
 
 def test_classes_are_balanced_as_far_as_they_go() -> None:
     seen = context(pool=300, labeled=20)
-    truth = seen.oracle()
+    truth = seen.hidden_labels()
     truth_of = dict(zip(seen.unlabeled.tolist(), truth.tolist(), strict=True))
     even = Counter(truth_of[i] for i in class_balanced_random(seen, 52, seeded()).index.tolist())
     assert sorted(even.values()) == [10, 10, 10, 11, 11]

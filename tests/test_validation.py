@@ -13,18 +13,19 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from sslpl.build import build_setup
-from sslpl.command import cli
-from sslpl.command.estimate import cycle_counts
-from sslpl.cycle import initial_state, run_active_learning
-from sslpl.learn import best as best_epoch
-from sslpl.learn import joint, plan
-from sslpl.querying import query_context
+from sslpl.config.build import build_setup
+from sslpl.learn import finetune_epoch, joint
+from sslpl.learn import inference as best_epoch
+from sslpl.loop import initial_state, run_active_learning
+from sslpl.phases import train
+from sslpl.phases.query import query_context
 from sslpl.recording import checkpoint
-from sslpl.recording.tracking import NoTracker
-from sslpl.recording.views import COLUMNS
+from sslpl.recording.run_tables import COLUMNS
+from sslpl.run import errors, jobs
+from sslpl.run.estimate import cycle_counts
 from sslpl.setup import Setup
 from sslpl.state import State, weights_of
+from sslpl.tracking.trackers import NoTracker
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -35,8 +36,8 @@ BEST = (*VALIDATED, "training.checkpoint=best", "budget.initial=48")
 
 def setup_of(*overrides: str) -> Setup:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        config, _ = cli.composed(overrides)
+    with initialize_config_dir(str(errors.CONF), version_base="1.3"):
+        config, _ = jobs.compose_config(overrides)
     return build_setup(config, instantiate(config["runtime"]))
 
 
@@ -48,23 +49,23 @@ class Watching:
         self.steps: list[str] = []
         self.seen: list[tuple[str, list[int], list[int], list[int]]] = []
 
-    def phase(self, setup: Setup, state: State) -> None: ...
+    def on_phase_start(self, setup: Setup, state: State) -> None: ...
 
-    def step(self, state: State, _: object) -> None:
+    def on_step(self, state: State, _: object) -> None:
         self.steps.append(f"{state.phase} {state.cycle}")
         if state.phase == "train" and state.epoch == EPOCHS and state.best is not None:
             best, last = state.best.backbone, weights_of(state.backbone)
             self.worse += any(not torch.equal(best[name], last[name]) for name in last)
 
-    def border(self, state: State) -> None:
-        self.seen.append((state.phase, state.held_out.tolist(), state.excluded.tolist(), state.learned.tolist()))
+    def on_phase_end(self, state: State) -> None:
+        self.seen.append((state.phase, state.held_out.tolist(), state.excluded.tolist(), state.train_index.tolist()))
 
 
 @pytest.mark.parametrize("method", ["sslpm", "scal"])
 def test_what_is_held_out_is_labeled_and_never_learned_from(monkeypatch: Patch, method: str) -> None:
     setup = setup_of(*TINY, f"method={method}", "budget.validation=0.2", "budget.initial=260")
     state, strangers = initial_state(setup), []
-    for module in (joint, plan):
+    for module in (joint, finetune_epoch):
         whole = module.epoch_batches
 
         def noted(index: torch.Tensor, *rest: Any, _whole: Callable[..., Any] = whole) -> list[torch.Tensor]:
@@ -118,7 +119,7 @@ def test_the_best_networks_are_copies_of_the_later_of_the_best_epochs(
     state, said = initial_state(setup), iter(accuracies)
     monkeypatch.setattr(best_epoch, "accuracy", lambda *_: next(said))
     after = []
-    for step in joint.train(setup, state):
+    for step in train.train(setup, state):
         if step.metrics is not None:
             assert step.metrics["train/validation_accuracy"] == accuracies[len(after)]
             after.append((weights_of(state.backbone), weights_of(state.module)))  # type: ignore[arg-type]
@@ -134,7 +135,7 @@ def test_the_best_networks_are_copies_of_the_later_of_the_best_epochs(
 def test_validation_accuracy_is_that_of_the_revealed_labels(monkeypatch: Patch) -> None:
     setup = setup_of(*VALIDATED, "dataset.label_noise=1.0")
     state = initial_state(setup)
-    metrics = [step.metrics for step in joint.train(setup, state) if step.metrics is not None]
+    metrics = [step.metrics for step in train.train(setup, state) if step.metrics is not None]
     said = best_epoch.predict(setup, state.backbone, None, setup.dataset.train, state.held_out).logits.argmax(dim=1)
     right = (said == setup.dataset.train_labels[state.held_out]).double().mean().item()
     assert metrics[-1]["train/validation_accuracy"] == state.row["validation_accuracy"] == right

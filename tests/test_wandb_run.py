@@ -51,7 +51,7 @@ def test_an_interrupted_run_goes_on_under_its_id_without_doubled_steps(
     server: WandbServer,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step, seen = recorder.Recorder.step, []
+    step, seen = recorder.Recorder.on_step, []
 
     def interrupting(self: recorder.Recorder, *arguments: object) -> None:
         seen.append(1)
@@ -59,9 +59,9 @@ def test_an_interrupted_run_goes_on_under_its_id_without_doubled_steps(
             self.signal = 2
         step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recorder.Recorder, "step", interrupting)
+    monkeypatch.setattr(recorder.Recorder, "on_step", interrupting)
     assert sslpl(*RUN).code == 130
-    monkeypatch.setattr(recorder.Recorder, "step", step)
+    monkeypatch.setattr(recorder.Recorder, "on_step", step)
     assert sslpl(*RUN).code == 0
     (run_id,) = server.runs
     assert [line["labeled"] for line in cycles(server, run_id)] == [24, 48]

@@ -13,11 +13,13 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-from sslpl import identity
-from sslpl.command import execute
+from sslpl import provenance, state
+from sslpl.clustering import linkage
+from sslpl.config import identity
 from sslpl.learn import joint
-from sslpl.query import linkage, scorers
+from sslpl.query import scorers
 from sslpl.recording import checkpoint, folder, recorder, terminal
+from sslpl.run import execute
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -123,7 +125,7 @@ def test_a_folder_of_another_version_is_refused(
 
 
 def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, monkeypatch: Patch) -> None:
-    facts = execute.provenance
+    facts = provenance.provenance
 
     def moved(*where: Any) -> dict[str, Any]:
         return facts(*where) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
@@ -138,7 +140,7 @@ def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, m
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
 @pytest.mark.parametrize("both", [False, True])
 def test_a_damaged_checkpoint_is_told_and_passed_over(sslpl: Command, half_done: Path, damage: str, both: bool) -> None:
-    names = [checkpoint.NAME, checkpoint.PREVIOUS][: 1 + both]
+    names = [checkpoint.CURRENT, checkpoint.PREVIOUS][: 1 + both]
     for path in (half_done / "checkpoint" / name for name in names):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -211,14 +213,14 @@ def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeyp
 
 
 def test_a_folder_that_is_removed_is_written_again(sslpl: Command, monkeypatch: Patch) -> None:
-    border, removed = recorder.Recorder.border, []
+    border, removed = recorder.Recorder.on_phase_end, []
 
-    def removing(self: recorder.Recorder, state: recorder.State) -> None:
+    def removing(self: recorder.Recorder, state: state.State) -> None:
         if state.cycle == 1 and not removed:
             removed.append(shutil.rmtree(self.run.folder))
         border(self, state)
 
-    monkeypatch.setattr(recorder.Recorder, "border", removing)
+    monkeypatch.setattr(recorder.Recorder, "on_phase_end", removing)
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert timeless(run_folder()) == whole_run(sslpl)
@@ -235,7 +237,7 @@ def hang_up() -> Iterator[Callable[[Any], None]]:
 def test_a_lost_terminal_saves_and_ends_with_its_code(
     sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
 ) -> None:
-    step, seen = recorder.Recorder.step, []
+    step, seen = recorder.Recorder.on_step, []
     hang_up(signal.SIG_DFL)
 
     def lost(self: recorder.Recorder, *arguments: Any) -> None:
@@ -245,7 +247,7 @@ def test_a_lost_terminal_saves_and_ends_with_its_code(
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.Recorder, "step", lost)
+        patch.setattr(recorder.Recorder, "on_step", lost)
         assert sslpl(*RUN).code == 128 + signal.SIGHUP
     assert status()["state"] == "interrupted"
     assert sslpl(*RUN).code == 0
@@ -254,14 +256,14 @@ def test_a_lost_terminal_saves_and_ends_with_its_code(
 def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(
     sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
 ) -> None:
-    step = recorder.Recorder.step
+    step = recorder.Recorder.on_step
     hang_up(signal.SIG_IGN)
 
     def hung_up(self: recorder.Recorder, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         step(self, *arguments)
 
-    monkeypatch.setattr(recorder.Recorder, "step", hung_up)
+    monkeypatch.setattr(recorder.Recorder, "on_step", hung_up)
     assert sslpl(*RUN).code == 0
 
 
@@ -328,7 +330,7 @@ def test_a_run_keeps_its_own_random_part_whoever_goes_on_with_it(sslpl: Command,
 def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, monkeypatch: Patch) -> None:
     from sslpl.report.read import read_runs
 
-    label = identity.label
+    label = identity.method_name
     monkeypatch.setattr(identity, "label", lambda *arguments: label(*arguments) + "+some.key=0.125" * 30)
     assert sslpl(*RUN).code == 0
     name = run_folder().parent.name
@@ -341,7 +343,7 @@ def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, mon
 
 
 def test_long_labels_have_folders_of_their_own() -> None:
-    from sslpl.identity import folder_name
+    from sslpl.config.identity import folder_name
 
     first, second = ("m" * 300 + end for end in "ab")
     assert folder_name(first) != folder_name(second)
@@ -353,9 +355,9 @@ def test_long_labels_have_folders_of_their_own() -> None:
     ("code", "goes_on"), [("ENOSPC", True), ("EIO", True), ("ENAMETOOLONG", False), ("EISDIR", False)]
 )
 def test_that_the_same_command_goes_on_is_said_where_it_is_true(code: str, goes_on: bool) -> None:
-    from sslpl.command.endings import failure
+    from sslpl.run.finish import failure_message
 
     number = getattr(errno, code)
-    line = failure(OSError(number, os.strerror(number), "some/file"))
+    line = failure_message(OSError(number, os.strerror(number), "some/file"))
     assert line.startswith(f"{os.strerror(number)} (some/file)")
     assert line.endswith("and the same command goes on from there") == goes_on

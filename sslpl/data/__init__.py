@@ -1,1 +1,14 @@
-"""Datasets, batched augmentation on the device, batches."""
+"""Datasets, augmentation of whole batches on the device, batches."""
+
+from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist, svhn
+from sslpl.data.folders import caltech101, image_folder
+
+__all__ = [
+    "caltech101",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "image_folder",
+    "svhn",
+]

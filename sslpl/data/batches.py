@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from sslpl.data.augment import Augmentation, Draws, WeakDraws, rows
-from sslpl.distributed import starts
-from sslpl.processes import World
+from sslpl.data.augmentation import Augmentation, Draws, WeakDraws, take_draws
+from sslpl.distributed.collectives import offsets
+from sslpl.distributed.world import World
 from sslpl.seeds import shuffled
 from sslpl.types import Images
 
@@ -15,7 +15,7 @@ VIEW_BYTES = 2**29  # the most that views augmented at once may take on a GPU
 CPU_VIEW_BYTES = 2**27  # and on a CPU, where 1,536 images of 32x32 are far less
 
 
-def split(order: Tensor, batch_size: int) -> list[Tensor]:
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
     """Batches in order; a last batch of one image joins the one before, for batch norm cannot train on it."""
     batches = list(torch.split(order, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
@@ -25,16 +25,16 @@ def split(order: Tensor, batch_size: int) -> list[Tensor]:
 
 def epoch_batches(index: Tensor, pool_size: int, batch_size: int, generator: Generator) -> list[Tensor]:
     """One shuffled pass over `index`."""
-    return split(shuffled(index, pool_size, generator), batch_size)
+    return split_batches(shuffled(index, pool_size, generator), batch_size)
 
 
-def held_part(world: World, batches: Sequence[Tensor], draws: WeakDraws) -> tuple[list[Tensor], WeakDraws]:
+def shard_batches(world: World, batches: Sequence[Tensor], draws: WeakDraws) -> tuple[list[Tensor], WeakDraws]:
     """What this process holds of each batch of an epoch, and the draws for these images."""
     if world.size == 1:
         return list(batches), draws
-    places = [world.held(len(batch)) for batch in batches]
-    at = [place + start for place, start in zip(places, starts([len(batch) for batch in batches]), strict=True)]
-    return [batch[place] for batch, place in zip(batches, places, strict=True)], rows(draws, torch.cat(at))
+    places = [world.paired_shard(len(batch)) for batch in batches]
+    at = [place + start for place, start in zip(places, offsets([len(batch) for batch in batches]), strict=True)]
+    return [batch[place] for batch, place in zip(batches, places, strict=True)], take_draws(draws, torch.cat(at))
 
 
 def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: int = 1536) -> int:
@@ -42,7 +42,7 @@ def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: i
     return min(unlabeled // (labeled // batch_size + 1) // 2 * 2, limit)
 
 
-def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, int, int]) -> list[list[Tensor]]:
+def group_batches(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, int, int]) -> list[list[Tensor]]:
     """Consecutive batches that are fetched and augmented at once: one on a CPU, as many as fit on a GPU.
 
     A GPU is launched to, not waited for: one kernel for many batches instead of many for each.
@@ -60,7 +60,7 @@ def grouped(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, i
     return groups
 
 
-def in_parts(augment: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Iterator[Tensor]:
+def augment_in_parts(augment: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Iterator[Tensor]:
     """The views of images [B, C, H, W] uint8, as many at a time as their floats may take; at least one part.
 
     What a network without gradient is to see of large images need not be in memory all at once.
@@ -69,10 +69,10 @@ def in_parts(augment: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: 
     size = max(1, most // (4 * images[0:1].numel())) if len(images) else 1
     for start in range(0, max(1, len(images)), size):
         span = slice(start, start + size)
-        yield augment(images[span], rows(draws, span))
+        yield augment(images[span], take_draws(draws, span))
 
 
-def fetched(images: Images, groups: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+def fetch_groups(images: Images, groups: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
     """The images of each group in turn, [B, C, H, W] uint8."""
     return images.batches([torch.cat(list(group)) for group in groups])
 
@@ -86,9 +86,9 @@ def weak_views(
     first: int,
 ) -> Iterator[Tensor]:
     """The weakly augmented images of each batch from `first` on; `draws` are those of the whole epoch."""
-    groups = grouped(batches[first:], device, images.shape)
+    groups = group_batches(batches[first:], device, images.shape)
     start = sum(len(batch) for batch in batches[:first])
-    for group, fetch in zip(groups, fetched(images, groups), strict=True):
-        views = augmentation.weak(fetch, rows(draws, slice(start, start + len(fetch))))
+    for group, fetch in zip(groups, fetch_groups(images, groups), strict=True):
+        views = augmentation.weak(fetch, take_draws(draws, slice(start, start + len(fetch))))
         yield from torch.split(views, [len(batch) for batch in group])
         start += len(fetch)

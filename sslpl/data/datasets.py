@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslpl.data.download import DatasetSource, damaged_file_error, locate_files
 from sslpl.data.images import TensorImages
-from sslpl.data.published import Source, located, one_line_if_damaged
 from sslpl.types import CountOrZero, Dataset
 
 FASHION_CLASSES = (
@@ -30,7 +30,7 @@ Part = tuple[Bytes, Tensor]  # images [N, C, H, W] uint8, labels [N] int64
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-FASHION_MNIST = Source(
+FASHION_MNIST = DatasetSource(
     "FashionMNIST",
     "FashionMNIST/raw",
     tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
@@ -39,11 +39,11 @@ FASHION_MNIST = Source(
 )
 UNPACKED = "https://www.cs.toronto.edu/~kriz/{}, unpacked"
 CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-CIFAR10 = Source("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES, UNPACKED.format("cifar-10-python.tar.gz"))
+CIFAR10 = DatasetSource("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES, UNPACKED.format("cifar-10-python.tar.gz"))
 SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
-SVHN = Source("SVHN", "", SVHN_FILES, "http://ufldl.stanford.edu/housenumbers", ("train", "test"))
+SVHN = DatasetSource("SVHN", "", SVHN_FILES, "http://ufldl.stanford.edu/housenumbers", ("train", "test"))
 CIFAR100_FILES = ("train", "test", "meta")
-CIFAR100 = Source("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKED.format("cifar-100-python.tar.gz"))
+CIFAR100 = DatasetSource("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKED.format("cifar-100-python.tar.gz"))
 
 
 def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None) -> Dataset:
@@ -64,12 +64,12 @@ def fashion_mnist(
     root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
 ) -> Dataset:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
-    paths = located(FASHION_MNIST, root, download)
+    paths = locate_files(FASHION_MNIST, root, download)
 
     def part(images_path: Path, labels_path: Path) -> Part:
-        with one_line_if_damaged(FASHION_MNIST, root, images_path):
+        with damaged_file_error(FASHION_MNIST, root, images_path):
             images = _idx(images_path, (28, 28))
-        with one_line_if_damaged(FASHION_MNIST, root, labels_path):
+        with damaged_file_error(FASHION_MNIST, root, labels_path):
             return images[:, None], _labels(_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
 
     return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
@@ -93,7 +93,7 @@ def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = No
     """SVHN (Netzer et al. 2011): 73,257 and 26,032 color images of 32x32 pixels, house numbers, one digit each."""
 
     def part(path: Path) -> Part:
-        with one_line_if_damaged(SVHN, root, path):
+        with damaged_file_error(SVHN, root, path):
             from scipy.io import loadmat  # here: it takes a while to import
 
             content = loadmat(path, variable_names=("X", "y"))
@@ -103,7 +103,7 @@ def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = No
             # 1 to 10 in the files, where 10 is the digit 0.
             return images, (_labels(digits.astype(np.int64) - 1, len(images), 10) + 1) % 10
 
-    train, test = map(part, located(SVHN, root, download))
+    train, test = map(part, locate_files(SVHN, root, download))
     return _dataset(train, test, "0123456789", SVHN_STATISTICS, flip, cutout)
 
 
@@ -118,13 +118,15 @@ def _dataset(
     return Dataset(pool, train[1], held_out, test[1], tuple(names), *statistics, flip, cutout, padding)
 
 
-def _cifar(source: Source, root: str, download: bool, key: str, names_key: str) -> tuple[Part, Part, Sequence[str]]:
-    *train_paths, test_path, meta_path = located(source, root, download)
-    with one_line_if_damaged(source, root, meta_path):
+def _cifar(
+    source: DatasetSource, root: str, download: bool, key: str, names_key: str
+) -> tuple[Part, Part, Sequence[str]]:
+    *train_paths, test_path, meta_path = locate_files(source, root, download)
+    with damaged_file_error(source, root, meta_path):
         names = [str(name) for name in _unpickled(meta_path)[names_key]]
 
     def part(path: Path) -> Part:
-        with one_line_if_damaged(source, root, path):
+        with damaged_file_error(source, root, path):
             batch = _unpickled(path)
             # A row is an image: 1,024 red values, then green, then blue, each line by line.
             images = np.asarray(batch["data"]).reshape(-1, 3, 32, 32)

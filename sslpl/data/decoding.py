@@ -12,7 +12,7 @@ from torch import Tensor
 from sslpl.types import UserError
 
 
-class Form(NamedTuple):
+class ImageFormat(NamedTuple):
     """What an image becomes: its shorter side is resized, then its center is cropped."""
 
     channels: int  # 3: color, 1: gray
@@ -25,30 +25,30 @@ class Form(NamedTuple):
         return self.channels, self.size, self.size
 
 
-def form(channels: int, resize: int, size: int) -> Form:
+def image_format(channels: int, resize: int, size: int) -> ImageFormat:
     """A form; UserError if the crop would be larger than the image."""
     if size > resize:
         raise UserError(f"dataset.size={size}: must be at most dataset.resize={resize}, of which it is the center")
-    return Form(channels, resize, size)
+    return ImageFormat(channels, resize, size)
 
 
-def reader(paths: list[str], form: Form) -> Callable[[int], Tensor]:
+def image_reader(paths: list[str], form: ImageFormat) -> Callable[[int], Tensor]:
     """What reads the image at a position, [C, size, size] uint8."""
     return lambda position: read_image(paths[position], form)
 
 
-def read_image(path: str, form: Form) -> Tensor:
+def read_image(path: str, form: ImageFormat) -> Tensor:
     """The image in a file, [C, size, size] uint8; any exception of Pillow's where it is damaged."""
-    return torch.from_numpy(pixels(opened(path, form)))
+    return torch.from_numpy(to_array(open_image(path, form)))
 
 
-def pixels(image: Image.Image) -> NDArray[np.uint8]:
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
     """[C, H, W] of a gray or color image, in memory of its own."""
     values = np.array(image, dtype=np.uint8)
     return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def opened(path: str, form: Form) -> Image.Image:
+def open_image(path: str, form: ImageFormat) -> Image.Image:
     """The image in a file, upright, in its form; any exception of Pillow's where it is damaged.
 
     A large JPEG is decoded at a half, a quarter or an eighth of its side while that leaves twice the wanted one, which
@@ -56,11 +56,11 @@ def opened(path: str, form: Form) -> Image.Image:
     """
     with Image.open(path) as file:
         file.draft("RGB" if form.channels == 3 else "L", (2 * form.resize, 2 * form.resize))
-        image = upright(file)
-    return cropped(flattened(image, "RGB" if form.channels == 3 else "L"), form)
+        image = apply_orientation(file)
+    return center_crop(convert_mode(image, "RGB" if form.channels == 3 else "L"), form)
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; only a damaged image raises, damaged EXIF data does not."""
     image.load()
     try:
@@ -69,7 +69,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def flattened(image: Image.Image, mode: str) -> Image.Image:
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     """An image of any mode in gray (L) or color (RGB): transparent parts white, 16 bits cut to the higher 8 (ours)."""
     if image.mode.startswith("I"):  # 16 bits, in 16 or 32
         values = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
@@ -81,7 +81,7 @@ def flattened(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def cropped(image: Image.Image, form: Form) -> Image.Image:
+def center_crop(image: Image.Image, form: ImageFormat) -> Image.Image:
     """The center of an image whose shorter side was resized: torchvision's Resize and CenterCrop, up to rounding.
 
     Only the part that stays is resized, so that a very long image takes no more memory than another.

@@ -5,15 +5,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sslpl.data.decoding import Form, form, reader
+from sslpl.data.decoding import ImageFormat, image_format, image_reader
+from sslpl.data.download import DatasetSource, locate_files
 from sslpl.data.images import StreamedImages
-from sslpl.data.listing import File, Listing, images_below, listed, ordered, subfolders
-from sslpl.data.published import Source, located
-from sslpl.data.survey import Statistics, surveyed, tell
+from sslpl.data.listing import ImageFile, ImageListing, images_below, list_images, pool_first, subfolders
+from sslpl.data.scan import Statistics, report_damaged, scan_images
 from sslpl.seeds import rng, shuffled
 from sslpl.types import Count, CountOrZero, Dataset, UserError
 
-CALTECH101 = Source(
+CALTECH101 = DatasetSource(
     "Caltech101",
     "caltech101",
     ("101_ObjectCategories",),
@@ -39,15 +39,15 @@ def image_folder(
     FixMatch's has at 32 pixels, unless it is given. `fingerprint` is that of the files, see `file_fingerprint`.
     """
     del fingerprint  # it was compared with the files when the config was resolved
-    shape = form(channels, resize, size)
-    listing, damaged, _, statistics = surveyed(listed(root, csv), shape)
-    tell(damaged)
-    return dataset_of(listing, shape, statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
+    shape = image_format(channels, resize, size)
+    listing, damaged, _, statistics = scan_images(list_images(root, csv), shape)
+    report_damaged(damaged)
+    return build_dataset(listing, shape, statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
 
 
 def file_fingerprint(root: str, csv: str | None, channels: int, resize: int, size: int) -> str:
     """Hashes names, labels, splits and contents of the files that can be read: 16 hexadecimal digits."""
-    return surveyed(listed(root, csv), form(channels, resize, size)).fingerprint
+    return scan_images(list_images(root, csv), image_format(channels, resize, size)).fingerprint
 
 
 image_folder.fingerprint = file_fingerprint  # type: ignore[attr-defined]  # it counts in a run's id
@@ -67,33 +67,36 @@ def caltech101(
     It has no test set of its own. SSLPM's is a random one: drawn here from `split_seed`, not from the run's seed, so
     that all seeds are tested on the same images and differ in what a seed is for. Of fewer images as large a share.
     """
-    shape = form(3, resize, size)
-    (folder,) = located(CALTECH101, root, download)
+    shape = image_format(3, resize, size)
+    (folder,) = locate_files(CALTECH101, root, download)
     classes = tuple(sorted(name for name in subfolders(folder) if name != "BACKGROUND_Google"))
     names = sorted((name, label) for label in classes for name in images_below(folder, label))
     if len(names) < 2:
         raise UserError(f"dataset.root={root}: no images in {folder}; get them from {CALTECH101.origin}")
     order = shuffled(torch.arange(len(names)), len(names), rng(split_seed, "caltech101"))
     test = set(order[: max(1, round(CALTECH101_TEST * len(names)))].tolist())
-    files = [File(name, str(folder / name), label, place in test) for place, (name, label) in enumerate(names)]
-    listing = Listing(f"dataset.root={root}", folder.parent / ".sslpl.json", ordered(files), classes)
-    listing, damaged, *_ = surveyed(listing, shape)
-    tell(damaged)
-    return dataset_of(listing, shape, CALTECH101_STATISTICS, flip, cutout, padding=4)
+    files = [ImageFile(name, str(folder / name), label, place in test) for place, (name, label) in enumerate(names)]
+    listing = ImageListing(f"dataset.root={root}", folder.parent / ".sslpl.json", pool_first(files), classes)
+    listing, damaged, *_ = scan_images(listing, shape)
+    report_damaged(damaged)
+    return build_dataset(listing, shape, CALTECH101_STATISTICS, flip, cutout, padding=4)
 
 
-def dataset_of(listing: Listing, shape: Form, statistics: Statistics, flip: bool, cutout: int, padding: int) -> Dataset:
+def build_dataset(
+    listing: ImageListing, shape: ImageFormat, statistics: Statistics, flip: bool, cutout: int, padding: int
+) -> Dataset:
     """A dataset whose images are read from their files when they are asked for."""
     pool, test = ([file for file in listing.files if file.test is part] for part in (False, True))
     sets = [
-        StreamedImages(reader([file.path for file in part], shape), len(part), shape.shape) for part in (pool, test)
+        StreamedImages(image_reader([file.path for file in part], shape), len(part), shape.shape)
+        for part in (pool, test)
     ]
-    labels = [class_numbers(part, listing.classes) for part in (pool, test)]
+    labels = [class_indices(part, listing.classes) for part in (pool, test)]
     known = (sets[0], labels[0], sets[1], labels[1], listing.classes, *statistics, flip, cutout, padding)
     return Dataset(*known, paths=tuple(file.name for file in pool))
 
 
-def class_numbers(files: list[File], classes: tuple[str, ...]) -> Tensor:
+def class_indices(files: list[ImageFile], classes: tuple[str, ...]) -> Tensor:
     """The class [N] of each file, -1 where nobody has told."""
     number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1}
     return torch.tensor([number[file.label] for file in files])

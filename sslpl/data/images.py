@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sslpl.memory import available_memory
 from sslpl.types import Images
 
 Reader = Callable[[int], Tensor]  # position -> [C, H, W] uint8
-AHEAD = 2**28  # bytes of images that are read ahead; the next batch always is
-SHARE = 0.5  # of a GPU's free memory that a set of images may take
+READ_AHEAD_BYTES = 2**28  # bytes of images that are read ahead; the next batch always is
+GPU_SHARE = 0.5  # of a GPU's free memory that a set of images may take
 HELD, HOST_SHARE = 2**31, 0.25  # bytes that a set read from files may take on a CPU, and the share of what is available
-CHUNK = 8  # images that a thread reads at once
+IMAGES_PER_READ = 8  # images that a thread reads at once
 
 
 def to_device(index: Tensor, device: torch.device) -> Tensor:
@@ -75,12 +75,12 @@ class StreamedImages:
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each index tensor in turn, [B, C, H, W] uint8; the next ones are read meanwhile."""
-        threads = ThreadPoolExecutor(self.workers or cores())
+        threads = ThreadPoolExecutor(self.workers or usable_cores())
         begun: deque[tuple[Tensor, list[Future[None]]]] = deque()
         try:
             for index in indices:
                 begun.append(self._begin(threads, index))
-                while len(begun) > 1 and sum(images.nbytes for images, _ in begun) > AHEAD:
+                while len(begun) > 1 and sum(images.nbytes for images, _ in begun) > READ_AHEAD_BYTES:
                     yield self._finished(*begun.popleft())
             while begun:
                 yield self._finished(*begun.popleft())
@@ -89,7 +89,7 @@ class StreamedImages:
 
     def _begin(self, threads: ThreadPoolExecutor, index: Tensor) -> tuple[Tensor, list[Future[None]]]:
         images = torch.empty(len(index), *self.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        parts = zip(torch.split(index.cpu(), CHUNK), torch.split(images, CHUNK), strict=True)
+        parts = zip(torch.split(index.cpu(), IMAGES_PER_READ), torch.split(images, IMAGES_PER_READ), strict=True)
         return images, [threads.submit(self._fill, rows, part.tolist()) for part, rows in parts if len(part)]
 
     def _fill(self, rows: Tensor, positions: list[int]) -> None:
@@ -102,12 +102,12 @@ class StreamedImages:
         return images.to(self.device, non_blocking=True)
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """How many cores this process may use, at most 32."""
     return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def placed(images: Images, device: torch.device, limit: int | None = None) -> Images:
+def place_images(images: Images, device: torch.device, limit: int | None = None) -> Images:
     """Images on the device, or streamed to it where they would take more than the limit in bytes.
 
     Without a limit there is half of a GPU's free memory; on a CPU images that come from files may take 2 GiB and a
@@ -115,32 +115,32 @@ def placed(images: Images, device: torch.device, limit: int | None = None) -> Im
     """
     held = isinstance(images, TensorImages)
     if fits(images, device, limit) or (held and device.type == "cpu"):
-        return images.to(device) if held else read_whole(images, device)
+        return images.to(device) if held else load_images(images, device)
     if device.type != "cpu" and fits(images, torch.device("cpu"), limit):
-        images = images if held else read_whole(images, torch.device("cpu"))
+        images = images if held else load_images(images, torch.device("cpu"))
     if isinstance(images, TensorImages):
         return StreamedImages(images.data.__getitem__, len(images), images.shape, device)
-    say(images, "stream from their files", "; runtime.held_gib says what is held in memory instead")
+    print_placement(images, "stream from their files", "; runtime.held_gib says what is held in memory instead")
     return images.to(device)
 
 
 def fits(images: Images, device: torch.device, limit: int | None) -> bool:
     """Whether a set of images is to be held on a device."""
     if limit is None and device.type == "cuda":
-        limit = int(SHARE * torch.cuda.mem_get_info(device)[0])
+        limit = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     elif limit is None:
         limit = int(min(HELD, HOST_SHARE * available_memory()))
-    return size(images) <= limit
+    return num_bytes(images) <= limit
 
 
-def size(images: Images) -> int:
+def num_bytes(images: Images) -> int:
     """Bytes that the images take."""
     return len(images) * prod(images.shape)
 
 
-def read_whole(images: Images, device: torch.device) -> TensorImages:
+def load_images(images: Images, device: torch.device) -> TensorImages:
     """The images as one tensor on the device."""
-    say(images, f"are read into the memory of the {'CPU' if device.type == 'cpu' else 'GPU'}")
+    print_placement(images, f"are read into the memory of the {'CPU' if device.type == 'cpu' else 'GPU'}")
     data = torch.empty(len(images), *images.shape, dtype=torch.uint8, device=device)
     batches = torch.split(torch.arange(len(images)), 256)
     for index, batch in zip(batches, images.to(device).batches(batches), strict=True):
@@ -148,22 +148,10 @@ def read_whole(images: Images, device: torch.device) -> TensorImages:
     return TensorImages(data)
 
 
-def say(images: Images, what: str, more: str = "") -> None:
+def print_placement(images: Images, what: str, more: str = "") -> None:
     """Says on standard error what becomes of a set of images."""
     shape = "x".join(map(str, images.shape))
-    mib = size(images) / 2**20
+    mib = num_bytes(images) / 2**20
     taken = f"{mib / 2**10:.1f} GiB" if mib >= 2**10 else f"{mib:,.1f} MiB"
     line = f"{len(images):,} images of {shape} {what} ({taken}{more})"
     print(f"sslpl: {line}", file=sys.stderr, flush=True)
-
-
-def available_memory() -> int:
-    """Bytes of the host's memory that are available to this process, as far as the system says."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError, KeyError):  # another system, or no limit
-        pass
-    return max(0, min(found))

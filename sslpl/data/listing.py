@@ -16,7 +16,7 @@ COLUMNS = ("path", "label", "split")
 SPLITS = ("train", "test", "unlabeled")
 
 
-class File(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file."""
 
     name: str  # below the root with /, or as the CSV gives it
@@ -25,12 +25,12 @@ class File(NamedTuple):
     test: bool  # else it belongs to the pool
 
 
-class Listing(NamedTuple):
+class ImageListing(NamedTuple):
     """The images of a data set, ordered by name, the pool's first."""
 
     source: str  # the key and its value, for messages
     kept: Path  # what is found out about the files is kept there
-    files: tuple[File, ...]
+    files: tuple[ImageFile, ...]
     classes: tuple[str, ...]  # sorted
 
     @property
@@ -39,7 +39,7 @@ class Listing(NamedTuple):
         return any(file.label is None for file in self.files)
 
 
-def listed(root: str, csv: str | None) -> Listing:
+def list_images(root: str, csv: str | None) -> ImageListing:
     """The images of a CSV, or of a root with train/<class>/, test/<class>/ and perhaps unlabeled/; UserError."""
     try:
         return from_root(root) if csv is None else from_csv(csv)
@@ -47,23 +47,23 @@ def listed(root: str, csv: str | None) -> Listing:
         raise UserError(f"{f'dataset.root={root}' if csv is None else f'dataset.csv={csv}'}: {error}") from error
 
 
-def from_root(root: str) -> Listing:
+def from_root(root: str) -> ImageListing:
     """The images below a root."""
     folder, source = Path(root).expanduser(), f"dataset.root={root}"
     if not (folder / "test").is_dir() or not any((folder / part).is_dir() for part in ("train", "unlabeled")):
         raise UserError(
             f"{source}: expected train/<class>/ and test/<class>/ there, perhaps unlabeled/; or dataset.csv"
         )
-    files = [File(name, str(folder / name), None, False) for name in images_below(folder, "unlabeled")]
+    files = [ImageFile(name, str(folder / name), None, False) for name in images_below(folder, "unlabeled")]
     naming = ("train", "test") if files else ("train",)  # folders whose subfolders name the classes
     classes = {label for part in naming for label in subfolders(folder / part)}
     for part in ("train", "test"):
         for label in subfolders(folder / part):
             below = images_below(folder, f"{part}/{label}")
-            files += [File(name, str(folder / name), label, part == "test") for name in below]
+            files += [ImageFile(name, str(folder / name), label, part == "test") for name in below]
         if (folder / part).is_dir() and (stray := [x.name for x in (folder / part).iterdir() if is_image(x.name)]):
             raise UserError(f"{source}: {part}/{stray[0]} is in no class; expected {part}/<class>/{stray[0]}")
-    return checked(Listing(source, folder / ".sslpl.json", ordered(files), tuple(sorted(classes))))
+    return validated_listing(ImageListing(source, folder / ".sslpl.json", pool_first(files), tuple(sorted(classes))))
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -93,7 +93,7 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def from_csv(name: str) -> Listing:
+def from_csv(name: str) -> ImageListing:
     """The images of a CSV file with the columns path, label and split; paths are absolute or begin at its folder."""
     path, source = Path(name).expanduser(), f"dataset.csv={name}"
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -109,10 +109,10 @@ def from_csv(name: str) -> Listing:
     free = any(file.label is None for file in files)
     classes = {file.label for file in files if file.label is not None and (free or not file.test)}
     kept = path.with_name(f".{path.name}.sslpl.json")
-    return checked(Listing(source, kept, ordered(files), tuple(sorted(classes))))
+    return validated_listing(ImageListing(source, kept, pool_first(files), tuple(sorted(classes))))
 
 
-def row_file(where: str, folder: Path, row: Mapping[str, str | None]) -> File:
+def row_file(where: str, folder: Path, row: Mapping[str, str | None]) -> ImageFile:
     """The file of a row; UserError if the row cannot be."""
     name, label, split = ((row[column] or "").strip() for column in COLUMNS)
     if split not in SPLITS or not name:
@@ -120,15 +120,15 @@ def row_file(where: str, folder: Path, row: Mapping[str, str | None]) -> File:
     if (split == "test" and not label) or (split == "unlabeled" and label):
         wanted = "a label" if split == "test" else "no label"
         raise UserError(f"{where}: an image of split={split} must have {wanted} ({name})")
-    return File(name, str(folder / name), label or None, split == "test")
+    return ImageFile(name, str(folder / name), label or None, split == "test")
 
 
-def ordered(files: Iterable[File]) -> tuple[File, ...]:
+def pool_first(files: Iterable[ImageFile]) -> tuple[ImageFile, ...]:
     """The pool, then the test set, each by name, wherever they were found."""
     return tuple(sorted(files, key=lambda file: (file.test, os.fsencode(file.name))))
 
 
-def checked(listing: Listing) -> Listing:
+def validated_listing(listing: ImageListing) -> ImageListing:
     """The same; UserError if it lacks what a run needs. A class may be empty where labels are still to be told."""
     source, files = listing.source, listing.files
     for part, test in (("train", False), ("test", True)):

@@ -1,1 +1,1 @@
-"""Joint training, fine-tune of the loss prediction module, ranking losses, pseudo-labels, evaluation."""
+"""What the phases learn and measure with: steps, losses, optimizers, inference, metrics."""

@@ -13,12 +13,12 @@ LIMIT = 1e6
 
 def check_losses(state: State) -> None:
     """Raises FloatingPointError if the losses of the epoch under way say that a state is not worth saving."""
-    if state.tally is None:
+    if state.sums is None:
         return
     if state.phase == "train":
-        check_joint_losses(state.tally.tolist(), state.epoch)
+        check_joint_losses(state.sums.tolist(), state.epoch)
     elif state.phase == "finetune":
-        check_finetune_losses(state.tally.tolist(), state.epoch)
+        check_finetune_losses(state.sums.tolist(), state.epoch)
 
 
 def check_joint_losses(sums: Sequence[float], epoch: int) -> None:

@@ -16,7 +16,7 @@ def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
     # The rates are tensors on the device, so that a captured step reads them anew at each replay.
     groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
     optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
-    return resumed(optimizer, state)
+    return resume_optimizer(optimizer, state)
 
 
 def rate_tensor(device: torch.device) -> Tensor | float:
@@ -46,7 +46,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     set_rates(optimizer, values)
 
 
-def resumed(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
+def resume_optimizer(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
     """The optimizer of the phase under way, with the momentum that a checkpoint holds."""
     if state.optimizer_state is not None:
         load_optimizer(optimizer, state.optimizer_state)

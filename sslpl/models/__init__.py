@@ -1,1 +1,20 @@
 """Backbones and the loss prediction module."""
+
+from sslpl.models.backbone import small_cnn
+from sslpl.models.libraries import timm, torchvision
+from sslpl.models.loss_prediction import LossPredictionModule, no_module
+from sslpl.models.resnet import resnet18, resnet34, resnet50
+from sslpl.models.wide_resnet import wide_resnet28_2, wide_resnet28_10
+
+__all__ = [
+    "LossPredictionModule",
+    "no_module",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "small_cnn",
+    "timm",
+    "torchvision",
+    "wide_resnet28_2",
+    "wide_resnet28_10",
+]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslpl.models.pretrained import Origin, Weights, torchvision_origin
+from sslpl.models.starting_weights import Origin, Weights, torchvision_origin
 from sslpl.types import Features, ShareBelowOne, UserError
 
 STAGES = 4  # at most, that the loss prediction module reads
 
 
-class Wrapped(nn.Module):
+class WrappedBackbone(nn.Module):
     """A trunk that returns stages and embedding, with a linear head of its own."""
 
     def __init__(
@@ -87,7 +87,7 @@ def last_of_each_size(network: nn.Module, shape: tuple[int, int, int]) -> list[s
 
 def timm(
     *, num_classes: int, in_channels: int, image_size: int = 32, name: str = "resnet18", dropout: ShareBelowOne = 0.0
-) -> Wrapped:
+) -> WrappedBackbone:
     """Any network of timm that gives its intermediate outputs (needs `pip install timm`)."""
     try:
         library = import_module("timm")
@@ -106,12 +106,14 @@ def timm(
 
     origin = Origin(partial(trunk_name, heads=(known.classifier or "head",)), fetch)
     shape = (in_channels, image_size, image_size)
-    return wrapped(lambda: TimmTrunk(library.create_model(name, **keys)), name, shape, num_classes, dropout, origin)
+    return wrap_network(
+        lambda: TimmTrunk(library.create_model(name, **keys)), name, shape, num_classes, dropout, origin
+    )
 
 
 def torchvision(
     *, num_classes: int, in_channels: int, image_size: int = 32, name: str = "resnet18", dropout: ShareBelowOne = 0.0
-) -> Wrapped:
+) -> WrappedBackbone:
     """A convolutional network of torchvision."""
     models = import_module("torchvision.models")  # here: it takes a second to import
     if name not in (known := models.list_models(module=models)) or name.startswith(("vit", "swin", "maxvit")):
@@ -122,12 +124,12 @@ def torchvision(
     def build() -> nn.Module:
         network = models.get_model(name, weights=None)
         if in_channels != 3:
-            see(network, in_channels)
+            adapt_first_convolution(network, in_channels)
         return TorchvisionTrunk(network, shape)
 
     heads = ("fc", "classifier", "AuxLogits", "aux1", "aux2")
     origin = torchvision_origin(name, partial(trunk_name, heads=heads))
-    return wrapped(build, name, shape, num_classes, dropout, origin)
+    return wrap_network(build, name, shape, num_classes, dropout, origin)
 
 
 def trunk_name(name: str, heads: tuple[str, ...]) -> str | None:
@@ -136,7 +138,7 @@ def trunk_name(name: str, heads: tuple[str, ...]) -> str | None:
     return None if in_head else f"trunk.network.{name}"
 
 
-def see(network: nn.Module, in_channels: int) -> None:
+def adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
     """Gives a network a first convolution for images of other channels than three."""
     name, first = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
     parent, _, child = name.rpartition(".")
@@ -145,17 +147,17 @@ def see(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent), child, convolution)
 
 
-def wrapped(
+def wrap_network(
     build: Callable[[], nn.Module],
     name: str,
     shape: tuple[int, int, int],
     num_classes: int,
     dropout: float,
     origin: Origin,
-) -> Wrapped:
+) -> WrappedBackbone:
     """A library's network as a backbone; UserError where it cannot be one for images of this shape."""
     try:
-        return Wrapped(build(), shape, num_classes, dropout, origin)
+        return WrappedBackbone(build(), shape, num_classes, dropout, origin)
     except Exception as error:  # each network has its own way of not fitting
         side = f"{shape[1]}x{shape[2]} pixels"
         line = " ".join(f"{type(error).__name__}: {error}".split())[:300]

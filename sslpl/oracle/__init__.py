@@ -1,1 +1,8 @@
-"""Who tells the classes of the images that a query picked: the dataset, or people."""
+"""Oracles: labels of a simulated annotator, or of people by way of files."""
+
+from sslpl.oracle.oracles import FileOracle, SimulatedOracle
+
+__all__ = [
+    "FileOracle",
+    "SimulatedOracle",
+]

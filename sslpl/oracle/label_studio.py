@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.etree import ElementTree
 
-from sslpl.oracle.answers import SHOWN, Row
-from sslpl.types import LabelsRefused
+from sslpl.oracle.label_table import SHOWN, LabelRow
+from sslpl.types import InvalidLabels
 
 CONTROL, IMAGE = "label", "image"  # names of the interface's parts
-Said = tuple[str, str, str]  # who, when, which class (empty: none)
+Annotation = tuple[str, str, str]  # who, when, which class (empty: none)
 
 
 def tasks(paths: Sequence[str], files: Sequence[str], guesses: Sequence[tuple[str, float] | None]) -> str:
@@ -52,7 +52,7 @@ def interface(class_names: Sequence[str]) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def export_rows(path: Path) -> list[Row]:
+def export_rows(path: Path) -> list[LabelRow]:
     """What people said in an export, JSON or JSON-MIN; of one annotator the last word, skipped tasks say nothing.
 
     LabelsRefused for a file that is no export, an annotation of several classes, and annotators who disagree.
@@ -60,10 +60,10 @@ def export_rows(path: Path) -> list[Row]:
     try:
         found = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise LabelsRefused(f"{path}: cannot be read as JSON ({error}): export it again") from error
+        raise InvalidLabels(f"{path}: cannot be read as JSON ({error}): export it again") from error
     if not isinstance(found, list) or not all(isinstance(task, dict) for task in found):
-        raise LabelsRefused(f"{path}: must be an export of Label Studio, JSON or JSON-MIN: a list of tasks")
-    by_path: dict[str, tuple[str, list[Said]]] = {}
+        raise InvalidLabels(f"{path}: must be an export of Label Studio, JSON or JSON-MIN: a list of tasks")
+    by_path: dict[str, tuple[str, list[Annotation]]] = {}
     problems = []
     for number, task in enumerate(found, start=1):
         place = f"task {task.get('id', number)}"
@@ -79,9 +79,9 @@ def export_rows(path: Path) -> list[Row]:
         labels = sorted({label for label in last.values() if label})
         if len(labels) > 1:
             problems.append(f"{path}, {place}: {name!r} has {len(labels)} labels by different people: {labels}")
-        rows.append(Row(place, name, labels[0] if labels else ""))
+        rows.append(LabelRow(place, name, labels[0] if labels else ""))
     if problems:
-        raise LabelsRefused(*problems[:SHOWN])
+        raise InvalidLabels(*problems[:SHOWN])
     return rows
 
 
@@ -97,10 +97,10 @@ def task_path(task: Mapping[str, Any]) -> str:
     return str(parse_qs(address.query).get("d", [address.path])[0])
 
 
-def annotations(task: Mapping[str, Any]) -> Iterator[Said]:
+def annotations(task: Mapping[str, Any]) -> Iterator[Annotation]:
     """Who said what when, of a task in either format."""
     if "annotations" not in task:
-        yield who(task.get("annotator")), when(task), single(chosen(task.get(CONTROL)))
+        yield annotator(task.get("annotator")), submitted_at(task), single_class(chosen_classes(task.get(CONTROL)))
         return
     for annotation in task["annotations"]:
         if annotation.get("was_cancelled"):
@@ -110,28 +110,28 @@ def annotations(task: Mapping[str, Any]) -> Iterator[Said]:
         if answers and not ours:
             names = ", ".join(sorted({part["from_name"] for part in answers}))
             raise ValueError(f"must be answered in the control {CONTROL} of label_studio.xml, not in {names}")
-        yield who(annotation.get("completed_by")), when(annotation), single(chosen(ours))
+        yield annotator(annotation.get("completed_by")), submitted_at(annotation), single_class(chosen_classes(ours))
 
 
-def chosen(value: Any) -> list[Any]:
+def chosen_classes(value: Any) -> list[Any]:
     """What was chosen: one choice is text in JSON-MIN, several are a mapping, several results a list of either."""
     if isinstance(value, list):
-        return [choice for part in value for choice in chosen(part)]
+        return [choice for part in value for choice in chosen_classes(part)]
     return list(value["choices"]) if isinstance(value, dict) else [value] if value else []
 
 
-def single(choices: Sequence[str]) -> str:
+def single_class(choices: Sequence[str]) -> str:
     """The one class of an annotation; empty for an empty one, ValueError for several."""
     if len(choices) > 1:
         raise ValueError(f"must have one class, has {len(choices)}: {', '.join(map(str, choices))}")
     return str(choices[0]).strip() if choices else ""
 
 
-def who(person: Any) -> str:
+def annotator(person: Any) -> str:
     """An annotator, told by number or by a mapping."""
     return str(person.get("id", person) if isinstance(person, dict) else person)
 
 
-def when(annotation: Mapping[str, Any]) -> str:
+def submitted_at(annotation: Mapping[str, Any]) -> str:
     """When an annotation was last submitted, as Label Studio writes it: text that sorts by time."""
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")

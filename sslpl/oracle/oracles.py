@@ -5,19 +5,19 @@ from datetime import UTC, datetime
 
 import torch
 
-from sslpl.oracle.answers import Row, checked_labels, table_rows
+from sslpl.oracle.label_request import LABELS, TABLE, batch_folder, image_names, write_request
 from sslpl.oracle.label_studio import export_rows
-from sslpl.oracle.requests import LABELS, TABLE, batch_folder, image_names, write_request
-from sslpl.types import Answer, Dataset, LabelsRefused, Request, UserError, Waiting
+from sslpl.oracle.label_table import LabelRow, read_table, validate_labels
+from sslpl.types import Dataset, InvalidLabels, LabelAnswer, LabelRequest, UserError, WaitingForLabels
 
 EXPORT = "label_studio_export.json"
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulatedOracle:
     """Tells the labels that come with the dataset."""
 
-    def admitted(self, dataset: Dataset) -> Dataset:
+    def prepare(self, dataset: Dataset) -> Dataset:
         """The dataset as it is; UserError if an image has no label."""
         missing = int((dataset.train_labels < 0).sum())
         if missing:
@@ -27,40 +27,40 @@ class Simulated:
             )
         return dataset
 
-    def __call__(self, request: Request) -> Answer:
+    def __call__(self, request: LabelRequest) -> LabelAnswer:
         """The hidden labels."""
-        return Answer(request.dataset.train_labels[request.picked.index], request.class_names)
+        return LabelAnswer(request.dataset.train_labels[request.selection.index], request.class_names)
 
 
 @dataclass(frozen=True)
-class LabelFiles:
+class FileOracle:
     """Asks people: writes what to label into the run's folder, and reads their labels from there."""
 
     partial: bool = False  # images without a label go back to the pool
     new_classes: bool = False  # a label may be a class that was not known before
 
-    def admitted(self, dataset: Dataset) -> Dataset:
+    def prepare(self, dataset: Dataset) -> Dataset:
         """The dataset; where every image has a label they are forgotten, and the run is a rehearsal."""
         if bool((dataset.train_labels < 0).any()):
             return dataset
         return dataset._replace(train_labels=torch.full_like(dataset.train_labels, -1), true_labels=None)
 
-    def __call__(self, request: Request) -> Answer:
+    def __call__(self, request: LabelRequest) -> LabelAnswer:
         """The labels in the batch's folder: Waiting if there are none yet, LabelsRefused if they have mistakes."""
         folder = batch_folder(request)
         found = [path for path in (folder / LABELS, folder / EXPORT) if path.exists()]
         if not found:
             folder = write_request(request)
-            images = len(request.picked.index)
-            raise Waiting(
+            images = len(request.selection.index)
+            raise WaitingForLabels(
                 f"waiting for the labels of {images:,} image{'s' * (images > 1)}: fill in the column label of "
                 f"{folder / TABLE}, save it as {LABELS} beside it (or a JSON export of Label Studio as {EXPORT}), "
                 "and run the same command again"
             )
         if len(found) > 1:
-            raise LabelsRefused(f"{folder}: must hold {LABELS} or {EXPORT}, has both: remove one of them")
-        rows: list[Row] = table_rows(found[0]) if found[0].name == LABELS else export_rows(found[0])
-        asked = image_names(request.dataset, request.picked.index)
-        labels, names = checked_labels(rows, found[0], asked, request.class_names, self.partial, self.new_classes)
+            raise InvalidLabels(f"{folder}: must hold {LABELS} or {EXPORT}, has both: remove one of them")
+        rows: list[LabelRow] = read_table(found[0]) if found[0].name == LABELS else export_rows(found[0])
+        asked = image_names(request.dataset, request.selection.index)
+        labels, names = validate_labels(rows, found[0], asked, request.class_names, self.partial, self.new_classes)
         source = str(found[0].relative_to(request.folder))
-        return Answer(torch.tensor(labels), names, source, datetime.now(UTC).isoformat(timespec="seconds"))
+        return LabelAnswer(torch.tensor(labels), names, source, datetime.now(UTC).isoformat(timespec="seconds"))

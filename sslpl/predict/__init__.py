@@ -1,1 +1,1 @@
-"""What a finished run says of new images: read the run, read the images, predict, write tables or an ONNX file."""
+"""Prediction of new images with a finished run: `python -m sslpl.predict`."""

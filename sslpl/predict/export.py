@@ -14,25 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslpl.models.backbones import Frozen
-from sslpl.predict.predictions import predictor
-from sslpl.predict.stream import Group
-from sslpl.predict.trained import Trained
+from sslpl.models.frozen import FrozenBackbone
+from sslpl.predict.predictions import make_predictor
+from sslpl.predict.stream import ImageGroup
+from sslpl.predict.trained import TrainedModel
 from sslpl.types import UserError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest value of an output, or of 1 where all are smaller
 
 
-class Exported(nn.Module):
+class ExportedModel(nn.Module):
     """Backbone and module as one network of pixels in 0..1."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
-        self.network = Frozen(trained.backbone, bfloat16=False).network
+        self.network = FrozenBackbone(trained.backbone, bfloat16=False).network
         self.module = deepcopy(trained.module)
         self.register_buffer("mean", torch.tensor(trained.signature.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(trained.signature.std).view(1, -1, 1, 1))
@@ -50,9 +50,9 @@ def check_packages() -> None:
         raise UserError(f"--export: needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def onnx_model(trained: Trained) -> bytes:
+def onnx_model(trained: TrainedModel) -> bytes:
     """The networks as an ONNX file for batches of any size; class names and image size are in its metadata."""
-    network, signature = Exported(trained).eval().requires_grad_(False), trained.signature
+    network, signature = ExportedModel(trained).eval().requires_grad_(False), trained.signature
     example = torch.rand(2, *signature.shape)
     network(example)  # what the networks keep between calls is made of real tensors, not of the exporter's
     outputs = ["logits", "probabilities", "embedding", *(["predicted_loss"] if trained.module is not None else [])]
@@ -71,7 +71,7 @@ def onnx_model(trained: Trained) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def difference(model: bytes, trained: Trained, images: Tensor) -> float:
+def max_difference(model: bytes, trained: TrainedModel, images: Tensor) -> float:
     """The largest difference of an ONNX file's outputs from the predictions for images [B, C, H, W] uint8.
 
     Relative to the largest value of an output, or to 1; in one batch and for the first image alone.
@@ -79,11 +79,11 @@ def difference(model: bytes, trained: Trained, images: Tensor) -> float:
     import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    predict = predictor(trained, torch.device("cpu"))
+    predict = make_predictor(trained, torch.device("cpu"))
     names = [output.name for output in session.get_outputs()]
     worst = 0.0
     for batch in (images, images[:1]):
-        ours = predict(Group([], batch, []))._asdict()
+        ours = predict(ImageGroup([], batch, []))._asdict()
         theirs = session.run(names, {"images": batch.numpy().astype(np.float32) / 255})
         for name, value in zip(names, theirs, strict=True):
             gap = np.abs(ours[name] - value).max() / max(1.0, np.abs(ours[name]).max())

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslpl.data.augment import Augmentation
-from sslpl.learn.evaluation import outputs
-from sslpl.models.backbones import Frozen
-from sslpl.predict.stream import Group
-from sslpl.predict.trained import Trained
-from sslpl.recording.checkpoint import Signature
-from sslpl.recording.csv_text import as_csv
-from sslpl.recording.files import write_whole
+from sslpl.csv_text import csv_text
+from sslpl.data.augmentation import Augmentation
+from sslpl.files import write_whole
+from sslpl.learn.inference import forward_images
+from sslpl.models.frozen import FrozenBackbone
+from sslpl.predict.stream import ImageGroup
+from sslpl.predict.trained import TrainedModel
+from sslpl.recording.checkpoint import ModelSignature
 
 Floats = NDArray[np.float32]
 
 
-class Predicted(NamedTuple):
+class FilePredictions(NamedTuple):
     """What the networks say of N image files, in float32."""
 
     paths: list[Path]
@@ -31,47 +31,47 @@ class Predicted(NamedTuple):
     embedding: Floats  # [N, D]
 
 
-def predictor(trained: Trained, device: torch.device) -> Callable[[Group], Predicted]:
+def make_predictor(trained: TrainedModel, device: torch.device) -> Callable[[ImageGroup], FilePredictions]:
     """What predicts a group of images on a device, as the run's evaluation does, but always in float32."""
     _, shape, _, mean, std = trained.signature
     plain = Augmentation(shape, mean, std, flip=False, padding=0, cutout=0, device=device).plain
-    network = Frozen(trained.backbone.to(device), bfloat16=False).network
+    network = FrozenBackbone(trained.backbone.to(device), bfloat16=False).network
     module = None if trained.module is None else trained.module.to(device).eval()
 
     @torch.inference_mode()
-    def predict(group: Group) -> Predicted:
-        logits, embedding, loss = outputs(network, module, plain(group.images.to(device)))
+    def predict(group: ImageGroup) -> FilePredictions:
+        logits, embedding, loss = forward_images(network, module, plain(group.images.to(device)))
         loss = torch.full((len(logits),), torch.nan) if loss is None else loss
         values = (logits, logits.softmax(dim=1), loss, embedding)
-        return Predicted(group.paths, *(value.float().cpu().numpy() for value in values))
+        return FilePredictions(group.paths, *(value.float().cpu().numpy() for value in values))
 
     return predict
 
 
-def joined(parts: Iterable[Predicted]) -> Predicted:
+def concatenate_predictions(parts: Iterable[FilePredictions]) -> FilePredictions:
     """The predictions of all groups as one."""
     paths, *columns = zip(*parts, strict=True)
-    return Predicted([path for part in paths for path in part], *(np.concatenate(column) for column in columns))
+    return FilePredictions([path for part in paths for path in part], *(np.concatenate(column) for column in columns))
 
 
-def write_tables(predicted: Predicted, signature: Signature, images: Path, folder: Path) -> None:
+def write_tables(predicted: FilePredictions, signature: ModelSignature, images: Path, folder: Path) -> None:
     """Writes `predictions.csv` and `predictions.npz`; paths are relative to the folder of the images."""
     paths = [path.relative_to(images).as_posix() for path in predicted.paths]
     write_whole(folder / "predictions.csv", predictions_csv(predicted, signature.class_names, paths))
     write_whole(folder / "predictions.npz", predictions_npz(predicted, signature.class_names, paths))
 
 
-def predictions_csv(predicted: Predicted, class_names: tuple[str, ...], paths: list[str]) -> str:
+def predictions_csv(predicted: FilePredictions, class_names: tuple[str, ...], paths: list[str]) -> str:
     """A row per image: path, most likely class, its probability, predicted loss, the probability of every class."""
     header = ["path", "class", "probability", "predicted_loss", *(f"p_{name}" for name in class_names)]
     guess, rows = predicted.logits.argmax(axis=1), []
     for path, best, loss, row in zip(paths, guess, predicted.predicted_loss, predicted.probabilities, strict=True):
         numbers = [f"{value:.6g}" for value in row.tolist()]
         rows.append([path, class_names[best], numbers[best], "" if np.isnan(loss) else f"{loss:.6g}", *numbers])
-    return as_csv(header, rows)
+    return csv_text(header, rows)
 
 
-def predictions_npz(predicted: Predicted, class_names: tuple[str, ...], paths: list[str]) -> bytes:
+def predictions_npz(predicted: FilePredictions, class_names: tuple[str, ...], paths: list[str]) -> bytes:
     """Arrays `paths`, `classes`, `logits`, `probabilities`, `predicted_loss`, `embedding`, as numpy reads them."""
     file = io.BytesIO()
     arrays = {key: value for key, value in predicted._asdict().items() if key != "paths"}

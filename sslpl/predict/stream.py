@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslpl.data.decoding import Form, read_image
-from sslpl.recording.checkpoint import Signature
+from sslpl.data.decoding import ImageFormat, read_image
+from sslpl.recording.checkpoint import ModelSignature
 
 AHEAD = 2  # batches that are read while one is predicted
 
 
-class Group(NamedTuple):
+class ImageGroup(NamedTuple):
     """Consecutive files: the images that could be read, and a line for each of the others."""
 
     paths: list[Path]
@@ -35,10 +35,10 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
-def groups(paths: Sequence[Path], signature: Signature, size: int, threads: int) -> Iterator[Group]:
+def image_groups(paths: Sequence[Path], signature: ModelSignature, size: int, threads: int) -> Iterator[ImageGroup]:
     """The files in order, `size` at a time; no more than a few groups are in memory at once."""
 
-    form = Form(signature.shape[0], signature.resize, signature.shape[1])
+    form = ImageFormat(signature.shape[0], signature.resize, signature.shape[1])
 
     def begun(part: Sequence[Path]) -> list[tuple[Path, Future[Tensor]]]:
         return [(path, pool.submit(read_image, str(path), form)) for path in part]
@@ -48,10 +48,10 @@ def groups(paths: Sequence[Path], signature: Signature, size: int, threads: int)
         waiting = deque(begun(part) for part in parts[:AHEAD])
         for number in range(len(parts)):
             waiting.extend(begun(part) for part in parts[number + AHEAD : number + AHEAD + 1])
-            yield gathered(waiting.popleft(), signature)
+            yield collect_group(waiting.popleft(), signature)
 
 
-def gathered(reads: Sequence[tuple[Path, Future[Tensor]]], signature: Signature) -> Group:
+def collect_group(reads: Sequence[tuple[Path, Future[Tensor]]], signature: ModelSignature) -> ImageGroup:
     """What became of reading some files."""
     paths, images, unreadable = [], [torch.empty(0, *signature.shape, dtype=torch.uint8)], []
     for path, future in reads:
@@ -61,4 +61,4 @@ def gathered(reads: Sequence[tuple[Path, Future[Tensor]]], signature: Signature)
         except Exception as error:  # Pillow raises anything for a damaged file
             reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
             unreadable.append(f"{path}: cannot be read and is left out ({reason[:150]})")
-    return Group(paths, torch.cat(images), unreadable)
+    return ImageGroup(paths, torch.cat(images), unreadable)

@@ -9,22 +9,22 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from sslpl.build import backbone_builder
+from sslpl.config.build import backbone_builder
 from sslpl.predict.trust import check_targets
-from sslpl.recording.checkpoint import Signature, Weights, load_weights
-from sslpl.recording.recorder import read_status
+from sslpl.recording.checkpoint import ModelSignature, SavedModel, load_weights
+from sslpl.recording.status import read_status
 from sslpl.types import UserError
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """Networks with the final weights of a run, on the CPU, and what they take and tell."""
 
     backbone: nn.Module
     module: nn.Module | None
-    signature: Signature
+    signature: ModelSignature
 
 
-def read_run(folder: Path, trusted: Sequence[str] = ()) -> Trained:
+def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
     """The networks of the run in `folder`, which may also be of packages that are trusted.
 
     UserError if the folder holds no run, an unfinished one, a damaged one, or one of other packages.
@@ -41,7 +41,7 @@ def read_run(folder: Path, trusted: Sequence[str] = ()) -> Trained:
         raise UserError(f"{written}: {error}") from error
     weights = load_weights(folder / "checkpoint")
     try:
-        return built(config, weights)
+        return build_trained(config, weights)
     except Exception as error:  # a class of the user's own may raise anything
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{folder}: its weights do not fit the networks of its config.yaml ({reason})") from error
@@ -58,7 +58,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def built(config: dict[str, Any], weights: Weights) -> Trained:
+def build_trained(config: dict[str, Any], weights: SavedModel) -> TrainedModel:
     """The networks that a config describes, with weights."""
     signature = weights.signature
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
@@ -67,4 +67,4 @@ def built(config: dict[str, Any], weights: Weights) -> Trained:
     backbone.load_state_dict(weights.backbone)
     if module is not None:
         module.load_state_dict(weights.module)
-    return Trained(backbone, module, signature)
+    return TrainedModel(backbone, module, signature)

@@ -1,1 +1,7 @@
-"""The command that learns starting weights for a backbone from images without labels."""
+"""Self-supervised pretraining: `python -m sslpl.pretrain`."""
+
+from sslpl.pretrain.simclr import SimCLR
+
+__all__ = [
+    "SimCLR",
+]

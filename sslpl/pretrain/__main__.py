@@ -1,6 +1,98 @@
-"""python -m sslpl.pretrain."""
+"""The command: python -m sslpl.pretrain dataset=fashion_mnist backbone=small_cnn pretraining.epochs=100."""
 
-from sslpl.pretrain.command import main
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sslpl.config import identity
+from sslpl.config.build import read_dataset, with_fingerprints
+from sslpl.config.plans import Plan
+from sslpl.config.validation import typed_config
+from sslpl.data.images import place_images
+from sslpl.pretrain.workflow import WEIGHTS, print_estimate, run_pretraining, start_pretraining
+from sslpl.recording import lock
+from sslpl.recording.folder import check_folder, make_folder
+from sslpl.run.errors import CONF, ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.run.jobs import group_choices
+from sslpl.runtime import Runtime
+
+WORDS = ("dataset", "backbone", "pretraining", "runtime", "seed")
+
+
+def main() -> None:
+    """Exit code 0 when the weights are there, 2 for bad input, 1 for a failure; see --help."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `guarded`
+    ends: list[Any] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
+    def run(cfg: DictConfig) -> None:
+        choices = group_choices(HydraConfig.get().runtime.choices)
+        ends.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), WORDS)))
+
+    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
+        os.environ["SSLPL_SCRATCH"] = scratch
+        try:
+            ends.append(print_error(catch_errors(run, WORDS)))
+        except SweepStopped as stop:
+            ends.append(print_error(stop.mistake))
+    sys.exit(max((end.code for end in ends if isinstance(end, ErrorReport)), default=0))
+
+
+def plan_pretraining(cfg: DictConfig, choices: identity.Choices) -> Plan:
+    """Checks a config and finds out which weights it makes; UserError for the first mistake."""
+    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config = with_fingerprints(typed_config({key: value for key, value in container.items() if key != "hydra"}))
+    above = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
+    return Plan(config, choices, "simclr", above / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
+
+
+def launch_pretraining(plan: Plan, wait: bool = False) -> None:
+    """Makes the weights of a plan, or goes on with them; waits for a process that is at them already."""
+    if weights_exist(plan):
+        return
+    runtime: Runtime = instantiate(plan.config["runtime"])
+    device = runtime.prepare()
+    dataset = read_dataset(plan.config["dataset"], plan.config["seed"])
+    dataset = dataset._replace(train=place_images(dataset.train, device), test=place_images(dataset.test, device))
+    runtime.set_threads(dataset.train.shape)
+    task, state = start_pretraining(plan.config, dataset, device)
+    if runtime.dry_run:
+        print_estimate(task, state, plan.folder)
+        return
+    make_folder(plan.folder, runtime.output_dir)
+    with lock.run_lock(plan.folder, wait) as mine:
+        if mine and not weights_exist(plan):
+            run_pretraining(plan, runtime, dataset, task, state)
+            print(usage_line(plan), flush=True)
+    if not mine:
+        print(f"waiting for another process, which is at {plan.folder}", flush=True)
+        launch_pretraining(plan, wait=True)
+
+
+def weights_exist(plan: Plan) -> bool:
+    """Whether the weights are there; UserError if the folder is that of others."""
+    if not plan.folder.exists():
+        return False
+    check_folder(plan.folder, plan.config)
+    if not (plan.folder / WEIGHTS).exists():
+        return False
+    lock.remove_lock(plan.folder)
+    print(f"finished already: {plan.folder}\n{usage_line(plan)}", flush=True)
+    return True
+
+
+def usage_line(plan: Plan) -> str:
+    """The command that begins with the weights."""
+    dataset, backbone = plan.choices["dataset"], plan.choices["backbone"]
+    return f"use it: python run.py dataset={dataset} backbone={backbone} backbone.weights={plan.folder / WEIGHTS}"
+
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,57 @@
-"""Query strategies: scorers, selectors, and those that are neither."""
+"""Query strategies, one file each, and the scorers and selectors that others are made of."""
+
+from sslpl.query.badge import badge
+from sslpl.query.bait import bait
+from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
+from sslpl.query.batch_bald import batch_bald
+from sslpl.query.class_balanced_random import class_balanced_random
+from sslpl.query.cluster_margin import cluster_margin
+from sslpl.query.core_gcn import core_gcn
+from sslpl.query.core_set import core_set
+from sslpl.query.expected_gradient_length import expected_gradient_length
+from sslpl.query.kmeans import kmeans
+from sslpl.query.probcover import probcover
+from sslpl.query.query_by_committee import query_by_committee
+from sslpl.query.random import random
+from sslpl.query.score_then_select import score_then_select
+from sslpl.query.scorers import entropy, least_confidence, margin, predicted_loss, ratio
+from sslpl.query.selective_clustering import selective_clustering
+from sslpl.query.selectors import power, top
+from sslpl.query.ta_vaal import ta_vaal
+from sslpl.query.temporal_output_discrepancy import temporal_output_discrepancy
+from sslpl.query.typiclust import typiclust
+from sslpl.query.uncertain_gcn import uncertain_gcn
+from sslpl.query.vaal import vaal
+
+__all__ = [
+    "badge",
+    "bait",
+    "bald",
+    "batch_bald",
+    "class_balanced_random",
+    "cluster_margin",
+    "core_gcn",
+    "core_set",
+    "dropout_entropy",
+    "entropy",
+    "expected_gradient_length",
+    "kmeans",
+    "least_confidence",
+    "margin",
+    "mean_std",
+    "power",
+    "predicted_loss",
+    "probcover",
+    "query_by_committee",
+    "random",
+    "ratio",
+    "score_then_select",
+    "selective_clustering",
+    "ta_vaal",
+    "temporal_output_discrepancy",
+    "top",
+    "typiclust",
+    "uncertain_gcn",
+    "vaal",
+    "variation_ratio",
+]

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.query.disagreement import entropy_of, mutual_information
-from sslpl.query.dropout import CHUNK, dropout_masks, linear_head, over_masks, sampled_logits
-from sslpl.query.selectors import ranked
-from sslpl.types import Count, Picked, QueryContext, ShareBelowOne
+from sslpl.query.mc_dropout import CHUNK, dropout_masks, linear_head, over_masks, sampled_logits
+from sslpl.query.selection import ranked
+from sslpl.types import Count, QueryContext, Selection, ShareBelowOne
 
 NEGLIGIBLE = 1e-6  # nats: a smaller gain is rounding
 
@@ -37,7 +37,7 @@ def batch_bald(
     exact: Count = 32768,
     configurations: Count = 1000,
     candidates: Count | None = 10000,
-) -> Picked:
+) -> Selection:
     """n images of high joint mutual information with the network, greedily; scores are the gains in nats.
 
     Only the `candidates` of highest BALD are looked at (None: all). Up to `exact` joint labelings are held, instead of
@@ -52,7 +52,7 @@ def batch_bald(
         return sampled_logits(head, embedding[best[rows]], masks).softmax(dim=2)
 
     rows, gain = greedy(probability, score[best], n, (exact, configurations), rng)
-    return Picked(context.unlabeled[best[rows].cpu()], gain.cpu().double())
+    return Selection(context.unlabeled[best[rows].cpu()], gain.cpu().double())
 
 
 def greedy(

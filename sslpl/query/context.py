@@ -56,9 +56,9 @@ def needs_faiss(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def needs_no_label(function: Callable[..., Any]) -> Callable[..., Any]:
+def works_unlabeled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a strategy that can choose the first images too, when none is labeled and no head has learned anything."""
-    function.needs_no_label = True  # type: ignore[attr-defined]
+    function.works_unlabeled = True  # type: ignore[attr-defined]
     return function
 
 
@@ -97,15 +97,15 @@ class Context:
     predict: Predictor
     cycle: int = 0
     known: Predictions | None = None  # of all unlabeled images, ascending, if they have been computed already
-    earlier: Weights | None = None
+    previous_weights: Weights | None = None
     snapshots: Sequence[Weights] = ()
     truth: Tensor | None = None
 
-    def only(self, index: Tensor) -> "Context":
+    def restricted_to(self, index: Tensor) -> "Context":
         """The same with fewer unlabeled images, ascending."""
         return replace(self, unlabeled=index)
 
-    def views(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The normalized images at each of the positions in turn, [B, C, H, W] float32."""
         return map(self.normalize, self.images.batches(batches))
 
@@ -116,7 +116,7 @@ class Context:
             return self.predict(None, self.unlabeled)
         if len(self.known.index) == len(self.unlabeled):
             return self.known
-        return rows(self.known, torch.searchsorted(self.known.index, self.unlabeled))
+        return take_rows(self.known, torch.searchsorted(self.known.index, self.unlabeled))
 
     @cached_property
     def labeled_predictions(self) -> Predictions:
@@ -126,23 +126,23 @@ class Context:
     @cached_property
     def previous(self) -> Predictions:
         """Of the unlabeled images, by the backbone of the cycle before (in the first cycle: by its first weights)."""
-        if self.earlier is None:
+        if self.previous_weights is None:
             raise RuntimeError("the backbone of the cycle before is kept only for strategies marked needs_previous")
-        return self.predict(self.earlier, self.unlabeled)
+        return self.predict(self.previous_weights, self.unlabeled)
 
     @cached_property
     def committee(self) -> tuple[Predictions, ...]:
         """Of the unlabeled images, by each snapshot of this cycle's training."""
         return tuple(self.predict(weights, self.unlabeled) for weights in self.snapshots)
 
-    def oracle(self) -> Tensor:
+    def hidden_labels(self) -> Tensor:
         """The hidden classes [U] of the unlabeled images; PermissionError without `oracle_baseline: true`."""
         if self.truth is None:
             raise PermissionError("hidden labels are shown to a strategy with query.oracle_baseline=true alone")
         return self.truth[self.unlabeled]
 
 
-def rows(predictions: Predictions, at: Tensor) -> Predictions:
+def take_rows(predictions: Predictions, at: Tensor) -> Predictions:
     """The predictions at some rows."""
     there = at.to(predictions.logits.device)
     losses = predictions.predicted_loss

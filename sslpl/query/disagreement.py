@@ -18,12 +18,12 @@ def consensus_entropy(log_probability: Tensor) -> Tensor:
     return entropy_of(log_probability.exp().mean(dim=1))
 
 
-def mean_std(log_probability: Tensor) -> Tensor:
+def members_std(log_probability: Tensor) -> Tensor:
     """Standard deviation over the members, mean over the classes (Kampffmeyer et al. 2016)."""
     return log_probability.exp().std(dim=1, correction=0).mean(dim=1)
 
 
-def variation_ratio(log_probability: Tensor) -> Tensor:
+def vote_variation(log_probability: Tensor) -> Tensor:
     """Share of the members that do not vote for the most voted class (Freeman 1965)."""
     return 1 - votes(log_probability).amax(dim=1)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from sslpl.pool import Budget
+from sslpl.budget import Budget
+from sslpl.clustering.large_pools import LARGE, is_large
+from sslpl.clustering.linkage import complete_linkage_bytes
+from sslpl.memory import free_memory
 from sslpl.query.context import needs
-from sslpl.query.large import LARGE, is_large
-from sslpl.query.linkage import complete_linkage_bytes, free_bytes
 from sslpl.types import UserError
 
 DIMENSIONS = 512  # of the embeddings, as a network not yet built may have; the clustering itself reckons with its own
@@ -21,7 +22,7 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     """UserError where a strategy could not choose from a pool of so many images, for a budget in images."""
     if budget.cycles == 1:
         return
-    wants, (function, keywords) = needs(query), unwrapped(query)
+    wants, (function, keywords) = needs(query), unwrap_partial(query)
     unlabeled = pool - int(budget.initial)
     limits = [keywords.get("subset"), int(budget.per_cycle) * (keywords.get("prefilter") or 0)]
     seen = min([unlabeled, *(max(limit, int(budget.per_cycle)) for limit in limits if limit)])
@@ -37,7 +38,7 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
         check_candidates(min(max(int(budget.candidates), int(budget.per_cycle)), seen), device)
 
 
-def unwrapped(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function inside of partial ones, and the arguments that are given to it already."""
     function, keywords = query, dict[str, Any]()
     while isinstance(function, partial):
@@ -52,7 +53,7 @@ def check_candidates(candidates: int, device: torch.device) -> None:
     def needed(count: int) -> int:
         return complete_linkage_bytes(count, DIMENSIONS, device.type)
 
-    free = free_bytes(device)
+    free = free_memory(device)
     if needed(candidates) > free:
         most = bisect_right(range(candidates), free, key=needed) - 1
         raise UserError(

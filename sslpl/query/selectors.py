@@ -3,15 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from sslpl.query.context import needs_clusters
-from sslpl.query.linkage import complete_linkage
+from sslpl.query.selection import ranked
 from sslpl.types import Positive, UserError
-
-
-def ranked(score: Tensor, rng: Generator) -> Tensor:
-    """Positions [N] from the highest score to the lowest, ties in random order."""
-    order = torch.randperm(len(score), generator=rng)
-    return order[torch.argsort(score.cpu()[order], descending=True, stable=True)]
 
 
 def top(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:  # noqa: ARG001
@@ -37,17 +30,3 @@ def power(
         raise UserError("query/selector=power draws in proportion to the scores: choose a scorer without negative ones")
     noise = -torch.empty(len(score), dtype=torch.float64).exponential_(generator=rng).log()
     return ranked(beta * score.cpu().double().log() + noise, rng)[:n]
-
-
-@needs_clusters
-def selective_clustering(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:
-    """The highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM).
-
-    The distances of all pairs of candidates are held, in float32: memory grows with the square of `candidates`, not of
-    the pool (`complete_linkage_bytes`), and a clustering that would not fit is refused with a MemoryError.
-    """
-    best = ranked(score, rng)[: max(candidates, n)]
-    cluster = complete_linkage(embedding[best.to(embedding.device)], n).cpu()
-    rank = torch.arange(len(best))
-    first = torch.full((n,), len(best)).scatter_reduce(0, cluster, rank, "amin")
-    return best[first.sort().values]

@@ -1,1 +1,1 @@
-"""What a run leaves and shows: its folder, checkpoints, tables and pictures, progress, the tracker."""
+"""What a run leaves and shows: folder, status, checkpoints, tables, plots, progress."""

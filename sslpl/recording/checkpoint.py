@@ -9,13 +9,13 @@ from zipfile import ZipFile
 
 import torch
 
-from sslpl.recording.files import write_whole
+from sslpl.files import write_whole
 from sslpl.types import UserError
 
-NAME, PREVIOUS, WEIGHTS = "state.ckpt", "previous.ckpt", "weights.pt"
+CURRENT, PREVIOUS, WEIGHTS = "state.ckpt", "previous.ckpt", "weights.pt"
 
 
-class Signature(NamedTuple):
+class ModelSignature(NamedTuple):
     """What a trained network takes and tells: all that its weights need to be of use without the dataset."""
 
     class_names: tuple[str, ...]  # in the order of the logits
@@ -25,12 +25,12 @@ class Signature(NamedTuple):
     std: tuple[float, ...]
 
 
-class Weights(NamedTuple):
+class SavedModel(NamedTuple):
     """The final weights of a run, and what they were learned for."""
 
     backbone: dict[str, torch.Tensor]
     module: dict[str, torch.Tensor] | None
-    signature: Signature
+    signature: ModelSignature
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
-    current = folder / NAME
+    current = folder / CURRENT
     if current.exists():
         current.replace(folder / PREVIOUS)
     write_whole(current, hashlib.sha256(data).digest() + data)
@@ -47,7 +47,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The newest undamaged checkpoint and, if one had to be passed over, a line that says so."""
     warning = None
-    for name in (NAME, PREVIOUS):
+    for name in (CURRENT, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
@@ -58,7 +58,7 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     return None, warning
 
 
-def keep_weights(folder: Path, state: Mapping[str, Any], signature: Signature) -> None:
+def keep_weights(folder: Path, state: Mapping[str, Any], signature: ModelSignature) -> None:
     """Writes the final weights into `folder`: all that a finished run needs."""
     buffer = io.BytesIO()
     weights = {"backbone": state["backbone"], "module": state["module"]}
@@ -66,7 +66,7 @@ def keep_weights(folder: Path, state: Mapping[str, Any], signature: Signature) -
     write_whole(folder / WEIGHTS, buffer.getvalue())
 
 
-def load_weights(folder: Path) -> Weights:
+def load_weights(folder: Path) -> SavedModel:
     """The final weights in `folder`; UserError if they are missing, damaged, or of before they had a signature."""
     path = folder / WEIGHTS
     if not path.is_file():
@@ -76,17 +76,17 @@ def load_weights(folder: Path) -> Weights:
             damaged = archive.testzip()  # torch writes checksums, and does not look at them
         saved = torch.load(path, map_location="cpu", weights_only=True)
         backbone, module, signature = saved["backbone"], saved["module"], saved.get("signature")
-        signature = None if signature is None else Signature(**signature)
+        signature = None if signature is None else ModelSignature(**signature)
     except Exception as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); copy it again, or run it again") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged (its checksum does not match); copy it again, or run it again")
     if signature is None:
         raise UserError(f"{path}: without class names and image size, as older versions left it; run it again")
-    return Weights(backbone, module, signature)
+    return SavedModel(backbone, module, signature)
 
 
 def discard(folder: Path) -> None:
     """Removes the checkpoints of a finished run."""
-    for name in (NAME, PREVIOUS):
+    for name in (CURRENT, PREVIOUS):
         (folder / name).unlink(missing_ok=True)

@@ -10,13 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslpl import __version__
-from sslpl.identity import Config, canonical, run_id, scientific
-from sslpl.recording.files import write_whole
-from sslpl.recording.recorder import write_json
+from sslpl.config.identity import Config, canonical, run_id, scientific_config
+from sslpl.files import write_json, write_whole
 from sslpl.types import RunInfo, UserError
 
 # Of provenance: a run that is resumed under others says so.
-LASTING = ("git", "device_name", "threads", "processes", "precision", "compiled")
+COMPARED_FACTS = ("git", "device_name", "threads", "processes", "precision", "compiled")
 
 
 def check_folder(folder: Path, config: Config) -> None:
@@ -24,11 +23,11 @@ def check_folder(folder: Path, config: Config) -> None:
     written, origin = folder / "config.yaml", folder / "provenance.json"
     advice = "remove the folder, or choose another runtime.output_dir"
     try:
-        there = scientific(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
+        there = scientific_config(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
         version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
     except Exception as error:
         raise UserError(f"{folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
-    if there is not None and canonical(there) != canonical(scientific(config)):
+    if there is not None and canonical(there) != canonical(scientific_config(config)):
         raise UserError(f"{folder}: its config.yaml is that of another run; {advice}")
     if version not in (None, __version__):
         raise UserError(f"{folder}: written by sslpl {version}, this is {__version__}; {advice}")
@@ -76,7 +75,7 @@ def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any
     first: dict[str, Any] = json.loads(path.read_text())
     changes = [
         f"this run began with {key} {first.get(key)}: it goes on with {now[key]}"
-        for key in LASTING
+        for key in COMPARED_FACTS
         if first.get(key, now[key]) != now[key]
     ]
     return token | first | {"resumed": [*first.get("resumed", []), now]}, changes

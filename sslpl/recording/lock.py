@@ -12,18 +12,18 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def owned(folder: Path, wait: bool) -> Iterator[bool]:
+def run_lock(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has a run's folder to itself; False while another one has it, unless `wait` waits for that.
 
     The system gives up a lock with its process, however that ends: a dead owner's folder is free. OSError where the
     folder cannot be made.
     """
-    with owned_file(folder / NAME, wait) as mine:
+    with file_lock(folder / NAME, wait) as mine:
         yield mine
 
 
 @contextmanager
-def owned_file(path: Path, wait: bool) -> Iterator[bool]:
+def file_lock(path: Path, wait: bool) -> Iterator[bool]:
     """The same of any lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -39,12 +39,12 @@ def owned_file(path: Path, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def first_free(paths: Sequence[Path], waiting: Callable[[], None]) -> Iterator[int]:
+def first_free_lock(paths: Sequence[Path], waiting: Callable[[], None]) -> Iterator[int]:
     """The place of a lock that this process then has to itself, the first that is free; waits for one, says so once."""
     told = False
     while True:
         for place, path in enumerate(paths):
-            with owned_file(path, wait=False) as mine:
+            with file_lock(path, wait=False) as mine:
                 if mine:
                     yield place
                     return
@@ -54,6 +54,6 @@ def first_free(paths: Sequence[Path], waiting: Callable[[], None]) -> Iterator[i
         time.sleep(POLL_SECONDS)
 
 
-def forget(folder: Path) -> None:
+def remove_lock(folder: Path) -> None:
     """Removes the lock file of a finished run, which nobody will run again."""
     (folder / NAME).unlink(missing_ok=True)

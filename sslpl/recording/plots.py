@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from sslpl.recording.files import write_whole
+from sslpl.files import write_whole
 
 Row = Mapping[str, float | int | None]
 Points = list[tuple[float, float]]
@@ -26,13 +26,13 @@ CURVE, SLIM = 3.1, 1.15  # heights of the two panels in inches
 TITLE_CHARACTERS = 52
 
 
-def points(rows: Sequence[Row], key: str) -> Points:
+def metric_points(rows: Sequence[Row], key: str) -> Points:
     """The pairs (labeled, value) of the rows that have both."""
     pairs = [(row.get("labeled"), row.get(key)) for row in rows]
     return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(y)]
 
 
-def wrapped(text: str, width: int) -> str:
+def wrap_text(text: str, width: int) -> str:
     """The text in lines, broken after a space, slash, comma or plus, or inside an endless word."""
     lines = [""]
     for word in re.findall(rf"[^ /,+]{{0,{width - 1}}}[ /,+]|[^ /,+]{{1,{width}}}", text):
@@ -97,10 +97,10 @@ def panel(figure: Figure, top: float, height: float) -> Axes:
     return figure.add_axes((LEFT / width, bottom, (width - LEFT - RIGHT) / width, height / total))
 
 
-def draw(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
+def draw_learning_curve(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
     """The figure of a learning curve, with the rank correlation of the predicted losses where it is known."""
-    accuracy, correlation = points(rows, "test_accuracy"), points(rows, "loss_rank_correlation")
-    heading, below = wrapped(title, TITLE_CHARACTERS), wrapped(subtitle, 84)
+    accuracy, correlation = metric_points(rows, "test_accuracy"), metric_points(rows, "loss_rank_correlation")
+    heading, below = wrap_text(title, TITLE_CHARACTERS), wrap_text(subtitle, 84)
     second = 0.2 + 0.28 * len(heading.split("\n"))  # where the subtitle begins, in inches from above
     top = second + (0.22 * len(below.split("\n")) if subtitle else 0.0) + 0.5
     height = top + CURVE + (GAP + SLIM if correlation else 0.0) + BOTTOM
@@ -134,7 +134,7 @@ def draw(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
 
 def learning_curve(rows: Sequence[Row], path: Path, title: str, subtitle: str = "") -> None:
     """Writes a PNG of the test accuracy against the number of labeled images."""
-    figure, image = draw(rows, title, subtitle), BytesIO()
+    figure, image = draw_learning_curve(rows, title, subtitle), BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=DPI)
     write_whole(path, image.getvalue())

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.recording.terminal import SHOWN, Row, Terminal, cell, hush
+from sslpl.recording.terminal import SHOWN, Row, Terminal, format_cell, silence_stdout
 
 Mode = Literal["auto", "live", "plain", "none"]
 
@@ -39,7 +39,7 @@ def expected_seconds(seen: Sequence[tuple[int, float]], labeled: int) -> float:
     return seen[-1][1] * labeled / max(seen[-1][0], 1)  # training, the longest phase, grows with the labels
 
 
-class Phase:
+class PhaseCounters:
     """The counters of one phase, and its recent speed."""
 
     def __init__(self, name: str = "", total: int = 0, done: int = 0, note: str = "") -> None:
@@ -70,7 +70,7 @@ class Progress:
         self._cycle = self._labeled = self._growth = 0
         self._begun, self._whole, self._next_line = monotonic(), False, math.inf
         self._seen: list[tuple[int, float]] = []  # labels and seconds of the cycles that ran from end to end
-        self._phase = Phase()
+        self._phase = PhaseCounters()
         self._live = Live(console=self.console, get_renderable=self._block, transient=True)
 
     def __enter__(self) -> Self:
@@ -88,12 +88,12 @@ class Progress:
             self._seen.append((self._labeled, now - self._begun))
         self._growth = labeled - self._labeled if self._labeled else 0
         self._cycle, self._labeled, self._begun, self._whole = cycle, labeled, now, False
-        self._phase, self._next_line = Phase(), math.inf
+        self._phase, self._next_line = PhaseCounters(), math.inf
 
     def phase(self, name: str, total: int, done: int = 0, images: int | None = None) -> None:
         """Begins a phase of `total` units over `images` images, `done` of the units before a resume."""
         self._whole = done == 0 and (self._whole or name == "train")
-        self._phase = Phase(name, total, done, "" if images is None else f"{images:,} images")
+        self._phase = PhaseCounters(name, total, done, "" if images is None else f"{images:,} images")
         self._next_line = self._phase.started + LINE_SECONDS
         # A run of short cycles is told by its cycles alone; a long phase that never advances must be named.
         if self._plain and (not self._seen or self._seen[-1][1] > 4 * LINE_SECONDS):
@@ -122,17 +122,17 @@ class Progress:
                 self.console.file.write(f"{self._name}{line}\n".encode(encoding, "replace").decode(encoding))
                 self.console.file.flush()
             except BrokenPipeError:
-                hush()
+                silence_stdout()
         elif self._mode == "live":
             self.console.print(line, markup=False, highlight=False)
 
     def cycle_done(self, row: Row) -> None:
         """Prints the line of a finished cycle from its row of metrics."""
-        seconds = [row[key] or 0.0 for key in SHOWN if key.endswith("_seconds") and cell(row, key)]
-        parts = [f"cycle {cell(row, 'cycle')}/{self._cycles}", f"{cell(row, 'labeled')} labeled"]
+        seconds = [row[key] or 0.0 for key in SHOWN if key.endswith("_seconds") and format_cell(row, key)]
+        parts = [f"cycle {format_cell(row, 'cycle')}/{self._cycles}", f"{format_cell(row, 'labeled')} labeled"]
         for name, key in (("accuracy", "test_accuracy"), ("loss rank correlation", "loss_rank_correlation")):
-            parts += [f"{name} {text}"] if (text := cell(row, key)) else []
-        self._phase, self._next_line = Phase(), math.inf
+            parts += [f"{name} {text}"] if (text := format_cell(row, key)) else []
+        self._phase, self._next_line = PhaseCounters(), math.inf
         self.message("  ".join([*parts, duration(sum(seconds))]))
 
     def _where(self) -> str:

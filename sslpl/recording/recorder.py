@@ -1,34 +1,34 @@
 """What a run leaves while it works: checkpoints, tables, the streamed numbers, a line for whoever watches."""
 
-import json
 import os
-import re
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
-from sslpl.cycle import cycle_row
-from sslpl.data.batches import split
-from sslpl.distributed import agreed
+from sslpl.data.batches import split_batches
+from sslpl.distributed.collectives import all_reduce_max
+from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.files import write_json, write_whole
 from sslpl.learn.divergence import check_losses
-from sslpl.learn.joint import trained_index
-from sslpl.oracle.requests import image_names
-from sslpl.processes import ALONE, World
-from sslpl.recording import checkpoint, views
-from sslpl.recording.files import write_whole
+from sslpl.learn.joint import joint_train_index
+from sslpl.loop import cycle_row
+from sslpl.oracle.label_request import image_names
+from sslpl.recording import checkpoint, run_tables
 from sslpl.recording.plots import learning_curve
 from sslpl.recording.progress import Progress
-from sslpl.recording.stopping import Interrupted, listening
-from sslpl.setup import Setup, Step, Training
+from sslpl.recording.signals import Interrupted, listen_for_signals
+from sslpl.recording.status import write_status
+from sslpl.setup import Setup
 from sslpl.state import FINISHED, State
-from sslpl.types import RunInfo, Tracker
+from sslpl.tracking.trackers import metric_names
+from sslpl.training import Training
+from sslpl.types import RunInfo, Step, Tracker
 
-STEPPED = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
-SPARING = 50  # a phase's border is not saved before so many times the cost of a checkpoint has gone by: at most 2%
+RESUMABLE_PHASES = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
+CHECKPOINT_COST_FACTOR = (
+    50  # a phase's border is not saved before so many times the cost of a checkpoint has gone by: at most 2%
+)
 
 
 class Recorder:
@@ -41,7 +41,7 @@ class Recorder:
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and labels
 
-    def phase(self, setup: Setup, state: State) -> None:
+    def on_phase_start(self, setup: Setup, state: State) -> None:
         """Shows that a phase begins or goes on."""
         owner = {"process": os.getpid(), "host": socket.gethostname()}
         write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase, **owner)
@@ -50,35 +50,37 @@ class Recorder:
             self.progress.cycle(*self.shown)
         steps, epochs = steps_per_epoch(setup, state), epochs_of(setup, state)
         self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
-        if state.phase in STEPPED:
+        if state.phase in RESUMABLE_PHASES:
             self.progress.epoch(state.epoch, epochs)
 
-    def step(self, state: State, step: Step) -> None:
+    def on_step(self, state: State, step: Step) -> None:
         """Shows and streams a step; saves when it is time or when a signal came."""
         self.progress.advance(1, step.images)
         if step.metrics is not None:
             self.tracker.log(self._moment(state), step.metrics)
             self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
         stop = self._agreed()
-        if state.phase in STEPPED and (stop or self._unsaved() >= self.save_every):
+        if state.phase in RESUMABLE_PHASES and (stop or self._unsaved() >= self.save_every):
             self._save(state)
         if stop:
             raise Interrupted(stop)
 
-    def border(self, state: State) -> None:
+    def on_phase_end(self, state: State) -> None:
         """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
         stop = self._agreed()
         cycle_ends = state.phase in ("train", FINISHED)  # or labels to begin with have come
-        asks = state.phase == "label" and self.setup.asks  # what people are asked is never asked otherwise
-        if cycle_ends or asks or stop or self._unsaved() >= min(self.save_every, SPARING * self.cost):
+        asks = (
+            state.phase == "label" and self.setup.has_unknown_labels
+        )  # what people are asked is never asked otherwise
+        if cycle_ends or asks or stop or self._unsaved() >= min(self.save_every, CHECKPOINT_COST_FACTOR * self.cost):
             self._save(state)
         if cycle_ends:
             self.file(state)
             if state.history:
                 self.progress.cycle_done(state.history[-1])
-            if state.received and state.received[-1].cycle == state.cycle:
+            if state.label_batches and state.label_batches[-1].cycle == state.cycle:
                 count = int((state.ledger.cycle == state.cycle).sum())
-                self.progress.message(f"labels of {count:,} images received from {state.received[-1].source}")
+                self.progress.message(f"labels of {count:,} images received from {state.label_batches[-1].source}")
         if stop and state.phase != FINISHED:
             raise Interrupted(stop)
 
@@ -87,38 +89,38 @@ class Recorder:
         self._save(state)
         self.file(state)
         if state.phase == "label":
-            write_whole(self.run.folder / "metrics.csv", views.metrics_csv([*state.history, cycle_row(state)]))
+            write_whole(self.run.folder / "metrics.csv", run_tables.metrics_csv([*state.history, cycle_row(state)]))
 
-    def signals(self, world: World = ALONE) -> AbstractContextManager[None]:
+    def signals(self, world: World = SINGLE_PROCESS) -> AbstractContextManager[None]:
         """See `stopping.listening`."""
-        return listening(self, lambda line: self.progress.message(line), world)
+        return listen_for_signals(self, lambda line: self.progress.message(line), world)
 
     def _moment(self, state: State) -> int:
         """A number that grows with every epoch of every cycle: the tracker's step."""
         training = self.setup.training
         before = training.epochs if state.phase == "finetune" else 0
-        return state.cycle * moments(training) + before + state.epoch
+        return state.cycle * tracker_steps(training) + before + state.epoch
 
     def file(self, state: State) -> None:
         """Writes the tables of the finished cycles and streams their numbers; a tracker drops what it has already."""
         folder, training = self.run.folder, self.setup.training
-        write_whole(folder / "queries.csv", views.queries_csv(state.ledger))
-        if state.received:
+        write_whole(folder / "queries.csv", run_tables.queries_csv(state.ledger))
+        if state.label_batches:
             names = image_names(self.setup.dataset, state.ledger.index)
-            write_whole(folder / "labeling" / "ledger.csv", views.labels_csv(state, names))
-            write_whole(folder / "labeling" / "classes.csv", views.classes_csv(state.class_names))
+            write_whole(folder / "labeling" / "ledger.csv", run_tables.labels_csv(state, names))
+            write_whole(folder / "labeling" / "classes.csv", run_tables.classes_csv(state.class_names))
         if not state.history:
             return
-        write_whole(folder / "metrics.csv", views.metrics_csv(state.history))
-        write_json(folder / "summary.json", views.summary(state.history))
+        write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))
+        write_json(folder / "summary.json", run_tables.summary(state.history))
         dataset = folder.parent.parent.name
         learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
         for cycle, row in enumerate(state.history, start=1):
-            self.tracker.log(cycle * moments(training) - 1, wandb_names(row))
+            self.tracker.log(cycle * tracker_steps(training) - 1, metric_names(row))
 
     def _agreed(self) -> int | None:
         """The signal that has come to any process by now: one that comes later waits for the next step."""
-        stop = agreed(self.setup.world, self.signal)
+        stop = all_reduce_max(self.setup.world, self.signal)
         if stop and self.setup.world.size > 1:
             self.progress.message(f"{signal.Signals(stop).name}: saving")
         return stop
@@ -134,7 +136,7 @@ class Recorder:
         self.cost = self.saved_at - since
 
 
-def moments(training: Training) -> int:
+def tracker_steps(training: Training) -> int:
     """How many steps of the tracker a cycle takes: its epochs, and one for its own numbers at the end."""
     return training.epochs + training.finetune_epochs + 2
 
@@ -146,31 +148,7 @@ def epochs_of(setup: Setup, state: State) -> int:
 
 def steps_per_epoch(setup: Setup, state: State) -> int:
     """How many steps an epoch of the phase under way has; 1 for the phases without epochs."""
-    if state.phase not in STEPPED:
+    if state.phase not in RESUMABLE_PHASES:
         return 1
-    index = trained_index(state) if state.phase == "train" else state.learned
-    return len(split(index, setup.training.batch_size))
-
-
-def wandb_names(row: Mapping[str, float | int | None]) -> dict[str, float]:
-    """A row of metrics.csv under the names that a tracker shows: `test/accuracy` and so on."""
-    return {re.sub("^(test|validation)_", r"\1/", key): value for key, value in row.items() if value is not None}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, whole."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_status(folder: Path, state: str, **details: Any) -> None:
-    """Writes what state a run is in: running, finished, failed, interrupted or waiting."""
-    write_json(folder / "status.json", {"state": state, **details})
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """The status of a run; an empty one if it has not begun, or if the file is damaged."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    index = joint_train_index(state) if state.phase == "train" else state.train_index
+    return len(split_batches(index, setup.training.batch_size))

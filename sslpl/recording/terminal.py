@@ -21,7 +21,7 @@ SHOWN = [
 ]
 
 
-def cell(row: Row, key: str) -> str:
+def format_cell(row: Row, key: str) -> str:
     """The text of one value, nothing where it is missing or not finite; cycles are shown from 1."""
     value = row.get(key)
     if value is None or not math.isfinite(value):
@@ -34,7 +34,7 @@ def cell(row: Row, key: str) -> str:
 
 def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
     """The metrics of every cycle, in as many tables below one another as the width demands."""
-    texts = {key: [cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
+    texts = {key: [format_cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
     widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
     groups = [[*LEAD]]
     for key in (key for key in SHOWN if any(texts[key])):
@@ -65,10 +65,10 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Sends the rest nowhere."""
         self.quiet = True
-        hush()
+        silence_stdout()
 
 
-def hush() -> None:
+def silence_stdout() -> None:
     """Sends what is still printed to standard output nowhere, for its reader has gone."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

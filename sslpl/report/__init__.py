@@ -1,1 +1,1 @@
-"""Compares runs: folders are read into runs, runs are gathered into lines and boards, boards are measured and shown."""
+"""The comparison of runs: read from folders, compared by statistics, shown as tables, figures and a page."""

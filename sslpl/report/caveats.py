@@ -3,16 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sslpl.report.boards import Board, differing
+from sslpl.report.comparison import DatasetComparison, differing
 from sslpl.report.read import Run
 
 
-def caveats(board: Board) -> list[str]:
+def caveats(board: DatasetComparison) -> list[str]:
     """The reasons to be careful with a board."""
     return [*origins(board), *protocols(board), *settings(board), *budgets(board), *seeds(board), *unfinished(board)]
 
 
-def origins(board: Board) -> Iterator[str]:
+def origins(board: DatasetComparison) -> Iterator[str]:
     """Runs of several commits, versions or devices, and of a commit with changes."""
     for key in sorted({key for run in board.runs for key in run.origin}):
         found = Counter(run.origin.get(key, "unknown") for run in board.runs)
@@ -24,7 +24,7 @@ def origins(board: Board) -> Iterator[str]:
             yield f"not all of one {key}: " + ", ".join(f"{value} ({n})" for value, n in found.most_common())
 
 
-def protocols(board: Board) -> Iterator[str]:
+def protocols(board: DatasetComparison) -> Iterator[str]:
     """Lines that differ in what methods should share; ceilings by nothing but the budget."""
     for lines in (board.lines, board.ceilings):
         shared = [line.runs[0].protocol for line in lines]
@@ -42,14 +42,14 @@ def schedule(run: Run) -> dict[str, str]:
     return {key: value for key, value in run.protocol.items() if not key.startswith("budget.")}
 
 
-def settings(board: Board) -> Iterator[str]:
+def settings(board: DatasetComparison) -> Iterator[str]:
     """Labels with several settings."""
     for label, n in Counter(line.label for line in [*board.finished, *board.waiting]).items():
         if n > 1:
             yield f"{label} has {n} settings, which are kept apart"
 
 
-def budgets(board: Board) -> Iterator[str]:
+def budgets(board: DatasetComparison) -> Iterator[str]:
     """Other numbers of labels: areas under curves over other ranges are not to be compared."""
     grids = Counter(line.grid for line in board.lines)
     if len(grids) > 1:
@@ -58,7 +58,7 @@ def budgets(board: Board) -> Iterator[str]:
         yield f"other numbers of labels than the rest: {', '.join(names)}; areas are over other ranges there"
 
 
-def seeds(board: Board) -> Iterator[str]:
+def seeds(board: DatasetComparison) -> Iterator[str]:
     """Seeds that a line lacks and others have, and lines with a single one."""
     every = sorted({seed for line in board.finished for seed in line.seeds})
     for line in board.finished:
@@ -68,7 +68,7 @@ def seeds(board: Board) -> Iterator[str]:
         yield f"a single seed, so no interval and no test: {', '.join(single)}"
 
 
-def unfinished(board: Board) -> Iterator[str]:
+def unfinished(board: DatasetComparison) -> Iterator[str]:
     """How many runs do not count yet, by state."""
     found = Counter(run.state for run in board.runs if not run.finished)
     if found:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sslpl.recording.views import PHASE_SECONDS
-from sslpl.report.boards import Board, Line, curve, final
+from sslpl.recording.run_tables import PHASE_SECONDS
 from sslpl.report.compare import class_balance
-from sslpl.report.looks import Look
+from sslpl.report.comparison import Arm, DatasetComparison, curve, final
 from sslpl.report.statistics import Estimate, estimate
+from sslpl.report.styles import Style
 
 Points = list[list[float | None]]  # x, mean, low and high of the band, n, half of the interval
 Range = tuple[float, float]  # of the values that a measure can have
@@ -22,7 +22,7 @@ MEASURES: tuple[tuple[str, str, str, Range], ...] = (
 )
 
 
-def board_data(board: Board, looks: dict[str, Look], classes: int) -> dict[str, Any]:
+def chart_data(board: DatasetComparison, looks: dict[str, Style], classes: int) -> dict[str, Any]:
     """The charts of a board; lines that have nothing to show in one are left out of it."""
     lines = [*board.lines, *(line for line in board.waiting if any(run.rows for run in line.unfinished))]
     charts = [by_labels(lines, *measure) for measure in MEASURES]
@@ -42,15 +42,15 @@ def board_data(board: Board, looks: dict[str, Look], classes: int) -> dict[str, 
         chart("Test accuracy over time", "percent", SHARE, times, "seconds"),
     ]
     shown = [one for one in charts if one["series"] or one.get("partial")]
-    return {"lines": [look_of(line, looks[line.name]) for line in [*lines, *board.ceilings]], "charts": shown}
+    return {"lines": [legend_entry(line, looks[line.name]) for line in [*lines, *board.ceilings]], "charts": shown}
 
 
-def look_of(line: Line, look: Look) -> dict[str, Any]:
+def legend_entry(line: Arm, look: Style) -> dict[str, Any]:
     """A line's entry in the legend."""
     return {"name": line.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "shown": look.shown}
 
 
-def by_labels(lines: Sequence[Line], column: str, title: str, unit: str, possible: Range) -> dict[str, Any]:
+def by_labels(lines: Sequence[Arm], column: str, title: str, unit: str, possible: Range) -> dict[str, Any]:
     """The chart of a column of metrics.csv against the number of labels."""
     series = {line.name: listed(curve(line, column), possible) for line in lines if line.runs}
     return chart(title, unit, possible, series)
@@ -87,7 +87,7 @@ def defined(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def over_time(line: Line) -> Points:
+def over_time(line: Arm) -> Points:
     """Test accuracy after the mean seconds that the cycles up to it took."""
     points, seconds = [], 0.0
     for k in range(min(len(run.rows) for run in line.runs)):

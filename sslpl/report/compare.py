@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslpl.recording.views import aubc
-from sslpl.report.boards import Board, Line, area, baseline, curve, mean_labels
+from sslpl.recording.run_tables import aubc
+from sslpl.report.comparison import Arm, DatasetComparison, area, baseline, curve, mean_labels
 from sslpl.report.read import Queries, Run
 from sslpl.report.statistics import (
     Array,
@@ -28,8 +28,8 @@ from sslpl.report.statistics import (
 class Test(NamedTuple):
     """The areas of two lines compared over their shared seeds; the first has the higher mean area."""
 
-    first: Line
-    second: Line
+    first: Arm
+    second: Arm
     result: Paired
     adjusted: float  # p of the paired t test after Holm's correction over the tests of the board
 
@@ -44,13 +44,13 @@ class Saving(NamedTuple):
     reached: int  # how many seeds get there
 
 
-def comparable(first: Line, second: Line) -> bool:
+def comparable(first: Arm, second: Arm) -> bool:
     """Whether lines differ in one thing, method or protocol, and were tested with the same numbers of labels."""
     alike = first.runs[0].protocol == second.runs[0].protocol or first.label == second.label
     return alike and first.grid == second.grid
 
 
-def tests(board: Board) -> list[Test]:
+def tests(board: DatasetComparison) -> list[Test]:
     """The paired tests of all comparable lines with two shared seeds or more, the smallest p first."""
     found = []
     for first, second in combinations(board.lines, 2):
@@ -61,18 +61,18 @@ def tests(board: Board) -> list[Test]:
     return sorted((Test(*one, p) for one, p in zip(found, adjusted, strict=True)), key=lambda test: test.result.p)
 
 
-def areas(line: Line, seeds: list[int]) -> list[float]:
+def areas(line: Arm, seeds: list[int]) -> list[float]:
     """The area under the budget curve for each of some seeds."""
     return [aubc(run.rows) for run in line.runs if run.seed in seeds]
 
 
-def accuracies(line: Line, seeds: list[int]) -> Array:
+def accuracies(line: Arm, seeds: list[int]) -> Array:
     """Test accuracy [seeds, cycles] at the numbers of labels that the runs share."""
     by_labels = [{row["labeled"]: row["test_accuracy"] for row in run.rows} for run in line.runs if run.seed in seeds]
     return np.array([[accuracy[labeled] for labeled in line.grid] for accuracy in by_labels])
 
 
-def penalties(board: Board) -> Array:
+def penalties(board: DatasetComparison) -> Array:
     """In what share of the cycles a line (row) beats another (column); NaN where they cannot be compared."""
     matrix = np.full((len(board.lines), len(board.lines)), math.nan)
     for (i, first), (j, second) in ((a, b) for a in enumerate(board.lines) for b in enumerate(board.lines)):
@@ -82,7 +82,7 @@ def penalties(board: Board) -> Array:
     return matrix
 
 
-def ranks(boards: list[Board]) -> tuple[list[str], Array, Array]:
+def ranks(boards: list[DatasetComparison]) -> tuple[list[str], Array, Array]:
     """The labels that every dataset has in one setting, their ranks by mean area [datasets, labels], the mean ranks."""
     scores = []
     for board in boards:
@@ -95,7 +95,7 @@ def ranks(boards: list[Board]) -> tuple[list[str], Array, Array]:
     return shared, np.array([mean_ranks(row[None]) for row in table]), mean_ranks(table)
 
 
-def total_penalties(boards: list[Board]) -> tuple[list[str], Array]:
+def total_penalties(boards: list[DatasetComparison]) -> tuple[list[str], Array]:
     """The penalty matrices of all datasets added up (Ash et al., ICLR 2020), over the labels that `ranks` compares."""
     labels, _, _ = ranks(boards)
     total = np.zeros((len(labels), len(labels)))
@@ -106,7 +106,7 @@ def total_penalties(boards: list[Board]) -> tuple[list[str], Array]:
     return labels, total
 
 
-def savings(board: Board, line: Line) -> list[Saving]:
+def savings(board: DatasetComparison, line: Arm) -> list[Saving]:
     """What a line needs for each accuracy at which the mean curve of random sampling is higher than ever before."""
     reference = baseline(board, line)
     means = [target.mean for _, target in curve(reference)] if reference else []
@@ -114,7 +114,7 @@ def savings(board: Board, line: Line) -> list[Saving]:
     return [saving(line, reference, target) for target in highest] if reference else []
 
 
-def saving(line: Line, reference: Line, target: float) -> Saving:
+def saving(line: Arm, reference: Arm, target: float) -> Saving:
     """What a line and random sampling need for an accuracy."""
     needed = [
         labels_to_reach([row["labeled"] for row in run.rows], [row["test_accuracy"] for row in run.rows], target)
@@ -125,7 +125,7 @@ def saving(line: Line, reference: Line, target: float) -> Saving:
     return Saving(target, mean_labels(reference, target), mean_labels(line, target), seeds, len(reached))
 
 
-def class_balance(line: Line, classes: int) -> list[tuple[float, Estimate]]:
+def class_balance(line: Arm, classes: int) -> list[tuple[float, Estimate]]:
     """The balance of the classes of each cycle's queries, by the number of labels they led to."""
     by_run = [balance(class_counts(run.queries.cycle, run.queries.label, len(run.rows), classes)) for run in line.runs]
     cycles = min(map(len, by_run))
@@ -134,7 +134,7 @@ def class_balance(line: Line, classes: int) -> list[tuple[float, Estimate]]:
     return [(labeled[k], estimate(values[k])) for k in range(cycles) if values[k]]
 
 
-def class_shares(line: Line, classes: int) -> Array:
+def class_shares(line: Arm, classes: int) -> Array:
     """The share of each class [classes] among all that was queried after the first labels, over the seeds."""
     chosen = np.concatenate([after_the_first(run).label for run in line.runs])
     return np.bincount(chosen, minlength=classes) / max(len(chosen), 1)
@@ -146,7 +146,7 @@ def after_the_first(run: Run) -> Queries:
     return Queries(*(column[chosen] for column in run.queries))
 
 
-def overlaps(board: Board) -> Array:
+def overlaps(board: DatasetComparison) -> Array:
     """Jaccard's index of what lines chose: off the diagonal with the same seed, on it of one line with two seeds."""
     chosen = [{run.seed: np.sort(after_the_first(run).index) for run in line.runs} for line in board.lines]
     matrix = np.full((len(chosen), len(chosen)), math.nan)

@@ -12,8 +12,8 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
 from sslpl.report import markdown
-from sslpl.report.boards import Board
 from sslpl.report.caveats import caveats
+from sslpl.report.comparison import DatasetComparison
 
 # Titles, and the keys that the tracker streams (recording.wandb_names, learn.joint, learn.finetune).
 CYCLES = {
@@ -61,7 +61,7 @@ def curve(title: str, key: str, axis: str) -> Any:
     return wr.LinePlot(title=title, x=axis, y=[key], title_x=axis, max_runs_to_show=SHOWN, **SPREAD)
 
 
-def workspace(boards: Sequence[Board], entity: str, project: str) -> Any:
+def workspace(boards: Sequence[DatasetComparison], entity: str, project: str) -> Any:
     """A view of the project's runs on the boards' datasets, grouped by all but the seed."""
     return ws.Workspace(
         entity=entity,
@@ -76,7 +76,7 @@ def workspace(boards: Sequence[Board], entity: str, project: str) -> Any:
     )
 
 
-def report(boards: Sequence[Board], damaged: Sequence[str], entity: str, project: str) -> Any:
+def report(boards: Sequence[DatasetComparison], damaged: Sequence[str], entity: str, project: str) -> Any:
     """A report with a section for each dataset: its panels, our tables and what makes its runs hard to compare."""
     runs = [run for board in boards for run in board.runs]
     return wr.Report(
@@ -94,7 +94,7 @@ def report(boards: Sequence[Board], damaged: Sequence[str], entity: str, project
     )
 
 
-def board_blocks(board: Board, entity: str, project: str) -> list[Any]:
+def board_blocks(board: DatasetComparison, entity: str, project: str) -> list[Any]:
     """The section of a dataset."""
     grid = wr.PanelGrid(
         runsets=[runset(board, entity, project)], panels=[panel for found in panels().values() for panel in found]
@@ -112,7 +112,7 @@ def board_blocks(board: Board, entity: str, project: str) -> list[Any]:
     ]
 
 
-def runset(board: Board, entity: str, project: str) -> Any:
+def runset(board: DatasetComparison, entity: str, project: str) -> Any:
     """The project's runs on a dataset, grouped by all but the seed."""
     return wr.Runset(
         entity=entity,
@@ -133,7 +133,7 @@ def tabled(title: str, table: str) -> list[Any]:
     return [wr.H2(text=title), wr.MarkdownBlock(text=table)] if table else []
 
 
-def saved(boards: Sequence[Board], damaged: Sequence[str], entity: str, project: str) -> Iterator[str]:
+def saved(boards: Sequence[DatasetComparison], damaged: Sequence[str], entity: str, project: str) -> Iterator[str]:
     """Saves the report and the view, each under a link of its own; any exception if W&B does not take one."""
     patience: dict[str, Any] = {
         "x_graphql_retry_max": 2,

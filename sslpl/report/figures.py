@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sslpl.recording.plots import GRAY, GRID, INK, label_ticks
-from sslpl.report.boards import Board, Line, curve, final
 from sslpl.report.charts import SHARE, band
-from sslpl.report.looks import Look
+from sslpl.report.comparison import Arm, DatasetComparison, curve, final
+from sslpl.report.styles import Style
 
 
-def draw_curve(ax: Axes, line: Line, look: Look) -> None:
+def draw_curve(ax: Axes, line: Arm, look: Style) -> None:
     """Draws the mean of a line with its 95% interval."""
     points = curve(line)
     x = [labeled for labeled, _ in points]
@@ -28,7 +28,7 @@ def draw_curve(ax: Axes, line: Line, look: Look) -> None:
         ax.fill_between(x, low, high, color=look.color, alpha=0.13, lw=0)
 
 
-def draw_board(board: Board, looks: dict[str, Look]) -> Figure:
+def draw_board(board: DatasetComparison, looks: dict[str, Style]) -> Figure:
     """The learning curves of a dataset: mean and 95% interval over seeds, ceilings as horizontal lines."""
     figure = Figure((8, 4.2), dpi=200, facecolor="white", layout="constrained")
     ax = figure.add_subplot()
@@ -57,7 +57,7 @@ def draw_board(board: Board, looks: dict[str, Look]) -> Figure:
     return figure
 
 
-def limits(board: Board, lines: Sequence[Line]) -> tuple[float, float]:
+def limits(board: DatasetComparison, lines: Sequence[Arm]) -> tuple[float, float]:
     """A range of accuracies that holds ceilings and means with a standard deviation; wide intervals are cut."""
     points = [e for line in lines for _, e in curve(line)] + [final(line) for line in board.ceilings]
     low, high = max(0.0, min(e.mean - e.std for e in points)), min(1.0, max(e.mean + e.std for e in points))

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 
-from sslpl.report import factor_tables, sections, tables
-from sslpl.report.boards import Board
+from sslpl.report import factorial_tables, sections, tables
 from sslpl.report.compare import ranks, savings, tests
-from sslpl.report.factors import METRICS, Effect, Factorial, two_way
+from sslpl.report.comparison import DatasetComparison
+from sslpl.report.factorial import METRICS, Effect, Factorial, two_way
 from sslpl.report.markup import MINUS, number
 
 
@@ -23,13 +23,13 @@ def plain(html: str) -> str:
     return re.sub(r"<[^>]+>", "", html)
 
 
-def main_table(board: Board) -> str:
+def main_table(board: DatasetComparison) -> str:
     """What each line gives, mean and standard deviation over seeds; nothing before the first run is finished."""
     rows = tables.measured([board])
     return tables.markdown(rows) if rows else ""
 
 
-def savings_table(board: Board) -> str:
+def savings_table(board: DatasetComparison) -> str:
     """The labels that each line needs for the accuracies that random sampling reaches."""
     found = [(line, savings(board, line)) for line in board.lines]
     usual = next((one for _, one in found if one), [])
@@ -42,7 +42,7 @@ def savings_table(board: Board) -> str:
     return table(header, rows, sections.SAVINGS)
 
 
-def tests_table(board: Board) -> str:
+def tests_table(board: DatasetComparison) -> str:
     """The paired tests."""
     rows = [
         [
@@ -57,9 +57,9 @@ def tests_table(board: Board) -> str:
     return table(["pair", "seeds", "difference", "dz", "p", "p (Holm)", "p (Wilcoxon)"], rows, sections.TESTS)
 
 
-def crossed_tables(board: Board) -> str:
+def crossed_tables(board: DatasetComparison) -> str:
     """Two-way tables and effects; nothing unless the lines cross two groups or more."""
-    return "\n\n".join(factor_tables.crossed(board, two_way_table, effects_table, str))
+    return "\n\n".join(factorial_tables.crossed(board, two_way_table, effects_table, str))
 
 
 def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str:
@@ -77,7 +77,7 @@ def effects_table(found: list[Effect]) -> str:
     """Main effects and interactions."""
     rows = [
         [
-            factor_tables.described(effect),
+            factorial_tables.described(effect),
             between(100 * effect.result.difference, 100 * effect.result.low, 100 * effect.result.high),
             f"{effect.result.p:.3f}",
             f"{effect.adjusted:.3f}",
@@ -92,7 +92,7 @@ def between(value: float, low: float, high: float) -> str:
     return number(value, 2) + ("" if math.isnan(low) else f" ({number(low, 2)} to {number(high, 2)})")
 
 
-def ranks_table(boards: Sequence[Board]) -> str:
+def ranks_table(boards: Sequence[DatasetComparison]) -> str:
     """The ranks of the methods that every dataset has; nothing for a single dataset."""
     labels, by_dataset, means = ranks(list(boards))
     order = sorted(range(len(labels)), key=lambda k: (means[k], labels[k]))

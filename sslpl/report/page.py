@@ -7,17 +7,17 @@ from html import escape
 from importlib.resources import files
 
 from sslpl.report import sections
-from sslpl.report.boards import Board
 from sslpl.report.caveats import caveats
-from sslpl.report.charts import board_data
-from sslpl.report.factor_tables import crossed_tables
-from sslpl.report.looks import Look
+from sslpl.report.charts import chart_data
+from sslpl.report.comparison import DatasetComparison
+from sslpl.report.factorial_tables import crossed_tables
 from sslpl.report.markup import section
+from sslpl.report.styles import Style
 
 
-def page(boards: Sequence[Board], looks: dict[str, Look], damaged: Sequence[str]) -> str:
+def page(boards: Sequence[DatasetComparison], looks: dict[str, Style], damaged: Sequence[str]) -> str:
     """The whole page; `damaged` are lines about folders that could not be read."""
-    data = json.dumps([board_data(board, looks, classes(board)) for board in boards], allow_nan=False)
+    data = json.dumps([chart_data(board, looks, classes(board)) for board in boards], allow_nan=False)
     parts = {
         "title": f"Comparison of {sum(len(board.runs) for board in boards)} runs",
         "style": own("page.css"),
@@ -33,7 +33,7 @@ def own(name: str) -> str:
     return files("sslpl.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def content(boards: Sequence[Board], looks: dict[str, Look], damaged: Sequence[str]) -> str:
+def content(boards: Sequence[DatasetComparison], looks: dict[str, Style], damaged: Sequence[str]) -> str:
     """The body of the page."""
     runs = [run for board in boards for run in board.runs]
     links = "".join(f'<a href="#board-{k}">{escape(board.dataset)}</a>' for k, board in enumerate(boards))
@@ -49,7 +49,7 @@ def content(boards: Sequence[Board], looks: dict[str, Look], damaged: Sequence[s
     )
 
 
-def board_content(board: Board, k: int, looks: dict[str, Look]) -> str:
+def board_content(board: DatasetComparison, k: int, looks: dict[str, Style]) -> str:
     """The part of the page on one dataset."""
     parts = [
         f'<article id="board-{k}"><h2>{escape(board.dataset)}</h2>',
@@ -77,6 +77,6 @@ def notice(lines: Sequence[str]) -> str:
     return f"<aside><b>Before you compare</b><ul>{items}</ul></aside>" if lines else ""
 
 
-def classes(board: Board) -> int:
+def classes(board: DatasetComparison) -> int:
     """How many classes the labels of a board's runs show."""
     return 1 + max((int(run.queries.label.max()) for run in board.runs if len(run.queries.label)), default=1)

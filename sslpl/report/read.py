@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from sslpl.identity import METHOD_GROUPS, METHOD_KEYS, Config, scientific, setting
-from sslpl.recording.views import COLUMNS
+from sslpl.config.identity import METHOD_GROUPS, METHOD_KEYS, Config, scientific_config, setting_id
+from sslpl.recording.run_tables import COLUMNS
 from sslpl.report.statistics import Integers
 
 FINISHED = "finished"
@@ -85,7 +85,7 @@ def run_folders(top: Path) -> Iterator[Path]:
 def read_run(folder: Path) -> Run:
     """One run from its folder; any exception for a damaged one."""
     config: Config = yaml.load((folder / "config.yaml").read_text(), LOADER)
-    science = {key: value for key, value in scientific(config).items() if key != "seed"}
+    science = {key: value for key, value in scientific_config(config).items() if key != "seed"}
     status = read_json(folder / "status.json")
     state = "killed" if gone(status) else str(status.get("state", "waiting"))
     rows, provenance = read_rows(folder / "metrics.csv"), read_json(folder / "provenance.json")
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> Run:
         dataset=folder.parts[-3],
         label=provenance.get("label") or folder.parts[-2],  # a long label is shortened in the folder's name
         seed=int(config["seed"]),
-        setting=setting(config),
+        setting=setting_id(config),
         values=dict(flat(science)),
         state=state,
         note=note(status, len(rows), config["budget"]["cycles"]),

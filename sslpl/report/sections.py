@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from html import escape
 
 from sslpl.recording.progress import duration
-from sslpl.report.boards import Board, Line, area, final, mean_of_cycles, seconds
 from sslpl.report.compare import Saving, class_shares, overlaps, penalties, ranks, savings, tests, total_penalties
-from sslpl.report.looks import Look
+from sslpl.report.comparison import Arm, DatasetComparison, area, final, mean_of_cycles, seconds
 from sslpl.report.markup import DASH, MINUS, heat, interval, matrix, name, number, percent, table
+from sslpl.report.styles import Style
 
 TESTS = (
     "Two-sided paired t tests of the area under the budget curve over shared seeds, in percentage points, with "
@@ -32,13 +32,13 @@ OVERLAP = (
 PHASES = ("train", "finetune", "evaluate", "query")
 
 
-def named(line: Line, looks: dict[str, Look]) -> str:
+def named(line: Arm, looks: dict[str, Style]) -> str:
     """The name of a line beside its color."""
     dot = f'<span class="dot" style="--c:{looks[line.name].color}"></span>'
     return f'<span class="named">{dot}<span>{name(line.name)}</span></span>'
 
 
-def main_table(board: Board, looks: dict[str, Look]) -> str:
+def main_table(board: DatasetComparison, looks: dict[str, Style]) -> str:
     """What each line gives."""
     header = ["", "seeds", "area under the budget curve", "final accuracy", "labels for random's last accuracy"]
     rows = [
@@ -70,20 +70,20 @@ def saved(found: Sequence[Saving]) -> str:
     return f"{last.labels:,.0f}<small>{against}</small>"
 
 
-def correlation(line: Line) -> str:
+def correlation(line: Arm) -> str:
     """The mean loss rank correlation over the cycles."""
     found = mean_of_cycles(line, "loss_rank_correlation")
     return number(found.mean, 3) + interval(found.low, found.high, 3) if found else DASH
 
 
-def gain(line: Line) -> str:
+def gain(line: Arm) -> str:
     """Percentage points between the first and the last accuracy over the minutes that it took to get there."""
     first = sum(run.rows[0]["test_accuracy"] for run in line.runs) / len(line.runs)
     minutes = sum(seconds(line).values()) / 60
     return number(100 * (final(line).mean - first) / minutes, 2) if len(line.grid) > 1 and minutes else DASH
 
 
-def tests_table(board: Board) -> str:
+def tests_table(board: DatasetComparison) -> str:
     """The paired tests."""
     rows = [
         [
@@ -101,7 +101,7 @@ def tests_table(board: Board) -> str:
     return table(header, rows, TESTS) if rows else ""
 
 
-def penalty_table(board: Board) -> str:
+def penalty_table(board: DatasetComparison) -> str:
     """The penalty matrix; nothing if no pair can be compared."""
     values = penalties(board)
     return (
@@ -111,7 +111,7 @@ def penalty_table(board: Board) -> str:
     )
 
 
-def savings_table(board: Board, looks: dict[str, Look]) -> str:
+def savings_table(board: DatasetComparison, looks: dict[str, Style]) -> str:
     """The labels that each line needs for the accuracies that random sampling reaches."""
     found = [(line, savings(board, line)) for line in board.lines]
     usual = next((one for _, one in found if one), [])
@@ -127,7 +127,7 @@ def savings_table(board: Board, looks: dict[str, Look]) -> str:
     return table(header, rows, SAVINGS) if rows else ""
 
 
-def time_table(board: Board) -> str:
+def time_table(board: DatasetComparison) -> str:
     """Where the time of a run goes."""
     spent = [(line, seconds(line)) for line in board.finished]
     longest = max((sum(one.values()) for _, one in spent), default=0) or 1
@@ -145,7 +145,7 @@ def time_table(board: Board) -> str:
     return table(["", "", *keys], rows, "Mean of a run; wall time, which other work on the machine lengthens.", "time")
 
 
-def classes_table(board: Board, classes: int) -> str:
+def classes_table(board: DatasetComparison, classes: int) -> str:
     """The share of each class in what was queried."""
     if classes > 30:
         return ""
@@ -155,14 +155,14 @@ def classes_table(board: Board, classes: int) -> str:
     return table(["", *map(str, range(classes))], rows, "Percent of each class in all queries after the first labels.")
 
 
-def overlap_table(board: Board) -> str:
+def overlap_table(board: DatasetComparison) -> str:
     """How much lines choose the same images."""
     values = overlaps(board)
     known = [v for v in values.flat if not math.isnan(v)]
     return matrix([line.name for line in board.lines], values, OVERLAP, max(known)) if known else ""
 
 
-def status_table(board: Board) -> str:
+def status_table(board: DatasetComparison) -> str:
     """The state of each run."""
     seeds = sorted({run.seed for run in board.runs})
     rows = []
@@ -174,7 +174,7 @@ def status_table(board: Board) -> str:
     return table(["", *(f"seed {seed}" for seed in seeds)], rows, kind="status")
 
 
-def ranks_table(boards: Sequence[Board]) -> str:
+def ranks_table(boards: Sequence[DatasetComparison]) -> str:
     """The ranks of the methods that every dataset has; nothing for a single dataset."""
     if len(boards) < 2:
         return ""
@@ -186,7 +186,7 @@ def ranks_table(boards: Sequence[Board]) -> str:
     return table(header, rows, caption) if rows else ""
 
 
-def total_table(boards: Sequence[Board]) -> str:
+def total_table(boards: Sequence[DatasetComparison]) -> str:
     """The penalty matrices of several datasets added up."""
     if len(boards) < 2:
         return ""

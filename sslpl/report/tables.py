@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sslpl.recording.csv_text import as_csv
+from sslpl.csv_text import csv_text
 from sslpl.recording.progress import duration
-from sslpl.recording.views import aubc
-from sslpl.report.boards import Board, Line, area, curve, final, mean_of_cycles, seconds
+from sslpl.recording.run_tables import aubc
 from sslpl.report.compare import savings, tests
-from sslpl.report.factors import METRICS, effects, factorial
+from sslpl.report.comparison import Arm, DatasetComparison, area, curve, final, mean_of_cycles, seconds
+from sslpl.report.factorial import METRICS, effects, factorial
 from sslpl.report.statistics import Estimate
 
 HEADER = ("dataset", "label", "n", "area under the budget curve", "final accuracy", "loss rank correlation", "time")
@@ -29,14 +29,14 @@ class Measured(NamedTuple):
     """What the main table says of a line."""
 
     dataset: str
-    line: Line
+    line: Arm
     aubc: Estimate
     final_accuracy: Estimate
     loss_rank_correlation: Estimate | None  # averaged over the cycles of each run
     seconds: float  # of a run
 
 
-def measured(boards: Sequence[Board]) -> list[Measured]:
+def measured(boards: Sequence[DatasetComparison]) -> list[Measured]:
     """The rows of the main table."""
     return [
         Measured(
@@ -111,13 +111,13 @@ def summary_csv(rows: Sequence[Measured]) -> str:
     estimates = [(r.aubc, r.final_accuracy, r.loss_rank_correlation) for r in rows]
     values = [[value for one in three for value in parts(one)] for three in estimates]
     keys = [[r.dataset, r.line.label, r.line.setting, len(r.line.runs)] for r in rows]
-    return as_csv(header, ([*k, *v, r.seconds] for k, v, r in zip(keys, values, rows, strict=True)))
+    return csv_text(header, ([*k, *v, r.seconds] for k, v, r in zip(keys, values, rows, strict=True)))
 
 
-def curves_csv(boards: Sequence[Board]) -> str:
+def curves_csv(boards: Sequence[DatasetComparison]) -> str:
     """A row per dataset, label, setting, measure and number of labels."""
     lines = [(board.dataset, line, column) for board in boards for line in board.finished for column in CURVES]
-    return as_csv(
+    return csv_text(
         ["dataset", "label", "setting", "measure", "labeled", "n", *PARTS],
         (
             [dataset, line.label, line.setting, column, int(labeled), estimate.n, *parts(estimate)]
@@ -127,10 +127,10 @@ def curves_csv(boards: Sequence[Board]) -> str:
     )
 
 
-def tests_csv(boards: Sequence[Board]) -> str:
+def tests_csv(boards: Sequence[DatasetComparison]) -> str:
     """A row per tested pair of lines: the area of the first minus that of the second."""
     header = ["dataset", "first", "second", "seeds", "difference", "low", "high", "p_t_test", "p_wilcoxon"]
-    return as_csv(
+    return csv_text(
         [*header, "d_z", "d_z_low", "d_z_high", "p_holm"],
         (
             [board.dataset, test.first.name, test.second.name, *test.result, test.adjusted]
@@ -140,9 +140,9 @@ def tests_csv(boards: Sequence[Board]) -> str:
     )
 
 
-def savings_csv(boards: Sequence[Board]) -> str:
+def savings_csv(boards: Sequence[DatasetComparison]) -> str:
     """A row per line and accuracy that random sampling reaches: the labels that both need."""
-    return as_csv(
+    return csv_text(
         ["dataset", "label", "setting", "accuracy", "random", "labels", "seeds_reached", *PARTS],
         (
             [board.dataset, line.label, line.setting, s.target, s.random, s.labels, s.reached, *parts(s.seeds)]
@@ -153,10 +153,10 @@ def savings_csv(boards: Sequence[Board]) -> str:
     )
 
 
-def effects_csv(boards: Sequence[Board]) -> str:
+def effects_csv(boards: Sequence[DatasetComparison]) -> str:
     """A row per effect of crossed options."""
     found = [(board.dataset, crossed) for board in boards if (crossed := factorial(board)) is not None]
-    return as_csv(
+    return csv_text(
         ["dataset", "metric", "effect", "reference", "n", "difference", "low", "high", "p", "p_holm"],
         (
             [dataset, effect.metric]
@@ -169,9 +169,9 @@ def effects_csv(boards: Sequence[Board]) -> str:
     )
 
 
-def runs_csv(boards: Sequence[Board]) -> str:
+def runs_csv(boards: Sequence[DatasetComparison]) -> str:
     """A row per run, whatever its state."""
-    return as_csv(
+    return csv_text(
         ["dataset", "label", "setting", "seed", "state", "note", "cycles", "aubc", "last_accuracy", "folder"],
         (
             [run.dataset, run.label, run.setting, run.seed, run.state, run.note, len(run.rows)]

@@ -1,0 +1,36 @@
+"""CSV whose text cells no spreadsheet takes for a formula, and its inverse."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what a spreadsheet runs, or `escaped` has made of such a text
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Formats rows as CSV: None and NaN are empty, text that a spreadsheet would run is escaped."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([csv_cell(value) for value in row] for row in (header, *rows))
+    return buffer.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """Returns what is written for a value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return escape_formula(value) if isinstance(value, str) else value
+
+
+def escape_formula(text: str) -> str:
+    """Puts an apostrophe before text that a spreadsheet would run as a formula; numbers stay."""
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def unescape_formula(text: str) -> str:
+    """Undoes `escaped`."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text

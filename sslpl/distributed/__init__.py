@@ -1,0 +1,1 @@
+"""One run in several processes: ranks, collectives, batch norm over all of them."""

@@ -1,0 +1,53 @@
+"""How good predictions are: accuracy, calibration, and the rank correlation of predicted and true loss."""
+
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sslpl.types import Predictions
+
+
+def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:
+    """Cross-entropy [N] of predictions under their classes, in nats, on the CPU."""
+    return cross_entropy(predictions.logits, labels.to(predictions.logits.device), reduction="none").cpu()
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose most likely class is right."""
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | int | None]:
+    """Accuracy, macro F1, negative log-likelihood (nats) and expected calibration error on the test set."""
+    logits = predictions.logits.cpu()
+    guess = logits.argmax(dim=1)
+    return {
+        "test_accuracy": accuracy(logits, labels),
+        "test_macro_f1": float(f1_score(labels.numpy(), guess.numpy(), average="macro", zero_division=0.0)),
+        "test_nll": cross_entropy(logits.double(), labels).item(),
+        "test_ece": calibration_error(logits, labels),
+    }
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equally wide bins of confidence (Guo et al. 2017)."""
+    confidence, guess = logits.double().softmax(dim=1).max(dim=1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (guess == labels).double() - confidence
+    return torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, gap).abs().sum().item() / len(labels)
+
+
+def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:
+    """Spearman correlation of predicted and true loss; None where it is not defined or a class (-1) is not known.
+
+    For analysis alone.
+    """
+    if predictions.predicted_loss is None or len(predictions.index) < 2 or bool((labels < 0).any()):
+        return None
+    predicted, true = predictions.predicted_loss.cpu(), true_losses(predictions, labels)
+    if any(bool((values == values[0]).all()) for values in (predicted, true)):  # scipy would warn of it
+        return None
+    correlation = float(spearmanr(predicted.numpy(), true.numpy())[0])
+    return None if correlation != correlation else correlation

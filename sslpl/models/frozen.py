@@ -1,0 +1,78 @@
+"""A frozen backbone for forward passes: batch norms folded into the convolutions."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sslpl.models.backbone import ConvNorm
+from sslpl.types import Features
+
+ROUND = 512  # batches of a frozen backbone are filled up to a multiple of this on a GPU
+
+
+class FrozenBackbone:
+    """A snapshot of a backbone for forward passes alone: eval mode, batch norms folded into their convolutions.
+
+    In bfloat16 the convolutions and the stage outputs are (by autocast in a network that has other layers than
+    `ConvNorm`); embedding and logits are always in float32 (ours).
+    """
+
+    def __init__(self, backbone: nn.Module, bfloat16: bool) -> None:
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.network = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self.autocast = bfloat16 and not foldable(self.network)
+        self.dtype = torch.float32 if self.autocast else self.dtype
+        for parent in list(self.network.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, ConvNorm):
+                    setattr(parent, name, fold_batch_norm(child).to(self.dtype).to(memory_format=torch.channels_last))
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of normalized images [B, C, H, W]."""
+        images = images.to(self.dtype)
+        if not images.is_cuda:
+            return self._features(images)
+        # The convolution library tries its kernels anew for every batch size that it meets: let it meet few.
+        count = len(images)
+        logits, maps, embedding = self._features(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
+        return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
+
+    def _features(self, images: Tensor) -> Features:
+        if not self.autocast:
+            return self.network(images)  # type: ignore[no-any-return]
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            logits, maps, embedding = self.network(images)
+        head = getattr(self.network, "head", None)
+        return Features(logits.float() if head is None else head(embedding), maps, embedding)
+
+    def parts(self, images: Tensor) -> Iterator[Features]:
+        """Features of any number of images, as many at a time as suit the device."""
+        yield from map(self, torch.split(images, inference_batch_size(images.device, *images.shape[2:])))
+
+
+def foldable(network: nn.Module) -> bool:
+    """Whether all convolutions and linear layers but the head are in a `ConvNorm`, so that they can be in bfloat16."""
+    pairs = {part for pair in network.modules() if isinstance(pair, ConvNorm) for part in pair}
+    known = pairs | {getattr(network, "head", None)}
+    return all(layer in known for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+
+
+def inference_batch_size(device: torch.device, height: int, width: int) -> int:
+    """How many images pass a network at once when nothing learns: few on a CPU, so that their maps stay in cache.
+
+    Images of more than 64x64 pixels pass as many at a time as have the pixels of so many small ones.
+    """
+    images, least = (4096, ROUND) if device.type == "cuda" else (256, 1)
+    return max(least, min(images, images * 64 * 64 // (height * width) // least * least))
+
+
+def fold_batch_norm(pair: ConvNorm) -> nn.Conv2d:
+    """One convolution that does what a convolution and its batch norm in eval mode do."""
+    conv, norm = pair
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return fuse_conv_bn_eval(conv, norm)

@@ -1,0 +1,1 @@
+"""The phases of a cycle: train, finetune, evaluate, query, label."""

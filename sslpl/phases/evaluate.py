@@ -1,0 +1,24 @@
+"""The evaluate phase: tests the backbone and checks the predicted losses."""
+
+from collections.abc import Iterator
+
+import torch
+
+from sslpl.learn.inference import predict
+from sslpl.learn.metrics import loss_rank_correlation, test_metrics
+from sslpl.setup import Setup
+from sslpl.state import State
+from sslpl.types import Step
+
+
+def evaluate(setup: Setup, state: State) -> Iterator[Step]:
+    """Tests the backbone, and whether the module's predicted losses order the unlabeled images."""
+    data, networks = setup.dataset, (state.backbone, state.module)
+    state.row.update(cycle=state.cycle, labeled=len(state.pool.labeled))
+    test = predict(setup, *networks, data.test, torch.arange(len(data.test)))
+    state.row.update(test_metrics(test, data.test_labels))
+    yield Step(len(data.test))
+    if state.module is not None:
+        unlabeled = state.predictions = predict(setup, *networks, data.train, state.pool.unlabeled)
+        state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, setup.true_labels[unlabeled.index])
+        yield Step(len(unlabeled.index))

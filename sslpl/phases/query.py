@@ -1,0 +1,90 @@
+"""A query strategy, or chance, says which images are labeled next."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Generator, Tensor
+
+from sslpl.distributed.collectives import on_rank_zero, request_work
+from sslpl.learn.inference import predict
+from sslpl.pool import random_pool
+from sslpl.query.context import Context, Weights
+from sslpl.seeds import rng, seeded_draws, shuffled
+from sslpl.setup import Setup
+from sslpl.state import State
+from sslpl.types import Predictions, Selection, Step
+
+
+def initial_selection(setup: Setup, state: State) -> Selection:
+    """The first images: those that are labeled already if only some are, else random ones, an oracle's choice by class,
+    or the strategy's, which sees no label."""
+    labels, initial = setup.dataset.train_labels, int(setup.budget.initial)
+    known, stream = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
+    if 0 < len(known) < state.pool.size:
+        first = shuffled(known, state.pool.size, stream)
+    elif setup.budget.initial_pool == "query":
+        return run_strategy(setup, state, initial, rng(setup.seed, "initial query"))
+    else:
+        frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
+        classes = (labels, frequency) if frequency is not None else None
+        first = random_pool(state.pool.size, initial, stream, classes).labeled
+    return Selection(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
+
+
+def query(setup: Setup, state: State) -> Iterator[Step]:
+    """Asks the query strategy which images to label."""
+    state.selection = run_strategy(setup, state, int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle))
+    state.predictions = None
+    yield Step(len(state.pool.unlabeled))
+
+
+def run_strategy(setup: Setup, state: State, n: int, generator: Generator) -> Selection:
+    """What the strategy picks in the first process; others take part in predictions alone."""
+
+    def choose() -> Selection:  # a strategy may train networks that have dropout
+        with seeded_draws(setup.device, setup.seed, "query masks", state.cycle):
+            return setup.query(query_context(setup, state), n, generator)
+
+    return on_rank_zero(setup.world, choose, partial(predict_with_weights, setup, state))
+
+
+def predict_with_weights(setup: Setup, state: State, weights: Weights | None, index: Tensor) -> Predictions:
+    """What the networks of a state, or a backbone with other weights, say of images of the pool."""
+    if weights is None:
+        return predict(setup, state.backbone, state.module, setup.dataset.train, index)
+    backbone = copy.deepcopy(state.backbone)
+    backbone.load_state_dict(weights)
+    return predict(setup, backbone, None, setup.dataset.train, index)
+
+
+def query_context(setup: Setup, state: State) -> Context:
+    """What the strategy sees of the state: all but the hidden labels."""
+    data = setup.dataset
+
+    def predicted(weights: Weights | None, index: Tensor) -> Predictions:
+        if setup.world.size > 1:
+            request_work(
+                setup.world, None if weights is None else {name: value.cpu() for name, value in weights.items()}, index
+            )
+        return predict_with_weights(setup, state, weights, index)
+
+    return Context(
+        unlabeled=state.pool.unlabeled,
+        labeled=state.train_index,
+        labels=state.labels()[state.train_index],
+        candidates=int(setup.budget.candidates),
+        num_classes=len(data.class_names),
+        device=setup.device,
+        backbone=state.backbone,
+        module=state.module,
+        images=data.train,
+        normalize=setup.augmentation.plain,
+        predict=predicted,
+        cycle=state.cycle,
+        known=state.predictions,
+        previous_weights=state.previous_weights,
+        snapshots=state.snapshots,
+        truth=data.train_labels if setup.needs.oracle else None,
+    )

@@ -1,0 +1,97 @@
+"""The train phase: joint training of backbone and loss prediction module, epoch by epoch."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sslpl.data.batches import epoch_batches, shard_batches, weak_views
+from sslpl.data.images import to_device
+from sslpl.distributed.collectives import broadcast_weights
+from sslpl.learn.averages import update_average, update_teacher, use_average
+from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
+from sslpl.learn.cuda_graphs import CapturedSteps
+from sslpl.learn.joint import (
+    JointInputs,
+    JointStep,
+    joint_step,
+    joint_train_index,
+    mask_draws,
+    no_sums,
+    training_metrics,
+)
+from sslpl.learn.optimizers import joint_optimizer, set_rates
+from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
+from sslpl.seeds import rng
+from sslpl.setup import Setup
+from sslpl.state import State, weights_of
+from sslpl.types import Step
+
+
+def train(setup: Setup, state: State) -> Iterator[Step]:
+    """Trains on the labeled images that are not trimmed or held out, from where `state` stands (SSLPM, Algorithm 1)."""
+    training = setup.training
+    broadcast_weights(setup.world, state.backbone, state.module)
+    index, labels = joint_train_index(state), state.labels().to(setup.device)
+    optimizer, task = joint_optimizer(setup, state), start_task(setup, state)
+    step = training_step(setup, state, optimizer, task)
+    snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
+    for epoch in range(state.epoch, training.epochs):
+        order = rng(setup.seed, "order", state.cycle, epoch)
+        batches = epoch_batches(index, state.pool.size, training.batch_size, order)
+        decay = training.decay(epoch)
+        set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
+        tally = no_sums(task) if state.sums is None else state.sums
+        tally = tally.to(setup.device)
+        for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
+            with mask_draws(setup, state):
+                tally += step(inputs, training.detached(epoch))
+            state.sums, state.step = tally, state.step + 1
+            update_averages(setup, state, task, epoch * len(batches) + state.step)
+            if state.step < len(batches):
+                yield Step(inputs.images)
+        if epoch in snapshots:
+            state.snapshots.append(weights_of(state.backbone))
+        metrics = training_metrics(tally, epoch) | validate_epoch(setup, state, task)
+        state.sums, state.epoch, state.step = None, epoch + 1, 0
+        yield Step(inputs.images, metrics)
+    restore_best_epoch(state)
+    use_average(state)
+
+
+def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: TaskTraining | None) -> JointStep:
+    """`joint_step`, as a CUDA graph where steps are captured and can be."""
+    if not setup.capture_steps or state.uncapturable or task is not None:
+        return partial(joint_step, setup, state, optimizer, task=task)
+
+    def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+        return joint_step(setup, state, optimizer, JointInputs(views, labels, len(views)), detached)
+
+    def fall_back(reason: str) -> None:
+        state.uncapturable = True
+        setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run one by one, which is slower")
+
+    captured = CapturedSteps(step, fall_back)
+    return lambda inputs, detached: captured(inputs.views, inputs.labels, detached)
+
+
+def epoch_inputs(
+    setup: Setup, state: State, task: TaskTraining | None, epoch: int, batches: list[Tensor], labels: Tensor
+) -> Iterator[JointInputs]:
+    """What the steps of an epoch see, from the state's step on."""
+    first, images, device = state.step, setup.dataset.train, setup.device
+    draws = setup.augmentation.draw_weak(sum(map(len, batches)), rng(setup.seed, "weak", state.cycle, epoch))
+    held, draws = shard_batches(setup.world, batches, draws)
+    truths = torch.split(labels[to_device(torch.cat(held), device)], [len(batch) for batch in held])
+    views = weak_views(images, setup.augmentation, device, held, draws, first)
+    beside = unlabeled_batches(setup, state, task, epoch, len(batches))
+    yield from map(JointInputs, views, truths[first:], map(len, batches[first:]), beside)
+
+
+def update_averages(setup: Setup, state: State, task: TaskTraining | None, steps: int) -> None:
+    """Moves the averages of the weights after so many steps, those of the teacher of the module and of the task."""
+    if setup.teacher_decay is not None:
+        state.teacher = update_teacher(state.teacher, state.backbone, setup.teacher_decay, steps)
+    if task is not None:
+        update_average(task.average, state.backbone, task.method.average, steps)

@@ -1,0 +1,16 @@
+"""Core-set: greedy k-center over the embeddings (Sener and Savarese 2018)."""
+
+from torch import Generator
+
+from sslpl.clustering.k_center import k_center_greedy
+from sslpl.types import QueryContext, Selection
+
+
+def core_set(context: QueryContext, n: int, rng: Generator) -> Selection:
+    """The image farthest from the labeled and the chosen ones, n times (k-center greedy: Sener and Savarese 2018).
+
+    The score is its Euclidean distance to the nearest of them, in the space of embeddings.
+    """
+    centers, points = context.labeled_predictions.embedding, context.predictions.embedding
+    rows, radius = k_center_greedy(centers, points, n, rng)
+    return Selection(context.unlabeled[rows], radius)

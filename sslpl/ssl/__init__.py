@@ -1,0 +1,20 @@
+"""Semi-supervised learning: pseudo-label rules, and the unlabeled loss of the backbone."""
+
+from sslpl.ssl.adaptive import FlexMatch, FreeMatch, SoftMatch
+from sslpl.ssl.rules import Consistency, LabelGuessing, MeanTeacher, no_ssl, pseudo_label_hard, pseudo_label_soft, uda
+from sslpl.ssl.task import TaskSSL, no_task_ssl
+
+__all__ = [
+    "Consistency",
+    "FlexMatch",
+    "FreeMatch",
+    "LabelGuessing",
+    "MeanTeacher",
+    "SoftMatch",
+    "TaskSSL",
+    "no_ssl",
+    "no_task_ssl",
+    "pseudo_label_hard",
+    "pseudo_label_soft",
+    "uda",
+]
