@@ -13,8 +13,9 @@ from sslpl.phases.label import add_labels, exclude_random, label, label_initial_
 from sslpl.phases.query import initial_selection, query
 from sslpl.phases.train import train
 from sslpl.pool import LabelPool
+from sslpl.schedule import FINISHED
 from sslpl.setup import Setup
-from sslpl.state import FINISHED, Ledger, Row, State, weights_of
+from sslpl.state import Ledger, Row, State, weights_of
 from sslpl.types import Step
 
 
@@ -80,25 +81,18 @@ def empty_state(setup: Setup) -> State:
 
 def advance(setup: Setup, state: State) -> None:
     """Moves `state` from a finished phase to the next one, at the end of a cycle to the next cycle."""
-    last = state.cycle == setup.budget.cycles - 1
-    if state.phase == "start":
-        state.enter("train")
-    elif state.phase == "train":
-        skip = state.module is None or setup.training.finetune_epochs == 0
-        state.enter("evaluate" if skip or (last and not setup.training.finetune_last) else "finetune")
-    elif state.phase == "finetune":
-        state.enter("evaluate")
-    elif state.phase == "evaluate" and not last:
-        state.enter("query")
-    elif state.phase == "query":
-        state.enter("label")
-    else:
-        close_cycle(state)
-        state.enter(FINISHED if last else "train")
-        state.previous_weights = weights_of(state.backbone) if setup.needs.previous else None
-        state.snapshots = []
-        if not last:
-            prepare_training(setup, state)
+    schedule = setup.schedule(state.module is not None)
+    following = schedule.phase_after(state.phase, state.cycle)
+    if following is not None:
+        state.enter(following)
+        return
+    last = schedule.is_last(state.cycle)
+    close_cycle(state)
+    state.enter(FINISHED if last else "train")
+    state.previous_weights = weights_of(state.backbone) if setup.needs.previous else None
+    state.snapshots = []
+    if not last:
+        prepare_training(setup, state)
 
 
 def prepare_training(setup: Setup, state: State) -> None:

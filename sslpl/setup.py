@@ -14,6 +14,7 @@ from sslpl.data.augmentation import Augmentation
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.oracle.oracles import SimulatedOracle
 from sslpl.query.context import Needs
+from sslpl.schedule import Schedule
 from sslpl.ssl.task import TaskSSL
 from sslpl.training import Training
 from sslpl.types import Dataset, Oracle, QueryStrategy
@@ -75,6 +76,10 @@ class Setup(NamedTuple):
 
     def _ssl_attribute(self, name: str, otherwise: Any) -> Any:
         return getattr(self.ssl.func if isinstance(self.ssl, partial) else self.ssl, name, otherwise)
+
+    def schedule(self, has_module: bool) -> Schedule:
+        """The phases of each cycle, with or without a loss prediction module."""
+        return Schedule(self.budget.cycles, self.training, has_module)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which networks run forward."""

@@ -13,8 +13,6 @@ from sslpl.types import Predictions, Selection
 
 Row = dict[str, float | int | None]
 Weights = dict[str, Tensor]
-PHASES = ("start", "train", "finetune", "evaluate", "query", "label")
-FINISHED = "finished"
 
 
 class Ledger(NamedTuple):

@@ -409,7 +409,7 @@ def test_what_is_held_and_what_streams(root: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(held, TensorImages)
     assert torch.equal(held.data, read(data)[0])
     assert isinstance(place_images(data.train, cpu, limit=60 * 192 - 1), StreamedImages)
-    monkeypatch.setattr(image_sets, "available_memory", lambda: 4 * 60 * 192 - 4)
+    monkeypatch.setattr(image_sets, "free_memory", lambda _: 4 * 60 * 192 - 4)
     assert isinstance(place_images(data.train, cpu), StreamedImages)
     monkeypatch.undo()
     gpu = torch.device("cuda")
@@ -418,7 +418,7 @@ def test_what_is_held_and_what_streams(root: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(from_memory, StreamedImages)
     assert torch.equal(from_memory.read(5), held.data[5])
     assert from_memory.device == gpu
-    assert 0 < image_sets.available_memory() < 2**50
+    assert 0 < image_sets.free_memory(torch.device("cpu")) < 2**50
 
 
 def test_a_file_that_is_gone_ends_the_run_in_one_line(root: Path) -> None:

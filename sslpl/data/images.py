@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sslpl.memory import available_memory
+from sslpl.memory import free_memory
 from sslpl.types import Images
 
 Reader = Callable[[int], Tensor]  # position -> [C, H, W] uint8
@@ -129,7 +129,7 @@ def fits(images: Images, device: torch.device, limit: int | None) -> bool:
     if limit is None and device.type == "cuda":
         limit = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     elif limit is None:
-        limit = int(min(HELD, HOST_SHARE * available_memory()))
+        limit = int(min(HELD, HOST_SHARE * free_memory(torch.device("cpu"))))
     return num_bytes(images) <= limit
 
 

@@ -30,9 +30,9 @@ def label(setup: Setup, state: State) -> Iterator[Step]:
     """Has the picked images labeled and decides which images the next joint training leaves out."""
     before = state.train_index
     ask_oracle(setup, state, cycle=state.cycle + 1)
-    next_is_last = state.cycle + 1 == setup.budget.cycles - 1
     state.excluded = torch.empty(0, dtype=torch.int64)
-    if setup.training.trim and not next_is_last and trim_size(state.num_initial_train) > 0:
+    trimmed = setup.schedule(state.module is not None).is_trimmed(state.cycle + 1)
+    if trimmed and trim_size(state.num_initial_train) > 0:
         both = predict(setup, state.backbone, state.module, setup.dataset.train, state.train_index)
         loss = true_losses(both, state.labels()[both.index])
         old = len(before)

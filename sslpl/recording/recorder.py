@@ -6,7 +6,6 @@ import socket
 import time
 from contextlib import AbstractContextManager
 
-from sslpl.data.batches import split_batches
 from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
@@ -19,16 +18,14 @@ from sslpl.recording.plots import learning_curve
 from sslpl.recording.progress import Progress
 from sslpl.recording.signals import Interrupted, listen_for_signals
 from sslpl.recording.status import write_status
+from sslpl.schedule import FINISHED, RESUMABLE_PHASES
 from sslpl.setup import Setup
-from sslpl.state import FINISHED, State
+from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
-from sslpl.training import Training
 from sslpl.types import RunInfo, Step, Tracker
 
-RESUMABLE_PHASES = ("train", "finetune")  # phases that can be saved, and gone on with, between two steps
-CHECKPOINT_COST_FACTOR = (
-    50  # a phase's border is not saved before so many times the cost of a checkpoint has gone by: at most 2%
-)
+# The end of a phase is not saved before this many times the cost of a checkpoint has passed: at most 2% of the time.
+CHECKPOINT_COST_FACTOR = 50
 
 
 class Recorder:
@@ -48,7 +45,10 @@ class Recorder:
         if self.shown != (state.cycle, len(state.pool.labeled)):
             self.shown = (state.cycle, len(state.pool.labeled))
             self.progress.cycle(*self.shown)
-        steps, epochs = steps_per_epoch(setup, state), epochs_of(setup, state)
+        schedule = setup.schedule(state.module is not None)
+        epochs, steps = schedule.epochs(state.phase), 1
+        if state.phase in RESUMABLE_PHASES:
+            steps = schedule.steps_per_epoch(images_per_epoch(state))
         self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
         if state.phase in RESUMABLE_PHASES:
             self.progress.epoch(state.epoch, epochs)
@@ -57,8 +57,10 @@ class Recorder:
         """Shows and streams a step; saves when it is time or when a signal came."""
         self.progress.advance(1, step.images)
         if step.metrics is not None:
-            self.tracker.log(self._moment(state), step.metrics)
-            self.progress.epoch(min(state.epoch, epochs_of(self.setup, state) - 1), epochs_of(self.setup, state))
+            schedule = self.setup.schedule(state.module is not None)
+            epochs = schedule.epochs(state.phase)
+            self.tracker.log(schedule.tracker_step(state.cycle, state.phase, state.epoch), step.metrics)
+            self.progress.epoch(min(state.epoch, epochs - 1), epochs)
         stop = self._agreed()
         if state.phase in RESUMABLE_PHASES and (stop or self._unsaved() >= self.save_every):
             self._save(state)
@@ -95,15 +97,9 @@ class Recorder:
         """See `stopping.listening`."""
         return listen_for_signals(self, lambda line: self.progress.message(line), world)
 
-    def _moment(self, state: State) -> int:
-        """A number that grows with every epoch of every cycle: the tracker's step."""
-        training = self.setup.training
-        before = training.epochs if state.phase == "finetune" else 0
-        return state.cycle * tracker_steps(training) + before + state.epoch
-
     def file(self, state: State) -> None:
         """Writes the tables of the finished cycles and streams their numbers; a tracker drops what it has already."""
-        folder, training = self.run.folder, self.setup.training
+        folder = self.run.folder
         write_whole(folder / "queries.csv", run_tables.queries_csv(state.ledger))
         if state.label_batches:
             names = image_names(self.setup.dataset, state.ledger.index)
@@ -115,8 +111,9 @@ class Recorder:
         write_json(folder / "summary.json", run_tables.summary(state.history))
         dataset = folder.parent.parent.name
         learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
+        steps = self.setup.schedule(state.module is not None).tracker_steps
         for cycle, row in enumerate(state.history, start=1):
-            self.tracker.log(cycle * tracker_steps(training) - 1, metric_names(row))
+            self.tracker.log(cycle * steps - 1, metric_names(row))
 
     def _agreed(self) -> int | None:
         """The signal that has come to any process by now: one that comes later waits for the next step."""
@@ -136,19 +133,6 @@ class Recorder:
         self.cost = self.saved_at - since
 
 
-def tracker_steps(training: Training) -> int:
-    """How many steps of the tracker a cycle takes: its epochs, and one for its own numbers at the end."""
-    return training.epochs + training.finetune_epochs + 2
-
-
-def epochs_of(setup: Setup, state: State) -> int:
-    """How many epochs the phase under way has; 1 for the phases without."""
-    return {"train": setup.training.epochs, "finetune": setup.training.finetune_epochs}.get(state.phase, 1)
-
-
-def steps_per_epoch(setup: Setup, state: State) -> int:
-    """How many steps an epoch of the phase under way has; 1 for the phases without epochs."""
-    if state.phase not in RESUMABLE_PHASES:
-        return 1
-    index = joint_train_index(state) if state.phase == "train" else state.train_index
-    return len(split_batches(index, setup.training.batch_size))
+def images_per_epoch(state: State) -> int:
+    """How many labeled images an epoch of the phase under way sees."""
+    return len(joint_train_index(state) if state.phase == "train" else state.train_index)

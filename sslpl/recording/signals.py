@@ -9,8 +9,9 @@ from typing import Protocol
 
 from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.schedule import FINISHED
 from sslpl.setup import Setup
-from sslpl.state import FINISHED, State
+from sslpl.state import State
 from sslpl.types import Step
 
 

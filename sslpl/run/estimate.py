@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslpl.clustering.linkage import complete_linkage_bytes
-from sslpl.data.batches import split_batches, unlabeled_batch_size
+from sslpl.data.batches import unlabeled_batch_size
 from sslpl.learn.joint import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer
 from sslpl.learn.unlabeled_batches import task_batch_size
@@ -60,15 +60,15 @@ def labeling_note(setup: Setup) -> str:
 def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
     """Labeled, trained on, joint steps, fine-tune steps, and images that a frozen backbone sees, in one cycle."""
     training, budget = setup.training, setup.budget
-    last = cycle == budget.cycles - 1
+    schedule = setup.schedule(has_module(setup))
     labeled = int(budget.labeled_after(cycle))
     held_out = budget.held_out_after(cycle)
     learned, first = labeled - held_out, int(budget.initial) - budget.held_out_after(0)
-    trained = learned - (trim_size(first) if training.trim and (cycle == 0 or not last) else 0)
-    steps = training.epochs * len(split_batches(torch.arange(trained), training.batch_size))
+    trained = learned - (trim_size(first) if schedule.is_trimmed(cycle) else 0)
+    steps = training.epochs * schedule.steps_per_epoch(trained)
     tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled + training.epochs * held_out
-    if has_module(setup) and (not last or training.finetune_last):
-        batches = len(split_batches(torch.arange(learned), training.batch_size))
+    if schedule.has_finetune(cycle):
+        batches = schedule.steps_per_epoch(learned)
         unlabeled = len(setup.dataset.train) - labeled
         size = unlabeled_batch_size(unlabeled, learned, training.batch_size, training.unlabeled_batch_limit)
         tuned = training.finetune_epochs * batches

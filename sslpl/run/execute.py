@@ -17,12 +17,13 @@ from sslpl.provenance import provenance
 from sslpl.recording import checkpoint
 from sslpl.recording.folder import folder_run_id, open_folder, resumed_provenance
 from sslpl.recording.progress import Progress
-from sslpl.recording.recorder import RESUMABLE_PHASES, Recorder
+from sslpl.recording.recorder import Recorder
 from sslpl.recording.signals import FollowerObserver, Interrupted, listen_for_signals
 from sslpl.recording.terminal import Terminal, print_result
 from sslpl.run.finish import end_early, failure_message, finish_run, pause_run
 from sslpl.run.outcome import Outcome, RunFailed
 from sslpl.runtime import Runtime
+from sslpl.schedule import RESUMABLE_PHASES
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import InvalidLabels, RunInfo, Tracker, UserError, WaitingForLabels
