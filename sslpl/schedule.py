@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
         return ("train", *finetune, "evaluate", *(() if self.is_last(cycle) else ("query", "label")))
 
     def phase_after(self, phase: str, cycle: int) -> str | None:
-        """The next phase of the same cycle; None after its last one. `start`, before the first cycle, leads to train."""
+        """The next phase of the same cycle; None after its last one. `start` precedes the first cycle."""
         phases = ("start", *self.phases(cycle))
         following = phases.index(phase) + 1
         return phases[following] if following < len(phases) else None

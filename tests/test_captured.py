@@ -128,7 +128,7 @@ def outcome(capture_steps: bool, *overrides: str) -> tuple[State, list[str]]:
     """A run through all cycles, and what it announced."""
     lines: list[str] = []
     setup = setup_of("training.epochs=4", "backbone.dropout=0.3", *overrides)
-    setup = setup._replace(capture_steps=captures, announce=lines.append)
+    setup = setup._replace(capture_steps=capture_steps, announce=lines.append)
     return run_active_learning(setup, initial_state(setup), Silent()), lines
 
 

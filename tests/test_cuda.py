@@ -154,7 +154,7 @@ def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
         def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
             return torch.nn.functional.dropout(views)
 
-        steps = CapturedSteps(step, pytest.fail) if captures else step
+        steps = CapturedSteps(step, pytest.fail) if capture_steps else step
         views, labels = torch.ones(1000, device="cuda"), torch.zeros(1, device="cuda")
         for state.step in range(3 * WARM_UP):
             with mask_draws(setup, state):

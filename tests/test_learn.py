@@ -9,18 +9,17 @@ from sslpl.data import batches as batching
 from sslpl.data.augmentation import Augmentation, take_draws
 from sslpl.data.batches import augment_in_parts, epoch_batches, group_batches, split_batches, unlabeled_batch_size
 from sslpl.learn.frozen_losses import ranked_rows
-from sslpl.learn.metrics import calibration_error, loss_rank_correlation
+from sslpl.learn.metrics import calibration_error
+from sslpl.learn.sums import FinetuneSums, pseudo_label_quality
 from sslpl.learn.unlabeled_batches import frozen_statistics
 from sslpl.models.backbone import ConvNorm, small_cnn
 from sslpl.models.convolution import Conv2d
 from sslpl.models.frozen import FrozenBackbone, inference_batch_size
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means
 from sslpl.models.resnet import resnet18
-from sslpl.phases.finetune import pseudo_label_quality
 from sslpl.seeds import rng
 from sslpl.ssl.rules import confident_rows, pseudo_label_hard, pseudo_label_soft
 from sslpl.training import Training
-from sslpl.types import Predictions
 
 
 @pytest.mark.parametrize("loss", [ranking.bce_ranking_loss, ranking.margin_ranking_loss])
@@ -69,10 +68,13 @@ def test_confident_rows_of_each_batch_of_a_group() -> None:
 
 
 def test_pseudo_label_quality_counts() -> None:
-    assert pseudo_label_quality(torch.tensor([0, 0, 0, 8.0, 6, 16])) == {
+    assert pseudo_label_quality(FinetuneSums(*torch.tensor([0, 0, 0, 8.0, 6, 16]).tolist())) == {
         "pseudo_label_rate": 0.5, "pseudo_label_accuracy": 0.75,
     }  # fmt: skip
-    assert pseudo_label_quality(torch.zeros(6)) == {"pseudo_label_rate": None, "pseudo_label_accuracy": None}
+    assert pseudo_label_quality(FinetuneSums(*torch.zeros(6).tolist())) == {
+        "pseudo_label_rate": None,
+        "pseudo_label_accuracy": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -205,13 +207,3 @@ def test_large_images_are_augmented_and_measured_in_parts(monkeypatch: pytest.Mo
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [inference_batch_size(cpu, side, side) for side in (8, 32, 64, 128, 224, 5000)] == [256, 256, 256, 64, 20, 1]
     assert [inference_batch_size(cuda, side, side) for side in (32, 64, 128, 224)] == [4096, 4096, 1024, 512]
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_constant_loss_has_no_rank_correlation() -> None:
-    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([0, 1, 1])
-    said = Predictions(torch.arange(3), logits, torch.zeros(3, 2), torch.tensor([0.1, 0.3, 0.7]))
-    assert loss_rank_correlation(said, labels) == pytest.approx(1.0)
-    assert loss_rank_correlation(said._replace(predicted_loss=torch.full((3,), 0.5)), labels) is None
-    assert loss_rank_correlation(said._replace(logits=torch.zeros(3, 2)), labels) is None
-    assert loss_rank_correlation(said._replace(predicted_loss=torch.tensor([0.1, torch.nan, 0.2])), labels) is None

@@ -16,13 +16,13 @@ from studio import annotated, minimal, valid_tasks
 from sslpl.data.datasets import digits
 from sslpl.data.images import TensorImages
 from sslpl.learn.metrics import loss_rank_correlation
+from sslpl.learn.sums import FinetuneSums, pseudo_label_quality
 from sslpl.models.backbone import grow_head, small_cnn
 from sslpl.oracle import oracles
 from sslpl.oracle.label_request import write_request
 from sslpl.oracle.label_studio import export_rows, interface, tasks
 from sslpl.oracle.label_table import read_table, validate_labels
 from sslpl.oracle.oracles import FileOracle, SimulatedOracle
-from sslpl.phases.finetune import pseudo_label_quality
 from sslpl.query.random import random
 from sslpl.recording import checkpoint, recorder
 from sslpl.report.read import read_run
@@ -506,11 +506,11 @@ def test_two_files_of_labels_are_one_too_many(tmp_path: Path) -> None:
 def test_figures_that_need_hidden_labels_are_left_empty() -> None:
     target, weight = torch.eye(3), torch.tensor([1.0, 1.0, 0.0])
     right = pseudo_label_counts(target, weight, torch.tensor([0, 2, 2])).sum(dim=0)
-    assert pseudo_label_quality(torch.cat([torch.zeros(3), right])) == {
+    assert pseudo_label_quality(FinetuneSums(*torch.cat([torch.zeros(3), right]).tolist())) == {
         "pseudo_label_rate": pytest.approx(2 / 3), "pseudo_label_accuracy": 0.5,
     }  # fmt: skip
     unknown = pseudo_label_counts(target, weight, torch.tensor([0, 2, -1])).sum(dim=0)
-    quality = pseudo_label_quality(torch.cat([torch.zeros(3), unknown]))
+    quality = pseudo_label_quality(FinetuneSums(*torch.cat([torch.zeros(3), unknown]).tolist()))
     assert quality["pseudo_label_accuracy"] is None
     assert quality["pseudo_label_rate"] == pytest.approx(2 / 3)
     said = Predictions(torch.arange(3), torch.randn(3, 3), torch.randn(3, 2), torch.tensor([0.1, 0.2, 0.3]))

@@ -1,8 +1,8 @@
 """Checks for training that diverges, made where losses are read anyway: at the end of an epoch, and before a save."""
 
 import math
-from collections.abc import Sequence
 
+from sslpl.learn.sums import FinetuneSums, JointSums
 from sslpl.state import State
 
 # Of the mean ranking loss of an epoch, and of the predicted losses after it. Guessing the order costs 0.69 (bce) or 1
@@ -16,25 +16,21 @@ def check_losses(state: State) -> None:
     if state.sums is None:
         return
     if state.phase == "train":
-        check_joint_losses(state.sums.tolist(), state.epoch)
+        check_joint_losses(JointSums(*state.sums.tolist()), state.epoch)
     elif state.phase == "finetune":
-        check_finetune_losses(state.sums.tolist(), state.epoch)
+        check_finetune_losses(FinetuneSums(*state.sums.tolist()), state.epoch)
 
 
-def check_joint_losses(sums: Sequence[float], epoch: int) -> None:
-    """Raises FloatingPointError if a loss of the joint training is not finite; `sums` are those of `joint_loss`."""
-    if not math.isfinite(sum([*sums[:2], *sums[4:5]])):
+def check_joint_losses(sums: JointSums[float], epoch: int) -> None:
+    """Raises FloatingPointError if a loss of the joint training is not finite."""
+    if not math.isfinite(sums.loss + sums.ranking_loss + sums.unlabeled_loss):
         keys = "lower training.rate or training.module_rate"
         raise FloatingPointError(f"the training loss is not finite in epoch {epoch + 1}: {keys}")
 
 
-def check_finetune_losses(sums: Sequence[float], epoch: int, largest: float | None = None) -> None:
-    """Raises FloatingPointError if the fine-tune diverges.
-
-    `sums` begin with those of `finetune_step`; `largest` is the largest predicted loss after an epoch's last step.
-    """
-    supervised, pseudo, steps = sums[:3]
-    ranking = (supervised + pseudo) / max(steps, 1)
+def check_finetune_losses(sums: FinetuneSums[float], epoch: int, largest: float | None = None) -> None:
+    """Raises FloatingPointError if the fine-tune diverges; `largest` is the largest predicted loss after an epoch."""
+    ranking = (sums.ranking_loss + sums.pseudo_ranking_loss) / max(sums.steps, 1)
     if ranking <= LIMIT and (largest is None or largest <= LIMIT):  # not so for NaN
         return
     figures = f"ranking loss {ranking:.2g}" + (f", predicted losses up to {largest:.2g}" if largest is not None else "")

@@ -10,12 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from sslpl.distributed.batch_norm import can_skip_forward, synchronized_batch_norm
 from sslpl.distributed.collectives import all_reduce_sum
-from sslpl.learn.divergence import check_joint_losses
+from sslpl.learn.sums import JointSums
 from sslpl.learn.unlabeled_batches import (
     TaskTraining,
     UnlabeledBatch,
     frozen_statistics,
-    unlabeled_metrics,
     unlabeled_sums,
 )
 from sslpl.pool import without
@@ -59,17 +58,17 @@ def joint_step(
     detached: bool,
     task: TaskTraining | None = None,
 ) -> Tensor:
-    """One step; returns sums over the batch of all processes on the device, see `joint_loss`."""
+    """One step; returns the sums of the batch of all processes [8], on the device, in the order of `JointSums`."""
     state.backbone.train()
     optimizer.zero_grad(set_to_none=True)
     loss, sums = joint_loss(setup, state, inputs, detached, task)
     if loss.requires_grad:  # not without any image
         loss.backward()  # type: ignore[no-untyped-call]
-    tally = torch.stack([value.float() for value in sums])
+    total = torch.stack([value.float() for value in sums])
     if setup.world.size > 1:
-        all_reduce_sum(setup.world, [*gradients(optimizer), tally])
+        all_reduce_sum(setup.world, [*gradients(optimizer), total])
     optimizer.step()
-    return tally
+    return total
 
 
 def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -82,11 +81,8 @@ def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def joint_loss(
     setup: Setup, state: State, inputs: JointInputs, detached: bool, task: TaskTraining | None
-) -> tuple[Tensor, list[Tensor]]:
-    """This process's part of the loss, and of the sums [cross-entropy, ranking loss, correct, images] of the batch.
-
-    With a task those of `unlabeled_sums` follow.
-    """
+) -> tuple[Tensor, JointSums[Tensor]]:
+    """This process's part of the loss and of the sums of the batch."""
     batch, size, held = inputs.unlabeled, inputs.size, len(inputs.views)
     views = inputs.views if task is None or batch is None else torch.cat([inputs.views, *task.views(batch)])
     # Compiled networks are compiled for whole batches: another size is not worth another compilation.
@@ -111,28 +107,10 @@ def joint_loss(
         mean, ranking = losses.sum() / size, ranking * ((held // 2) / max(size // 2, 1))
     loss = mean + setup.training.ranking_weight * ranking
     correct = (logits.detach().argmax(dim=1) == inputs.labels).sum()
-    sums = [losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held)]
-    if task is None:
-        return loss, sums
-    if batch is not None and unlabeled is not None:
+    if task is not None and batch is not None and unlabeled is not None:
         loss = loss + batch.weight * unlabeled.pseudo + task.method.fairness * unlabeled.fairness
-    # All processes have the whole of these.
-    return loss, [*sums, *(value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking))]
-
-
-def no_sums(task: TaskTraining | None) -> Tensor:
-    """The tally of no step."""
-    return torch.zeros(4 if task is None else 8)
-
-
-def training_metrics(tally: Tensor, epoch: int) -> dict[str, float]:
-    """Means over an epoch, from the sums of its batches; FloatingPointError if a loss is not finite."""
-    loss, ranking, correct, images, *unlabeled = sums = tally.tolist()
-    check_joint_losses(sums, epoch)
-    return {
-        "train/loss": loss / images,
-        "train/ranking_loss": ranking / images,
-        "train/accuracy": correct / images,
-        "train/epoch": float(epoch),
-        **(unlabeled_metrics(*unlabeled) if unlabeled else {}),
-    }
+    # Every process computes the unlabeled sums of the whole batch.
+    beside = [value / setup.world.size for value in unlabeled_sums(batch, unlabeled, ranking)]
+    return loss, JointSums(
+        losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, held), *beside
+    )

@@ -1,7 +1,6 @@
 """The unlabeled term of the joint training: which images a step sees beside the labeled ones, averaged weights."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -177,16 +176,8 @@ def unlabeled_batches(
 
 
 def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:
-    """Of a batch: the sum of its losses, and those of `label_counts`."""
+    """The last four of `JointSums` for a batch: the sum of its losses, and those of `pseudo_label_counts`."""
     if batch is None or loss is None:
         return [torch.zeros_like(like)] * 4
     counts = pseudo_label_counts(loss.target, loss.weight, batch.truth).sum(dim=0)
     return [loss.pseudo.detach() * len(batch.truth), *counts.unbind()]
-
-
-def unlabeled_metrics(loss: float, kept: float, right: float, images: float) -> dict[str, float]:
-    """Means over an epoch, from the sums of its batches; what was not seen, or is not known, is left out."""
-    if images == 0:
-        return {}
-    rate = {"train/unlabeled_loss": loss / images, "train/pseudo_label_rate": kept / images}
-    return rate | ({"train/pseudo_label_accuracy": right / kept} if kept and not math.isnan(right) else {})

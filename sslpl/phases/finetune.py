@@ -1,6 +1,5 @@
 """Semi-supervised fine-tune: with the backbone frozen, the module learns from labeled and unlabeled images."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from sslpl.learn.divergence import check_finetune_losses
 from sslpl.learn.finetune_epoch import draw_finetune_epoch
 from sslpl.learn.frozen_losses import FrozenLosses, labeled_losses, pseudo_labeler, unlabeled_losses
 from sslpl.learn.optimizers import resume_optimizer
+from sslpl.learn.sums import EPOCH_SUMS, FinetuneSums, finetune_means, pseudo_label_quality
 from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
@@ -24,26 +24,26 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
     optimizer = finetune_optimizer(setup, state)
     frozen = FrozenBackbone(state.backbone, setup.bfloat16)
     by, labels = pseudo_labeler(setup, state, frozen), state.labels().to(setup.device)
-    tally = torch.zeros(6, device=setup.device) if state.sums is None else state.sums.to(setup.device)
-    state.sums = tally
+    sums = torch.zeros(len(FinetuneSums._fields)) if state.sums is None else state.sums
+    state.sums = sums = sums.to(setup.device)
     for epoch in range(state.epoch, training.finetune_epochs):
         plan = draw_finetune_epoch(setup, state, epoch)
         labeled = labeled_losses(setup, frozen, module, plan, labels, state.step)
         unlabeled = unlabeled_losses(setup, state, frozen, module, plan, by)
         for supervised, pseudo in zip(labeled, unlabeled, strict=True):
-            tally[:3] += finetune_step(setup, module, optimizer, supervised, pseudo.losses if pseudo else None)
+            sums[:EPOCH_SUMS] += finetune_step(setup, module, optimizer, supervised, pseudo.losses if pseudo else None)
             if pseudo:  # a group of batches is pseudo-labeled ahead: what is saved is that of the steps done
-                tally[3:] += pseudo.counts
+                sums[EPOCH_SUMS:] += pseudo.counts
                 state.ssl = pseudo.ssl
             state.step += 1
             if state.step < len(plan.labeled):
                 yield Step(plan.images(state.step - 1))
         state.epoch, state.step = epoch + 1, 0
-        metrics = finetune_metrics(tally, epoch, largest_prediction(module, supervised))
-        tally[:3] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
+        metrics = finetune_metrics(sums, epoch, largest_prediction(module, supervised))
+        sums[:EPOCH_SUMS] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
         yield Step(plan.images(len(plan.labeled) - 1), metrics)
     state.teacher = None
-    state.row.update(pseudo_label_quality(tally))
+    state.row.update(pseudo_label_quality(FinetuneSums(*sums.tolist())))
 
 
 def finetune_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
@@ -67,7 +67,7 @@ def finetune_step(
     labeled: FrozenLosses,
     unlabeled: FrozenLosses | None,
 ) -> Tensor:
-    """One step of the module; returns [labeled, unlabeled] ranking losses and 1, for the sums of an epoch."""
+    """One step of the module; returns what it adds to the first three of `FinetuneSums`."""
     optimizer.zero_grad(set_to_none=True)
     both = [labeled] if unlabeled is None else [labeled, unlabeled]
     summaries = [torch.cat(level) for level in zip(*(part.summaries for part in both), strict=True)]
@@ -87,20 +87,10 @@ def largest_prediction(module: LossPredictionModule, batch: FrozenLosses) -> Ten
     return module.predict(batch.summaries).abs().amax(dim=0, keepdim=True)
 
 
-def finetune_metrics(tally: Tensor, epoch: int, largest: Tensor) -> dict[str, float]:
+def finetune_metrics(sums: Tensor, epoch: int, largest: Tensor) -> dict[str, float]:
     """Mean losses of an epoch and pseudo-label quality so far; FloatingPointError if the fine-tune diverges."""
-    supervised, pseudo, steps, top = torch.cat([tally[:3], largest]).tolist()
-    check_finetune_losses((supervised, pseudo, steps), epoch, top)
-    quality = {f"finetune/{key}": value for key, value in pseudo_label_quality(tally).items() if value is not None}
-    losses = {"finetune/ranking_loss": supervised / steps, "finetune/pseudo_ranking_loss": pseudo / steps}
-    return {"finetune/epoch": float(epoch)} | losses | quality
-
-
-def pseudo_label_quality(tally: Tensor) -> dict[str, float | None]:
-    """Mean weight of the unlabeled images' pseudo-labels (with a threshold the share that got one), and the share of
-    that weight which is right (None: none seen, or the truth of one is not known)."""
-    kept, right, seen = tally[3:].tolist()
-    return {
-        "pseudo_label_rate": kept / seen if seen else None,
-        "pseudo_label_accuracy": right / kept if kept and not math.isnan(right) else None,
-    }
+    *values, top = torch.cat([sums, largest]).tolist()
+    read = FinetuneSums(*values)
+    check_finetune_losses(read, epoch, top)
+    quality = {f"finetune/{name}": value for name, value in pseudo_label_quality(read).items() if value is not None}
+    return {"finetune/epoch": float(epoch)} | finetune_means(read) | quality

@@ -12,16 +12,16 @@ from sslpl.distributed.collectives import broadcast_weights
 from sslpl.learn.averages import update_average, update_teacher, use_average
 from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
+from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.joint import (
     JointInputs,
     JointStep,
     joint_step,
     joint_train_index,
     mask_draws,
-    no_sums,
-    training_metrics,
 )
 from sslpl.learn.optimizers import joint_optimizer, set_rates
+from sslpl.learn.sums import JointSums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
 from sslpl.seeds import rng
 from sslpl.setup import Setup
@@ -42,18 +42,20 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         batches = epoch_batches(index, state.pool.size, training.batch_size, order)
         decay = training.decay(epoch)
         set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
-        tally = no_sums(task) if state.sums is None else state.sums
-        tally = tally.to(setup.device)
+        sums = torch.zeros(len(JointSums._fields)) if state.sums is None else state.sums
+        sums = sums.to(setup.device)
         for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
             with mask_draws(setup, state):
-                tally += step(inputs, training.detached(epoch))
-            state.sums, state.step = tally, state.step + 1
+                sums += step(inputs, training.detached(epoch))
+            state.sums, state.step = sums, state.step + 1
             update_averages(setup, state, task, epoch * len(batches) + state.step)
             if state.step < len(batches):
                 yield Step(inputs.images)
         if epoch in snapshots:
             state.snapshots.append(weights_of(state.backbone))
-        metrics = training_metrics(tally, epoch) | validate_epoch(setup, state, task)
+        read = JointSums(*sums.tolist())
+        check_joint_losses(read, epoch)
+        metrics = {"train/epoch": float(epoch)} | joint_means(read) | validate_epoch(setup, state, task)
         state.sums, state.epoch, state.step = None, epoch + 1, 0
         yield Step(inputs.images, metrics)
     restore_best_epoch(state)

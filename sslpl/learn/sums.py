@@ -1,0 +1,70 @@
+"""Running sums of a phase, by name: added up on the device as one tensor, read as numbers at the end of an epoch."""
+
+import math
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T", Tensor, float)
+
+
+class JointSums(NamedTuple, Generic[T]):
+    """Sums over the images of an epoch of joint training, in the order of `State.sums`."""
+
+    loss: T  # cross-entropy
+    ranking_loss: T
+    correct: T
+    labeled_images: T
+    unlabeled_loss: T
+    pseudo_label_weight: T
+    correct_weight: T  # NaN if the class of an image is not known
+    unlabeled_images: T
+
+
+class FinetuneSums(NamedTuple, Generic[T]):
+    """Sums of a fine-tune in the order of `State.sums`: of its losses over an epoch, of its pseudo-labels over all."""
+
+    ranking_loss: T
+    pseudo_ranking_loss: T
+    steps: T
+    pseudo_label_weight: T
+    correct_weight: T  # NaN if the class of an image is not known
+    unlabeled_images: T
+
+
+EPOCH_SUMS = FinetuneSums._fields.index("pseudo_label_weight")  # as many begin anew in each epoch of a fine-tune
+
+
+def joint_means(sums: JointSums[float]) -> dict[str, float]:
+    """Means over an epoch of joint training, under the names of the tracker."""
+    images, unlabeled = sums.labeled_images, sums.unlabeled_images
+    means = {
+        "train/loss": sums.loss / images,
+        "train/ranking_loss": sums.ranking_loss / images,
+        "train/accuracy": sums.correct / images,
+    }
+    if unlabeled:
+        means["train/unlabeled_loss"] = sums.unlabeled_loss / unlabeled
+        means["train/pseudo_label_rate"] = sums.pseudo_label_weight / unlabeled
+    if sums.pseudo_label_weight and not math.isnan(sums.correct_weight):
+        means["train/pseudo_label_accuracy"] = sums.correct_weight / sums.pseudo_label_weight
+    return means
+
+
+def finetune_means(sums: FinetuneSums[float]) -> dict[str, float]:
+    """Mean losses over an epoch of the fine-tune, under the names of the tracker."""
+    losses = {"ranking_loss": sums.ranking_loss, "pseudo_ranking_loss": sums.pseudo_ranking_loss}
+    return {f"finetune/{name}": value / sums.steps for name, value in losses.items()}
+
+
+def pseudo_label_quality(sums: FinetuneSums[float]) -> dict[str, float | None]:
+    """The mean weight of the pseudo-labels (with a threshold: their share), and the correct share of that weight.
+
+    None if there were none, or if the class of one is not known.
+    """
+    weight, unlabeled = sums.pseudo_label_weight, sums.unlabeled_images
+    known = weight and not math.isnan(sums.correct_weight)
+    return {
+        "pseudo_label_rate": weight / unlabeled if unlabeled else None,
+        "pseudo_label_accuracy": sums.correct_weight / weight if known else None,
+    }
