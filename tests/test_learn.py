@@ -71,7 +71,8 @@ def test_pseudo_label_quality_counts() -> None:
     assert pseudo_label_quality(FinetuneSums(*torch.tensor([0, 0, 0, 8.0, 6, 16]).tolist())) == {
         "pseudo_label_rate": 0.5, "pseudo_label_accuracy": 0.75,
     }  # fmt: skip
-    assert pseudo_label_quality(FinetuneSums(*torch.zeros(6).tolist())) == {
+    none = pseudo_label_quality(FinetuneSums(*torch.zeros(6).tolist()))
+    assert none == {"pseudo_label_rate": None, "pseudo_label_accuracy": None}
         "pseudo_label_rate": None,
         "pseudo_label_accuracy": None,
     }

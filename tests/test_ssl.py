@@ -235,7 +235,8 @@ def make_setup(ssl: object, **training: object) -> Setup:
 
     tiny = Training(**{"epochs": 2, "finetune_epochs": 2, "batch_size": 16, "unlabeled_batch_limit": 20} | training)  # type: ignore[arg-type]
     return Setup(
-        data, build, augmentation, ranking.bce_ranking_loss, ssl, score_then_select, Budget(64, 40, 2, 300), tiny, 0, device, False  # type: ignore[arg-type]
+        data, build, augmentation, ranking.bce_ranking_loss, ssl, score_then_select, Budget(64, 40, 2, 300),  # type: ignore[arg-type]
+        tiny, 0, device, False,
     )  # fmt: skip
 
 
