@@ -73,9 +73,6 @@ def test_pseudo_label_quality_counts() -> None:
     }  # fmt: skip
     none = pseudo_label_quality(FinetuneSums(*torch.zeros(6).tolist()))
     assert none == {"pseudo_label_rate": None, "pseudo_label_accuracy": None}
-        "pseudo_label_rate": None,
-        "pseudo_label_accuracy": None,
-    }
 
 
 @pytest.mark.parametrize(
