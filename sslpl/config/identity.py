@@ -91,12 +91,12 @@ def changed_values(path: str, ours: Any, usual: Any) -> list[str]:
 def run_folder(config: Config, dataset: str, method_name: str) -> Path:
     """Where a run leaves its files."""
     output = Path(config["runtime"]["output_dir"])
-    return output / dataset / folder_name(label) / f"seed{config['seed']}-{run_id(config)}"
+    return output / dataset / folder_name(method_name) / f"seed{config['seed']}-{run_id(config)}"
 
 
-def folder_name(label: str) -> str:
-    """The label as a name that file systems allow: a long one ends with a hash of the whole instead."""
-    if len(label) <= LONGEST_NAME:
-        return label
-    mark = hashlib.sha256(label.encode()).hexdigest()[:16]
-    return f"{label[: LONGEST_NAME - len(mark) - 1]}-{mark}"
+def folder_name(method_name: str) -> str:
+    """A method name as a folder name that file systems allow: a long one ends with a hash of the whole instead."""
+    if len(method_name) <= LONGEST_NAME:
+        return method_name
+    mark = hashlib.sha256(method_name.encode()).hexdigest()[:16]
+    return f"{method_name[: LONGEST_NAME - len(mark) - 1]}-{mark}"
