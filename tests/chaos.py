@@ -95,12 +95,12 @@ def doom(name: str) -> None:
     from sslpl.run import execute
 
     chosen: dict[str, Callable[[], None]] = {
-        "between query and label": lambda: dies_before(label, "reveal", 2),
+        "between query and label": lambda: dies_before(label, "ask_oracle", 2),
         "while writing a checkpoint": lambda: dies_while_writing(checkpoint.CURRENT, 4),
         "while writing metrics.csv": lambda: dies_while_writing("metrics.csv", 2),
         "while writing status.json": lambda: dies_while_writing("status.json", 7),
         "during the fine-tune": lambda: dies_before(finetune, "finetune_step", 17),
-        "between a checkpoint and its tables": lambda: dies_before(recorder.views, "metrics_csv", 3),
+        "between a checkpoint and its tables": lambda: dies_before(recorder.run_tables, "metrics_csv", 3),
         "before the last weights": lambda: dies_before(checkpoint, "keep_weights", 1),
         "between the last weights and the status": lambda: dies_before(checkpoint, "discard", 1),
         "before the first epoch": lambda: dies_before(execute, "run_active_learning", 1),

@@ -224,7 +224,7 @@ def test_the_whole_of_caltech101_has_the_published_numbers(tmp_path: Path, monke
     (tmp_path / "101_ObjectCategories").mkdir()
     monkeypatch.setattr(folders, "subfolders", lambda _: ["a", "BACKGROUND_Google"])
     monkeypatch.setattr(folders, "images_below", lambda _, label: [f"{label}/{k}.jpg" for k in range(8677)])
-    monkeypatch.setattr(folders, "surveyed", lambda listing, _: (listing, {}, None))
+    monkeypatch.setattr(folders, "scan_images", lambda listing, _: (listing, {}, None))
     data = caltech101(str(tmp_path))
     assert (len(data.train), len(data.test)) == (7982, 695)
 
@@ -470,7 +470,7 @@ def test_the_configured_dataset_is_the_function_with_its_defaults(name: str) -> 
     assert text.startswith("# ")
     config = OmegaConf.create(text)
     reader = (READERS | OF_FILES | {"image_folder": image_folder})[name]
-    assert config._target_ == f"{reader.__module__}.{name}"
+    assert config._target_ == f"sslpl.data.{name}"
     defaults = {key: parameter.default for key, parameter in signature(reader).parameters.items()}
     assert {key: value for key, value in config.items() if key != "_target_"} == defaults
 

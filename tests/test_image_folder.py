@@ -213,7 +213,7 @@ def test_damaged_files_are_named_once_found_and_left_out(
     assert len(said) == 2
     scan.file_records.cache_clear()
     scan.pixel_statistics.cache_clear()
-    monkeypatch.setattr(scan, "opened", None)  # another process has nothing left to find out
+    monkeypatch.setattr(scan, "open_image", None)  # another process has nothing left to find out
     again = image_folder(str(root), **SMALL)
     assert (again.paths, again.mean, again.std) == (data.paths, data.mean, data.std)
     assert "reading" not in capfd.readouterr().err

@@ -53,7 +53,7 @@ def in_files(predictions: Predictions) -> Predictions:
 class TestTables:
     @pytest.mark.parametrize("limit", [0, 2**28])
     def test_rows_come_back(self, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(prediction_table, "MAPPED", limit)
+        monkeypatch.setattr(prediction_table, "MAPPED_BYTES", limit)
         for rows in (torch.randn(23, 5), torch.randn(23), torch.randn(23, 5).bfloat16(), torch.randn(5, 23).T):
             table = prediction_table.PredictionTable(23)
             for part in rows.split(10):
@@ -63,7 +63,7 @@ class TestTables:
             assert table.whole().dtype == rows.dtype
 
     def test_a_file_has_no_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-        monkeypatch.setattr(prediction_table, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED_BYTES", 0)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         table = prediction_table.PredictionTable(2)
         table.append(torch.ones(2, 3))
@@ -78,10 +78,10 @@ class TestTables:
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.world = SINGLE_PROCESS
         setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
-        monkeypatch.setattr(inference, "forward_batch", lambda *_: 16)
+        monkeypatch.setattr(inference, "inference_batch_size", lambda *_: 16)
         ask = partial(inference.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()
-        monkeypatch.setattr(prediction_table, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED_BYTES", 0)
         for kept, stored in zip(memory, ask(), strict=True):
             assert torch.equal(kept, stored)
         assert len(memory.embedding) == len(memory.predicted_loss) == count
@@ -97,7 +97,7 @@ class TestTables:
     @pytest.mark.parametrize("name", STRATEGIES)
     def test_picks_do_not_depend_on_where_predictions_lie(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         seen, ask = context(), strategy(name)
-        monkeypatch.setattr(prediction_table, "MAPPED", 0)
+        monkeypatch.setattr(prediction_table, "MAPPED_BYTES", 0)
         stored = replace(seen, predict=lambda weights, index: in_files(seen.predict(weights, index)))
         memory, file = (ask(known, 7, generator()) for known in (seen, stored))
         assert memory.index.tolist() == file.index.tolist()
@@ -219,7 +219,7 @@ class TestPlusPlus:
 
 class TestKCenter:
     def test_each_is_the_farthest_however_few_are_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from sslpl.query import badge
+        from sslpl.clustering import k_center
 
         points = blobs(400, dimensions=3)
         expected = k_center_greedy(points[:5], points, 300, generator())
@@ -230,8 +230,8 @@ class TestKCenter:
             assert radius.item() == pytest.approx(centers.max().item(), abs=2e-3)
             centers = torch.minimum(centers, every[row])
         for at_once, recent in ((1, 0), (7, 2), (400, 1000)):
-            monkeypatch.setattr(badge, "AT_ONCE", at_once)
-            monkeypatch.setattr(badge, "RECENT", recent)
+            monkeypatch.setattr(k_center, "AT_ONCE", at_once)
+            monkeypatch.setattr(k_center, "RECENT", recent)
             rows, radius = k_center_greedy(points[:5], points, 300, generator())
             assert torch.equal(rows, expected[0])
             torch.testing.assert_close(radius, expected[1])
@@ -243,7 +243,7 @@ class TestLimits:
     cpu = torch.device("cpu")
 
     def test_candidates_that_do_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "free_bytes", lambda _: complete_linkage_bytes(15_000, 512))
+        monkeypatch.setattr(limits, "free_memory", lambda _: complete_linkage_bytes(15_000, 512))
         limits.check_pool(self.clustering, replace(self.budget, candidates=15_000), 10**6, self.cpu)
         limits.check_pool(self.clustering, self.budget, 16_000, self.cpu)
         limits.check_pool(self.clustering, replace(self.budget, cycles=1), 10**6, self.cpu)
@@ -276,7 +276,7 @@ class TestLimits:
     def test_one_line_before_anything_is_written(
         self, sslpl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path
     ) -> None:
-        monkeypatch.setattr(limits, "free_bytes", lambda _: 2**20)
+        monkeypatch.setattr(limits, "free_memory", lambda _: 2**20)
         for dry in ("true", "false"):
             done = sslpl(*TINY, f"runtime.dry_run={dry}")
             assert done.code == 2

@@ -181,10 +181,10 @@ def test_points_that_are_not_finite(value: float) -> None:
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(linkage_module, "free_bytes", lambda _: 2**20)
+    monkeypatch.setattr(linkage_module, "free_memory", lambda _: 2**20)
     with pytest.raises(MemoryError, match=r"n = 50 .* GiB.* GiB are free.*lower budget\.candidates"):
         complete_linkage(points, 5)
-    monkeypatch.setattr(linkage_module, "free_bytes", lambda _: complete_linkage_bytes(50, 3))
+    monkeypatch.setattr(linkage_module, "free_memory", lambda _: complete_linkage_bytes(50, 3))
     assert_clusters(complete_linkage(points, 5), 5)
 
 

@@ -473,7 +473,7 @@ def test_an_onnx_file_is_kept_only_if_it_agrees(
     assert "predictions/model.onnx: differs from the networks by" in done.out
     assert Path("predictions/model.onnx").stat().st_size > 100_000
     monkeypatch.setattr(main, "onnx_model", lambda _: b"")
-    monkeypatch.setattr(main, "difference", lambda *_: float("nan"))
+    monkeypatch.setattr(main, "max_difference", lambda *_: float("nan"))
     done = predict(run, photos / "b", "--export")
     assert done.code == 1
     assert "not written" in done.err

@@ -296,7 +296,9 @@ def test_a_checkpoint_holds_the_state_of_the_last_step_though_batches_are_pseudo
     whole, expected = fine_tuned(kill_after=0)
     assert len(expected) == 8  # two epochs of four steps
     assert whole.row["pseudo_label_rate"]
-    monkeypatch.setattr(frozen_losses, "grouped", lambda batches, *_: [list(batches)] if batches else [])  # as on a GPU
+    monkeypatch.setattr(
+        frozen_losses, "group_batches", lambda batches, *_: [list(batches)] if batches else []
+    )  # as on a GPU
     for kill_after in (2, 5):
         killed, seen = fine_tuned(kill_after)
         torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)

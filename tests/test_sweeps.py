@@ -188,7 +188,7 @@ def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch
         owner.close()
         return waiting(plan, place)
 
-    monkeypatch.setattr(jobs, "await_other", ending)
+    monkeypatch.setattr(jobs, "wait_for_other", ending)
     done = sslpl(*search)
     assert done.code == 0, done.err
     assert "waiting for process 7 on elsewhere" in done.out

@@ -14,8 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from sslpl.config.build import build_setup
-from sslpl.learn import finetune_epoch, joint
-from sslpl.learn import inference as best_epoch
+from sslpl.learn import best_epoch, finetune_epoch, joint
 from sslpl.loop import initial_state, run_active_learning
 from sslpl.phases import train
 from sslpl.phases.query import query_context

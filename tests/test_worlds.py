@@ -189,7 +189,7 @@ def test_a_device_without_memory_names_what_to_lower(
 
 
 def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(linkage, "free_bytes", lambda _: 10)  # after the check before the training
+    monkeypatch.setattr(linkage, "free_memory", lambda _: 10)  # after the check before the training
     done = sslpl(*TINY)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "lower budget.candidates" in done.err
@@ -287,7 +287,7 @@ def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch:
             super().__init__(file=self._File())  # type: ignore[arg-type]
 
     monkeypatch.setattr(execute, "Terminal", Gone)
-    monkeypatch.setattr(terminal, "hush", lambda: hushed.append(1))
+    monkeypatch.setattr(terminal, "silence_stdout", lambda: hushed.append(1))
     done = sslpl(*RUN, "runtime.progress=plain")
     assert done.code == 0, done.err
     assert hushed
@@ -331,7 +331,7 @@ def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, mon
     from sslpl.report.read import read_runs
 
     label = identity.method_name
-    monkeypatch.setattr(identity, "label", lambda *arguments: label(*arguments) + "+some.key=0.125" * 30)
+    monkeypatch.setattr(identity, "method_name", lambda *arguments: label(*arguments) + "+some.key=0.125" * 30)
     assert sslpl(*RUN).code == 0
     name = run_folder().parent.name
     assert len(name) == 255
