@@ -105,7 +105,7 @@ GROUP_MISTAKES = {
     "a tree that is added": (["+foo.bar=3"], "foo: no such key; known: backbone, budget, dataset, "),
     "a deleted query": (["~query"], "query: must be one of its options (query=...), and not removed"),
     "a deleted training": (["~training"], "training: must be one of its options (training=...), and not removed"),
-    "a deleted training with a value": (["~training", "training.epochs=3"], "training: must be one of its options (training=...), and not removed"),
+    "a deleted training with a value": (["~training", "training.epochs=3"], "training: must be one of its options"),
     "a deleted method": (["~method"], "method: must be one of its options (method=...), and not removed"),
     "a deleted tracker": (["~tracker"], "tracker: must be one of its options (tracker=...), and not removed"),
     "a deleted module": (["~module"], "module: must be one of its options (module=...), and not removed"),
@@ -188,3 +188,22 @@ def test_results_lie_where_the_command_was_given(sslpl: Command, sweep: tuple[st
     done = sslpl(*sweep, *TINY, *once, "hydra.job.chdir=true")
     assert (done.code, done.err) == (0, "")
     assert (run_folder() / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [("+epochs=3", "epochs=3: no such key; did you mean pretraining.epochs?"), ("~runtime", "runtime: must be")],
+)
+def test_a_pretraining_refuses_unknown_and_removed_groups(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str, line: str
+) -> None:
+    from sslpl.pretrain.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pretrain", argument])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert line in err
+    assert list(tmp_path.iterdir()) == []
