@@ -17,6 +17,7 @@ from sslpl.learn import joint
 from sslpl.query import scorers
 from sslpl.recording import lock
 from sslpl.run import jobs
+from sslpl.run.errors import ErrorReport
 from sslpl.run.outcome import Outcome, Slot
 
 Command = Callable[..., Result]
@@ -83,18 +84,25 @@ def test_a_misspelled_option_of_a_sweep_runs_nothing(sslpl: Command) -> None:
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_run_of_another_process_is_waited_for_and_taken_over(sslpl: Command, sweep: bool) -> None:
+def test_a_run_of_another_process_is_waited_for_and_taken_over(
+    sslpl: Command, monkeypatch: pytest.MonkeyPatch, sweep: bool
+) -> None:
     assert sslpl(*TINY, "method=random", "budget.cycles=1").code == 0  # what is imported now makes no delay below
     folder = run_folder()
     status = folder / "status.json"
     status.write_text('{"state": "running", "process": 7, "host": "elsewhere"}')  # as its dead owner left it
     owner = (folder / lock.NAME).open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)  # as by another process: a lock is of an open file
-    release = Timer(4.0, owner.close)
-    release.start()
+    waiting, release = jobs.wait_for_other, Timer(1.0, owner.close)
+
+    def released(plan: Plan, slot: Slot) -> Outcome | ErrorReport:
+        release.start()
+        return waiting(plan, slot)
+
+    monkeypatch.setattr(jobs, "wait_for_other", released)
     once = [option for option in TINY if not option.startswith("budget.cycles")]
-    jobs = ("-m", *once, "budget.cycles=1,2") if sweep else (*once, "budget.cycles=1")
-    done = sslpl(*jobs, "method=random")
+    arguments = ("-m", *once, "budget.cycles=1,2") if sweep else (*once, "budget.cycles=1")
+    done = sslpl(*arguments, "method=random")
     release.join()
     assert done.code == 0, done.err
     assert f"waiting for process 7 on elsewhere, which is running {folder}" in done.out
