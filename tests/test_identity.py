@@ -44,7 +44,8 @@ def test_how_strictly_labels_are_read_does_not_change_the_id() -> None:
     assert composed(*loose)[1] == composed("oracle=file")[1]
 
 
-PINNED = {  # a file that moves changes none of them; a change on purpose needs a new version and a line in the changelog
+# Moving a file changes none of them; a change on purpose needs a new version and a line in the changelog.
+PINNED = {
     (): "cf062144ce8f",
     ("method=random", "seed=3"): "b1c7173fd935",
     ("dataset=cifar100", "backbone=resnet18", "method=badge"): "6cef2f1394f8",
