@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from sslpl.config.plans import Plan
-from sslpl.learn import joint
+from sslpl.phases import train
 from sslpl.query import scorers
 from sslpl.recording import lock
 from sslpl.run import jobs
@@ -42,7 +42,7 @@ def test_a_sweep_is_gone_on_with(sslpl: Command, monkeypatch: pytest.MonkeyPatch
             raise RuntimeError("no entropy today")
         return entropy(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scorers, "entropy", fragile)
+    monkeypatch.setattr("sslpl.query.entropy", fragile)
     first = sslpl(*SWEEP)
     assert first.code == 1
     assert first.err == "sslpl: RuntimeError: no entropy today\n"
@@ -58,7 +58,7 @@ def test_a_sweep_is_gone_on_with(sslpl: Command, monkeypatch: pytest.MonkeyPatch
     assert (second.code, second.err) == (0, "")
     assert second.out.splitlines()[-1] == "1 resumed, 3 skipped"  # from its last checkpoint, not from its beginning
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
-    monkeypatch.setattr(joint, "joint_step", None)
+    monkeypatch.setattr(train, "joint_step", None)
     third = sslpl(*SWEEP)
     assert (third.code, third.out.splitlines()[-1]) == (0, "4 skipped")
     assert third.out.count("finished already") == 4

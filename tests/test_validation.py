@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from sslpl.config.build import build_setup
-from sslpl.learn import best_epoch, finetune_epoch, joint
+from sslpl.learn import best_epoch, finetune_epoch
 from sslpl.loop import initial_state, run_active_learning
 from sslpl.phases import train
 from sslpl.phases.query import query_context
@@ -64,7 +64,7 @@ class Watching:
 def test_what_is_held_out_is_labeled_and_never_learned_from(monkeypatch: Patch, method: str) -> None:
     setup = setup_of(*TINY, f"method={method}", "budget.validation=0.2", "budget.initial=260")
     state, strangers = initial_state(setup), []
-    for module in (joint, finetune_epoch):
+    for module in (train, finetune_epoch):
         whole = module.epoch_batches
 
         def noted(index: torch.Tensor, *rest: Any, _whole: Callable[..., Any] = whole) -> list[torch.Tensor]:

@@ -81,12 +81,11 @@ def test_each_job_of_a_multirun_is_a_run_and_a_failed_one_shows(
     server: WandbServer,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sslpl.query import scorers
 
     def broken(*_: object) -> None:
         raise RuntimeError("no entropy today")
 
-    monkeypatch.setattr(scorers, "entropy", broken)
+    monkeypatch.setattr("sslpl.query.entropy", broken)
     assert sslpl("-m", *RUN, "method=entropy,random").code == 1
     ended = {run.config["method_name"]: run.exit_code for run in server.runs.values()}
     assert ended == {"entropy": 1, "random": 0}

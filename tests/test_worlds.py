@@ -16,8 +16,7 @@ from conftest import TINY, Result, run_folder, timeless
 from sslpl import provenance, state
 from sslpl.clustering import linkage
 from sslpl.config import identity
-from sslpl.learn import joint
-from sslpl.query import scorers
+from sslpl.phases import train
 from sslpl.recording import checkpoint, folder, recorder, terminal
 from sslpl.run import execute
 
@@ -180,7 +179,7 @@ def test_a_device_without_memory_names_what_to_lower(
     sslpl: Command, half_done: Path, monkeypatch: Patch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(joint, "joint_step", dying(joint.joint_step, 3, error))
+        patch.setattr(train, "joint_step", dying(train.joint_step, 3, error))
         done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory: lower training.batch_size, training.unlabeled_batch_limit or budget.candidates" in done.err
@@ -197,16 +196,15 @@ def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatc
 
 
 def test_a_strategy_that_picks_twice_ends_a_run(sslpl: Command, monkeypatch: Patch) -> None:
-    from sslpl.query import selectors
 
-    monkeypatch.setattr(selectors, "top", lambda *_: torch.zeros(24, dtype=torch.int64))
+    monkeypatch.setattr("sslpl.query.top", lambda *_: torch.zeros(24, dtype=torch.int64))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "picked an image twice" in done.err
 
 
 def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(scorers, "entropy", lambda *_: torch.empty(2**48))
+    monkeypatch.setattr("sslpl.query.entropy", lambda *_: torch.empty(2**48))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory" in done.err
@@ -300,7 +298,7 @@ def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch
         patch.setattr(checkpoint, place, dying(getattr(checkpoint, place), 1, Killed()))
         with pytest.raises(Killed):
             sslpl(*RUN)
-    monkeypatch.setattr(joint, "joint_step", dying(joint.joint_step, 1, AssertionError("trained again")))
+    monkeypatch.setattr(train, "joint_step", dying(train.joint_step, 1, AssertionError("trained again")))
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]
