@@ -181,7 +181,7 @@ def of_an_older_version(run: Path) -> None:
 
 def of_other_networks(run: Path) -> None:
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("backbones.small_cnn", "resnets.resnet18"))
+    (run / "config.yaml").write_text(text.replace("sslpl.models.small_cnn", "sslpl.models.resnet18"))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ MY_NETWORKS = """
 import os
 from pathlib import Path
 from torch import load
-from sslpl.models.backbones import small_cnn
+from sslpl.models import small_cnn
 
 Path("imported").touch()
 
@@ -272,7 +272,7 @@ def test_networks_of_the_users_own_are_built_where_their_package_is_trusted(
     run: Path, photos: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, text = copied(run, tmp_path / "own"), (run / "config.yaml").read_text()
-    (own / "config.yaml").write_text(text.replace("sslpl.models.backbone.small_cnn", "my_networks.mine"))
+    (own / "config.yaml").write_text(text.replace("sslpl.models.small_cnn", "my_networks.mine"))
     (tmp_path / "my_networks.py").write_text(MY_NETWORKS)
     monkeypatch.syspath_prepend(tmp_path)
     done = predict(own, photos)
@@ -282,7 +282,7 @@ def test_networks_of_the_users_own_are_built_where_their_package_is_trusted(
     assert not Path("imported").exists()
     assert predict(own, photos, "--trust", "my_net").code == 2
     assert predict(own, photos, "--trust", "my_networks").code == 0
-    (own / "config.yaml").write_text(text.replace("sslpl.models.backbone.small_cnn", "my_networks.load"))
+    (own / "config.yaml").write_text(text.replace("sslpl.models.small_cnn", "my_networks.load"))
     done = predict(own, photos, "--trust", "my_networks")
     assert (done.code, len(done.err.splitlines())) == (2, 1)
     assert "my_networks.load: is defined in torch.serialization, outside of --trust" in done.err

@@ -192,7 +192,7 @@ def test_methods_with_one_seed_share_their_world(sslpl: Command) -> None:
         ("ssl=pseudo_label_hard", "budget.cycles=2"),
         ("ssl.threshold=1.0", "budget.cycles=2"),
         ("training.precision=bfloat16", "budget.cycles=2"),
-        ("backbone=resnet18", "budget.initial=4", "budget.per_cycle=2", "budget.cycles=2", "training.epochs=1"),
+        ("method=random", "backbone=resnet18", "budget.initial=4", "budget.per_cycle=2", "budget.cycles=2"),
         ("budget.initial=400", "budget.cycles=3", "training.epochs=1"),
     ],
 )
