@@ -41,7 +41,7 @@ def draw_finetune_epoch(setup: Setup, state: State, epoch: int) -> FinetuneEpoch
         return FinetuneEpoch(labeled, labeled_draws, [], [], None)
     batches = epoch_batches(unlabeled, pool.size, many, stream("unlabeled_order"))[: len(labeled)]
     count = sum(len(batch) for batch in batches)
-    purposes = ["unlabeled_weak", *(f"unlabeled_weak_{view}" for view in range(1, setup.weak_views))]
+    purposes = ["unlabeled_weak", *(f"unlabeled_weak_{view}" for view in range(1, setup.num_weak_views))]
     weak = [augmentation.draw_weak(count, stream(purpose)) for purpose in purposes]
     return FinetuneEpoch(
         labeled, labeled_draws, batches, weak, augmentation.draw_strong(count, stream("unlabeled_strong"))

@@ -73,7 +73,7 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
         size = unlabeled_batch_size(unlabeled, learned, training.batch_size, training.unlabeled_batch_limit)
         tuned = training.finetune_epochs * batches
         views += training.finetune_epochs * (
-            learned + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
+            learned + ((setup.num_weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
         )
     return labeled, trained, steps, tuned, views
 
