@@ -146,7 +146,7 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, ov
     assert (nothing, silence) == ([], [])
     assert lines == [
         "training steps cannot be CUDA graphs (CUDA error: operation not permitted when stream is capturing): they "
-        "run one by one, which is slower"
+        "run eagerly, which is slower"
     ]
     assert_same(replayed, usual)
     assert_same(fallen, usual)
