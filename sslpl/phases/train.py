@@ -30,7 +30,7 @@ from sslpl.types import Step
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
-    """Trains on the labeled images that are neither excluded nor held out, from the step of `state` (SSLPM, Algorithm 1)."""
+    """Trains on the labeled images that are not excluded or held out, from the step of `state` (SSLPM, Algorithm 1)."""
     training = setup.training
     broadcast_weights(setup.world, state.backbone, state.module)
     index, labels = joint_train_index(state), state.labels().to(setup.device)
