@@ -111,7 +111,7 @@ def capturing(monkeypatch: Patch) -> Patch:
         sums = torch.zeros(4)
         return Captured(Graph(lambda: sums.copy_(self.step(views, labels, detached))), views, labels, sums)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CapturedSteps, "_aside", lambda self, *inputs: self.step(*inputs))
+    monkeypatch.setattr(CapturedSteps, "_run_eagerly", lambda self, *inputs: self.step(*inputs))
     monkeypatch.setattr(CapturedSteps, "_capture", capture)
     return monkeypatch
 

@@ -36,7 +36,7 @@ class TaskSSL:
     momentum: ShareBelowOne = 0.999  # of the averaged class distributions for alignment and fairness
 
     @property
-    def views_passed(self) -> int:
+    def num_forward_views(self) -> int:
         """The number of views per unlabeled image in the training forward pass of the backbone."""
         return 1 if self.teacher or self.view == "same" else 2
 
