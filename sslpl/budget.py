@@ -52,10 +52,7 @@ class Budget:
         return counts
 
     def check_validation(self) -> None:
-        """Raises UserError unless the held-out part of each batch is valid, for a budget in images.
-
-        A batch must keep a label for training, and the initial batch must hold one out if any are.
-        """
+        """Raises UserError if a batch has no label left to train on, or none to validate on; for a budget in images."""
         batches = {"initial": int(self.initial)} | ({"per_cycle": int(self.per_cycle)} if self.cycles > 1 else {})
         for name, batch in batches.items():
             if self.held_out(batch) == batch:

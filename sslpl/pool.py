@@ -29,10 +29,7 @@ class LabelPool:
         return mask.nonzero().flatten()
 
     def label(self, index: Tensor) -> "LabelPool":
-        """Returns the pool after labeling `index`.
-
-        ValueError if a position is repeated, labeled already or outside the pool.
-        """
+        """Returns the pool after labeling `index`; ValueError if one is repeated, labeled or outside the pool."""
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= self.size):
             raise ValueError(f"selected positions outside the pool of {self.size} images")
         order = torch.cat([self.order, index.to("cpu", torch.int64)])

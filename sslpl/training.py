@@ -37,10 +37,7 @@ class Training:
         return self.decay_factor**decays
 
     def snapshot_epochs(self, count: int) -> set[int]:
-        """Returns the epochs (from 0) after which a snapshot is saved: `count` evenly spaced ones, up to the last.
-
-        They cover the second half of the training.
-        """
+        """Returns the epochs (from 0) to save a snapshot after: evenly spaced over the second half, with the last."""
         return {self.epochs - 1 - k * self.epochs // (2 * count) for k in range(count)}
 
     def detached(self, epoch: int) -> bool:

@@ -54,12 +54,8 @@ def published_failure(world: World, kind: str = FAILURE) -> str:
 def publish_failure(world: World, line: str, kind: str = FAILURE) -> None:
     """Publishes why this process ends, unless another has already done so or its loss is the reason."""
     with suppress(RuntimeError):
-        if (
-            world.store is not None
-            and line != world.lost_message
-            and not published_failure(world)
-            and not published_failure(world, kind)
-        ):
+        published = published_failure(world) or published_failure(world, kind)
+        if world.store is not None and line != world.lost_message and not published:
             world.store.set(kind, f"process {world.rank} of {world.size}: {line}")
 
 
@@ -155,9 +151,8 @@ def run_and_broadcast(world: World, action: Callable[[], T]) -> T:
         raise
     except Exception as error:
         # Not every exception can be pickled: send others as a RuntimeError with their message.
-        broadcast_object(
-            world, (None, error if isinstance(error, WaitingForLabels | UserError) else RuntimeError(str(error)))
-        )
+        sendable = error if isinstance(error, WaitingForLabels | UserError) else RuntimeError(str(error))
+        broadcast_object(world, (None, sendable))
         raise
     broadcast_object(world, (result, None))
     return result

@@ -32,7 +32,7 @@ class World(NamedTuple):
     @property
     def lost_message(self) -> str:
         """The error message when a process was lost without publishing why."""
-        return f"one of {self.size} processes was lost; what was saved before is whole, and the same command goes on"
+        return f"one of {self.size} processes was lost; saved files are intact, and the same command resumes the run"
 
     def shard_sizes(self, count: int) -> list[int]:
         """Returns the shard size of each rank for `count` items; sizes differ by at most one."""

@@ -134,10 +134,8 @@ def unlabeled_losses(
         strong = augment_in_parts(augmentation.strong, fetch[to_device(shard_rows, setup.device)], draws)
         losses = frozen_losses(frozen, module, strong, target[to_device(local_rows, setup.device)], loss)
         losses = gather_losses(world, losses, [len(part) for part in rows_by_rank])._replace(weight=weight[all_rows])
-        batches = zip(
-            split_losses(losses, [len(part) for part in rows_by_batch]), torch.split(counts, sizes), states, strict=True
-        )
-        for part, count, ssl_state in batches:
+        batches = split_losses(losses, [len(rows) for rows in rows_by_batch])
+        for part, count, ssl_state in zip(batches, torch.split(counts, sizes), states, strict=True):
             yield UnlabeledLosses(part if len(part.loss) else None, count.sum(dim=0), ssl_state)
         start += len(index)
     yield from [None] * (len(inputs.labeled) - max(first, len(inputs.unlabeled)))

@@ -11,12 +11,7 @@ from torch.nn.functional import cross_entropy
 from sslpl.distributed.batch_norm import can_skip_forward, synchronized_batch_norm
 from sslpl.distributed.collectives import all_reduce_sum
 from sslpl.learn.sums import JointSums
-from sslpl.learn.unlabeled_batches import (
-    TaskTraining,
-    UnlabeledBatch,
-    frozen_statistics,
-    unlabeled_sums,
-)
+from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch, frozen_statistics, unlabeled_sums
 from sslpl.pool import without
 from sslpl.seeds import seeded_draws
 from sslpl.setup import Setup

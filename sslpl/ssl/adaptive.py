@@ -34,8 +34,7 @@ class FlexMatch(nn.Module):
     def thresholds(self) -> Tensor:
         """Returns the threshold of each class [classes]: `threshold` times x / (2 - x).
 
-        x is the count of the class over that of the largest class, or over the number of images without a class while
-        that is larger (the warm-up).
+        x is the count of the class over the largest count, where images without a class yet count as one, too.
         """
         counts = self.learned.new_zeros(self.num_classes + 1).index_add_(
             0, self.learned + 1, torch.ones_like(self.learned)
@@ -110,7 +109,7 @@ class SoftMatch(nn.Module):
 
     def aligned(self, probabilities: Tensor) -> Tensor:
         """Returns probabilities [B, classes] rescaled so that their average over the batches so far is uniform."""
-        keep = self.momentum * self.marginal.any()  # the first batch is the average
-        self.marginal.copy_(keep * self.marginal + (1 - keep) * probabilities.mean(dim=0))
+        decay = self.momentum * self.marginal.any()  # the first batch is the average
+        self.marginal.copy_(decay * self.marginal + (1 - decay) * probabilities.mean(dim=0))
         ratio = probabilities / (self.marginal + 1e-6)
         return ratio / ratio.sum(dim=1, keepdim=True)

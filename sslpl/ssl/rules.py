@@ -96,11 +96,7 @@ class Consistency:
 
 
 def divergence_from(strong_logits: Tensor, target: Tensor, divergence: Divergence = "cross_entropy") -> Tensor:
-    """Returns the divergence [B] of predictions from target probabilities [B, classes].
-
-    Cross-entropy or KL(target || prediction), in nats, or the squared difference of the probabilities, averaged over
-    the classes.
-    """
+    """Returns the cross-entropy or KL(target || prediction), in nats, or the mean squared difference over classes, [B]."""
     if divergence == "kl":
         return kl_div(strong_logits.log_softmax(dim=1), target, reduction="none").sum(dim=1)
     if divergence == "mse":

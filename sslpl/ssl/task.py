@@ -97,13 +97,13 @@ class TaskCriterion(nn.Module):
 
     @torch.no_grad()
     def aligned(self, weak_logits: Tensor) -> Tensor:
-        """Returns logits of probabilities rescaled so that their average over the batches so far is the wanted one.
+        """Returns logits rescaled so that the average probabilities over the batches so far are the wanted ones.
 
         ReMixMatch (Berthelot et al. 2020), with the exponential average of SoftMatch's code.
         """
         probabilities = weak_logits.softmax(dim=1)
-        keep = self.method.momentum * self.marginal.any()  # the first batch is the average
-        self.marginal.copy_(keep * self.marginal + (1 - keep) * probabilities.mean(dim=0))
+        decay = self.method.momentum * self.marginal.any()  # the first batch is the average
+        self.marginal.copy_(decay * self.marginal + (1 - decay) * probabilities.mean(dim=0))
         ratio = probabilities * (self.wanted + 1e-6) / (self.marginal + 1e-6)
         return ratio.log().log_softmax(dim=1)
 
