@@ -8,7 +8,7 @@ def apportionment_order(labels: Tensor, frequency: Tensor) -> Tensor:
     """Returns sort keys [N]: in their order, every prefix has the classes in proportion to `frequency` [classes].
 
     The k-th image of a class (from 0) is due at (k + 1/2) / frequency, the apportionment of Webster and Sainte-Lague:
-    the class counts of any first n images are as proportional as whole numbers can be (ours).
+    the class counts of any first n images are as proportional as whole numbers can be (ours); used-up classes drop out.
     """
     by_class = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels, minlength=len(frequency))

@@ -96,7 +96,7 @@ class Consistency:
 
 
 def divergence_from(strong_logits: Tensor, target: Tensor, divergence: Divergence = "cross_entropy") -> Tensor:
-    """Returns the cross-entropy or KL(target || prediction), in nats, or the mean squared difference over classes, [B]."""
+    """Returns cross-entropy or KL(target || prediction), in nats, or the mean squared difference over classes, [B]."""
     if divergence == "kl":
         return kl_div(strong_logits.log_softmax(dim=1), target, reduction="none").sum(dim=1)
     if divergence == "mse":
