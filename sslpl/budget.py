@@ -1,4 +1,4 @@
-"""How many images are labeled when."""
+"""The labeling budget: how many images are labeled in each cycle."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,20 +11,20 @@ from sslpl.types import Amount, Count, Ratio, ShareBelowOne, UserError
 
 @dataclass(frozen=True)
 class Budget:
-    """How many images are labeled when: an int counts images, a float in (0, 1] is a share of the pool."""
+    """The labeling budget: an int is a number of images, a float in (0, 1] is a share of the pool."""
 
     initial: Amount
     per_cycle: Amount
     cycles: Count
     candidates: Amount = 0.5
-    validation: ShareBelowOne = 0.0  # of each batch of labels, never learned from
-    initial_pool: Literal["random", "balanced", "imbalanced", "query"] = "random"  # query: the strategy's choice
-    initial_ratio: Ratio | None = None  # of an imbalanced one, the first class's share over the last one's
+    validation: ShareBelowOne = 0.0  # share of each batch of labels that is held out
+    initial_pool: Literal["random", "balanced", "imbalanced", "query"] = "random"  # query: selected by the strategy
+    initial_ratio: Ratio | None = None  # imbalanced: share of the first class over that of the last
 
     def in_images(self, pool_size: int, classes: int = 1, known: int = 0) -> "Budget":
-        """The budget in images for a pool of `pool_size`; UserError if it does not fit pool, classes or itself.
+        """Returns the budget in images; UserError if it is inconsistent or does not fit the pool or the classes.
 
-        `known` images that are labeled already, if there are any, are the initial pool.
+        If `known` images are already labeled, they are the initial pool.
         """
         if known:
             return replace(self, initial=known).in_images(pool_size, classes)
@@ -37,7 +37,7 @@ class Budget:
         total = int(counts.labeled_after(self.cycles - 1))
         if total > pool_size:
             raise UserError(
-                f"budget: initial={self.initial} and {self.cycles - 1} x per_cycle={self.per_cycle} ask for "
+                f"budget: initial={self.initial} and {self.cycles - 1} x per_cycle={self.per_cycle} need "
                 f"{total:,} labels; the pool has {pool_size:,} images: lower budget.initial, "
                 "budget.per_cycle or budget.cycles"
             )
@@ -52,7 +52,7 @@ class Budget:
         return counts
 
     def check_validation(self) -> None:
-        """UserError if a batch is held out whole, or none of the initial one, for a budget in images."""
+        """Raises UserError if a batch has no label left to train on, or none to validate on; for a budget in images."""
         batches = {"initial": int(self.initial)} | ({"per_cycle": int(self.per_cycle)} if self.cycles > 1 else {})
         for name, batch in batches.items():
             if self.held_out(batch) == batch:
@@ -65,21 +65,21 @@ class Budget:
             )
 
     def held_out(self, batch: int) -> int:
-        """How many labels of a batch are held out for validation."""
+        """Returns the number of labels in a batch that are held out for validation."""
         return int(self.validation * batch + 0.5)
 
     def held_out_after(self, cycle: int) -> int:
-        """How many labels are held out when cycle `cycle` (from 0) trains, for a budget in images."""
+        """Returns the number of held-out labels in a cycle (from 0), for a budget in images."""
         return self.held_out(int(self.initial)) + cycle * self.held_out(int(self.per_cycle))
 
     def initial_frequency(self, classes: int) -> Tensor | None:
-        """How often each class [classes] is to be met in the initial pool; None: as it comes."""
+        """Returns the relative class frequencies [classes] wanted in the initial pool; None if unconstrained."""
         if self.initial_pool in ("random", "query"):
             return None
         return geometric_frequencies(classes, self.initial_ratio or 1.0)
 
     def labeled_after(self, cycle: int) -> float:
-        """How many images are labeled when cycle `cycle` (from 0) trains, for a budget in images."""
+        """Returns the number of labeled images in a cycle (from 0), for a budget in images."""
         return self.initial + cycle * self.per_cycle
 
 

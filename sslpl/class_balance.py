@@ -1,14 +1,14 @@
-"""How often classes occur: falling frequencies, and an order that keeps to given shares."""
+"""Class balance of the initial pool: frequencies of a long tail, and apportionment to given frequencies."""
 
 import torch
 from torch import Tensor
 
 
 def apportionment_order(labels: Tensor, frequency: Tensor) -> Tensor:
-    """When each image's turn is [N], if classes [N] are to be met in proportion to their frequencies [classes].
+    """Returns sort keys [N]: in their order, every prefix has the classes in proportion to `frequency` [classes].
 
     The k-th image of a class (from 0) is due at (k + 1/2) / frequency, the apportionment of Webster and Sainte-Lague:
-    the counts of the first n turns are as proportional as whole numbers can be (ours); a used-up class is skipped.
+    the class counts of any first n images are as proportional as whole numbers can be (ours); used-up classes drop out.
     """
     by_class = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels, minlength=len(frequency))
@@ -19,5 +19,5 @@ def apportionment_order(labels: Tensor, frequency: Tensor) -> Tensor:
 
 
 def geometric_frequencies(classes: int, ratio: float) -> Tensor:
-    """Frequencies [classes] that fall geometrically from 1 to 1 / ratio, as Cui et al. (2019) make long tails."""
+    """Returns frequencies [classes] that fall geometrically from 1 to 1 / ratio, a long tail (Cui et al. 2019)."""
     return ratio ** (-torch.arange(classes, dtype=torch.float64) / max(classes - 1, 1))

@@ -20,83 +20,84 @@ from sslpl.types import Step
 
 
 class Observer(Protocol):
-    """Watches a run: shows it, streams it, saves it."""
+    """Receives the events of a run, to display, log or checkpoint it."""
 
     def on_phase_start(self, setup: Setup, state: State) -> None:
-        """A phase begins or goes on."""
+        """Called when a phase starts or resumes."""
         ...
 
     def on_step(self, state: State, step: Step) -> None:
-        """A step of a phase is done; `state` can be saved."""
+        """Called after each step of a phase; `state` can be saved."""
         ...
 
     def on_phase_end(self, state: State) -> None:
-        """A phase is done, and perhaps a cycle; `state` stands at what comes next."""
+        """Called after a phase, when `state` has advanced to the next phase, perhaps of the next cycle."""
         ...
 
 
 def run_active_learning(setup: Setup, state: State, observer: Observer) -> State:
-    """Trains, fine-tunes, evaluates, queries and labels, cycle after cycle, from wherever `state` stands."""
+    """Runs the remaining phases of all cycles, from the phase, epoch and step of `state`; returns the final state."""
     while state.phase != FINISHED:
         setup = setup.with_class_names(state.class_names)
         observer.on_phase_start(setup, state)
-        phase, since = state.phase, time.perf_counter()
+        phase, step_start = state.phase, time.perf_counter()
         for step in PHASES[phase](setup, state):
             now = time.perf_counter()
-            state.seconds[phase] = state.seconds.get(phase, 0.0) + now - since
+            state.seconds[phase] = state.seconds.get(phase, 0.0) + now - step_start
             state.images += step.images if phase == "train" else 0
             observer.on_step(state, step)
-            since = time.perf_counter()
-        state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - since
+            step_start = time.perf_counter()
+        state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - step_start
         advance(setup.with_class_names(state.class_names), state)
         observer.on_phase_end(state)
     return state
 
 
 def initial_state(setup: Setup) -> State:
-    """Fresh networks and the first labeled images, or, where nobody has labeled any, those to ask for.
+    """Returns the state at the start of a run: new networks and the initial labeled pool.
 
-    With trimming, some of the labeled ones sit out the first training.
+    If some initial images have no label yet, the run starts with the phase `start`, which asks the oracle for them.
+    With trimming, random labeled images are excluded from the first joint training.
     """
     state = empty_state(setup)
     if setup.needs.previous:
         state.previous_weights = weights_of(state.backbone)
-    first = initial_selection(setup, state)
-    labels = setup.dataset.train_labels[first.index]
+    selection = initial_selection(setup, state)
+    labels = setup.dataset.train_labels[selection.index]
     if bool((labels < 0).any()):
-        state.selection, state.phase = first, "start"
+        state.selection, state.phase = selection, "start"
     else:
-        add_labels(setup, state, first, labels, cycle=0)
+        add_labels(setup, state, selection, labels, cycle=0)
         exclude_random(setup, state)
     return state
 
 
 def empty_state(setup: Setup) -> State:
-    """Fresh networks and no labeled image: what a checkpoint is loaded into."""
-    nothing, classes = torch.empty(0, dtype=torch.int64), setup.dataset.class_names
-    ledger = Ledger(nothing, nothing, nothing, nothing.double())
-    pool = LabelPool(len(setup.dataset.train), nothing)
-    return State(pool, ledger, nothing, *setup.build(0), class_names=classes)
+    """Returns a state with new networks and no labeled image, into which a checkpoint can be loaded."""
+    empty = torch.empty(0, dtype=torch.int64)
+    ledger = Ledger(empty, empty, empty, empty.double())
+    pool = LabelPool(len(setup.dataset.train), empty)
+    return State(pool, ledger, empty, *setup.build(0), class_names=setup.dataset.class_names)
 
 
 def advance(setup: Setup, state: State) -> None:
-    """Moves `state` from a finished phase to the next one, at the end of a cycle to the next cycle."""
+    """Moves `state` from a finished phase to the next one, of the next cycle after the last phase of a cycle."""
     schedule = setup.schedule(state.module is not None)
-    following = schedule.phase_after(state.phase, state.cycle)
-    if following is not None:
-        state.enter(following)
+    next_phase = schedule.phase_after(state.phase, state.cycle)
+    if next_phase is not None:
+        state.enter(next_phase)
         return
-    last = schedule.is_last(state.cycle)
+    is_last_cycle = schedule.is_last(state.cycle)
     close_cycle(state)
-    state.enter(FINISHED if last else "train")
+    state.enter(FINISHED if is_last_cycle else "train")
     state.previous_weights = weights_of(state.backbone) if setup.needs.previous else None
     state.snapshots = []
-    if not last:
+    if not is_last_cycle:
         prepare_training(setup, state)
 
 
 def prepare_training(setup: Setup, state: State) -> None:
-    """Fresh networks, or those of the cycle before as its joint training left them."""
+    """Builds new networks for the next joint training or, with `warm_start`, restores the unaveraged weights."""
     if not setup.training.warm_start:
         state.backbone, state.module = setup.build(state.cycle)
     elif state.unaveraged_weights is not None:
@@ -105,14 +106,14 @@ def prepare_training(setup: Setup, state: State) -> None:
 
 
 def close_cycle(state: State) -> None:
-    """Files the numbers of the finished cycle and starts the next one's with none."""
+    """Appends the metrics of the finished cycle to the history and resets them for the next cycle."""
     state.history.append(cycle_row(state))
     state.row, state.seconds, state.images = {}, {}, 0
     state.cycle += 1
 
 
 def cycle_row(state: State) -> Row:
-    """The numbers of the cycle under way, as far as it is."""
+    """Returns the metrics of the current cycle so far, with durations, throughput and peak memory."""
     seconds = state.seconds
     return state.row | {
         "train_seconds": seconds.get("train"),

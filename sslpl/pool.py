@@ -1,4 +1,4 @@
-"""Which images are labeled, and how many may be: index arithmetic, frozen."""
+"""The pool of images, split into labeled and unlabeled ones."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,14 @@ from sslpl.seeds import shuffled
 
 @dataclass(frozen=True)
 class LabelPool:
-    """A pool of `size` images, of which those in `order` are labeled, in the order of their labeling."""
+    """An immutable pool of `size` images; `order` holds the labeled ones, in the order of labeling."""
 
     size: int
     order: Tensor  # [L] int64, on the CPU
 
     @property
     def labeled(self) -> Tensor:
-        """Positions of the labeled images, in the order of their labeling."""
+        """Positions of the labeled images, in the order of labeling."""
         return self.order
 
     @property
@@ -29,21 +29,21 @@ class LabelPool:
         return mask.nonzero().flatten()
 
     def label(self, index: Tensor) -> "LabelPool":
-        """The pool after labeling `index`; ValueError for a repeat, a labeled image or one outside the pool."""
+        """Returns the pool after labeling `index`; ValueError if one is repeated, labeled or outside the pool."""
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= self.size):
-            raise ValueError(f"picked positions outside the pool of {self.size} images")
+            raise ValueError(f"selected positions outside the pool of {self.size} images")
         order = torch.cat([self.order, index.to("cpu", torch.int64)])
         if len(torch.unique(order)) != len(order):
-            raise ValueError("picked an image twice, or one that is labeled already")
+            raise ValueError("selected an image twice, or one that is already labeled")
         return replace(self, order=order)
 
 
 def random_pool(
     pool_size: int, initial: int, generator: Generator, classes: tuple[Tensor, Tensor] | None = None
 ) -> LabelPool:
-    """A pool with `initial` images labeled at random, without replacement.
+    """Returns a pool with `initial` images labeled at random, without replacement.
 
-    With `classes`, hidden labels [pool] and frequencies [classes], each class has its share: an oracle's act.
+    With `classes`, hidden labels [pool] and frequencies [classes], the sample is stratified by class.
     """
     order = shuffled(torch.arange(pool_size), pool_size, generator)
     if classes is not None:
@@ -53,5 +53,5 @@ def random_pool(
 
 
 def without(index: Tensor, excluded: Tensor) -> Tensor:
-    """`index` in its order, less the positions in `excluded`."""
+    """Returns `index`, in order, without the positions in `excluded`."""
     return index[~torch.isin(index, excluded)]

@@ -1,6 +1,6 @@
-"""Ranking losses: does the predicted loss order a pair of images as the true loss does?
+"""Ranking losses: they train predicted losses to order pairs of images as the true losses do.
 
-With weights, the loss of a pair counts times the weights of both of its images; it stays a mean over pairs (ours).
+With weights, the loss of a pair is multiplied by the weights of both images and still averaged over all pairs (ours).
 """
 
 import torch
@@ -11,19 +11,19 @@ from sslpl.types import Positive
 
 
 def pair_gaps(values: Tensor) -> Tensor:
-    """v_i - v_{n-1-i} over the pairs of n values; an odd n drops its last value first."""
+    """Returns v_i - v_{n-1-i} for the pairs of n values; the last value of an odd number is dropped first."""
     even = values[: len(values) // 2 * 2]
     return (even - even.flip(0))[: len(even) // 2]
 
 
 def pair_products(values: Tensor) -> Tensor:
-    """v_i v_{n-1-i} over the same pairs."""
+    """Returns v_i v_{n-1-i} for the pairs of `pair_gaps`."""
     even = values[: len(values) // 2 * 2]
     return (even * even.flip(0))[: len(even) // 2]
 
 
 def bce_ranking_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy of sigmoid(p_i - p_j) against 1[l_i > l_j] (SSLPM; 0 without a pair)."""
+    """Returns the mean binary cross-entropy of sigmoid(p_i - p_j) against 1[l_i > l_j] (SSLPM); 0 without pairs."""
     gap = pair_gaps(predicted)
     first_is_higher = (pair_gaps(target.detach()) > 0).to(gap.dtype)
     if len(gap) == 0:
@@ -36,7 +36,7 @@ def bce_ranking_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = 
 def margin_ranking_loss(
     predicted: Tensor, target: Tensor, margin: Positive = 1.0, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean hinge max(0, margin - s (p_i - p_j)), s = +1 if l_i > l_j else -1 (Learning Loss; 0 without a pair)."""
+    """Returns mean max(0, margin - s (p_i - p_j)), s = 1 if l_i > l_j else -1 (Learning Loss); 0 without pairs."""
     gap = pair_gaps(predicted)
     sign = torch.where(pair_gaps(target.detach()) > 0, 1.0, -1.0)
     if len(gap) == 0:

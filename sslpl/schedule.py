@@ -1,10 +1,10 @@
-"""The schedule of a run: which phases a cycle has, and how many epochs and steps."""
+"""The schedule of a run: the phases of each cycle and their numbers of epochs and steps."""
 
 from typing import NamedTuple
 
 from sslpl.training import Training
 
-RESUMABLE_PHASES = ("train", "finetune")  # those with epochs: they can be saved, and resumed, between two steps
+RESUMABLE_PHASES = ("train", "finetune")  # phases with epochs, which can be saved and resumed after any step
 FINISHED = "finished"
 
 
@@ -16,43 +16,43 @@ class Schedule(NamedTuple):
     has_module: bool
 
     def is_last(self, cycle: int) -> bool:
-        """Whether a cycle is the last one, after which nothing is queried."""
+        """True for the last cycle, which queries nothing."""
         return cycle == self.cycles - 1
 
     def has_finetune(self, cycle: int) -> bool:
-        """Whether the module is fine-tuned in a cycle: not in the last one, unless `training.finetune_last`."""
-        wanted = self.has_module and self.training.finetune_epochs > 0
-        return wanted and (not self.is_last(cycle) or self.training.finetune_last)
+        """True if the cycle fine-tunes the module; the last cycle does so only with `training.finetune_last`."""
+        enabled = self.has_module and self.training.finetune_epochs > 0
+        return enabled and (not self.is_last(cycle) or self.training.finetune_last)
 
     def is_trimmed(self, cycle: int) -> bool:
-        """Whether the joint training of a cycle excludes images: not in the last cycle, unless it is the first too."""
+        """True if the joint training of a cycle excludes images: not in the last cycle, unless it is also the first."""
         return self.training.trim and (cycle == 0 or not self.is_last(cycle))
 
     def phases(self, cycle: int) -> tuple[str, ...]:
-        """The phases of a cycle in their order."""
+        """Returns the phases of a cycle in order."""
         finetune = ("finetune",) if self.has_finetune(cycle) else ()
         return ("train", *finetune, "evaluate", *(() if self.is_last(cycle) else ("query", "label")))
 
     def phase_after(self, phase: str, cycle: int) -> str | None:
-        """The next phase of the same cycle; None after its last one. `start` precedes the first cycle."""
+        """Returns the next phase of the cycle, None after its last one; `start` precedes the first cycle."""
         phases = ("start", *self.phases(cycle))
-        following = phases.index(phase) + 1
-        return phases[following] if following < len(phases) else None
+        next_index = phases.index(phase) + 1
+        return phases[next_index] if next_index < len(phases) else None
 
     def epochs(self, phase: str) -> int:
-        """How many epochs a phase has; 1 for a phase without epochs."""
+        """Returns the number of epochs of a phase; 1 for a phase without epochs."""
         return {"train": self.training.epochs, "finetune": self.training.finetune_epochs}.get(phase, 1)
 
     def steps_per_epoch(self, images: int) -> int:
-        """How many batches an epoch over so many labeled images has; a last batch of one image joins the one before."""
+        """Returns the number of batches per epoch; a last batch of a single image is merged into the previous one."""
         size = self.training.batch_size
         return -(-images // size) - (images > size > 1 and images % size == 1)
 
     @property
     def tracker_steps(self) -> int:
-        """How many steps of the tracker a cycle takes: its epochs, and one for its own numbers at the end."""
+        """The number of tracker steps per cycle: one per epoch, and those for the metrics of the cycle."""
         return self.training.epochs + self.training.finetune_epochs + 2
 
     def tracker_step(self, cycle: int, phase: str, epoch: int) -> int:
-        """A number that grows with every epoch of every cycle."""
+        """Returns the tracker step of an epoch, which increases over all epochs of all cycles."""
         return cycle * self.tracker_steps + (self.training.epochs if phase == "finetune" else 0) + epoch

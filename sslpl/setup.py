@@ -1,4 +1,4 @@
-"""What does not change during a run: data, networks to build, losses, strategy, budget, device."""
+"""The fixed components of a run: data, network builder, losses, query strategy, budget, device."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,15 +19,15 @@ from sslpl.ssl.task import TaskSSL
 from sslpl.training import Training
 from sslpl.types import Dataset, Oracle, QueryStrategy
 
-RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], perhaps weight=[B] -> []
-SSLMethod = Callable[..., Any]  # weak logits -> PseudoLabel; or the class of one with a state, built when it begins
+RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], optionally weight=[B] -> []
+SSLMethod = Callable[..., Any]  # weak logits -> PseudoLabel, or the class of a stateful method
 
 
 class Setup(NamedTuple):
-    """One run's fixed parts."""
+    """The fixed components of a run."""
 
     dataset: Dataset
-    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # fresh networks for a cycle, on the device
+    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # new networks for a cycle, on the device
     augmentation: Augmentation
     ranking: RankingLoss
     ssl: SSLMethod | None
@@ -38,49 +38,49 @@ class Setup(NamedTuple):
     device: torch.device
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
-    task_ssl: TaskSSL | None = None  # how the backbone learns from unlabeled images
-    capture_steps: bool = False  # training steps are captured as CUDA graphs, without a task method
+    task_ssl: TaskSSL | None = None  # semi-supervised training of the backbone
+    capture_steps: bool = False  # capture joint training steps as CUDA graphs, without a task method
     oracle: Oracle = SimulatedOracle()
-    folder: Path = Path()  # of the run, where an oracle leaves what it asks
-    world: World = SINGLE_PROCESS  # the processes that share the run
-    announce: Callable[[str], None] = print  # shows a line
+    folder: Path = Path()  # of the run, where an oracle writes its requests
+    world: World = SINGLE_PROCESS  # the processes of the run
+    announce: Callable[[str], None] = print  # prints a message
 
     @property
     def true_labels(self) -> Tensor:
-        """Classes [N] of the pool's images, those that an oracle tells wrong too: for analysis alone."""
+        """True labels [N] of the pool, without the errors of a noisy oracle; for analysis only."""
         data = self.dataset
         return data.train_labels if data.true_labels is None else data.true_labels
 
     @property
     def has_unknown_labels(self) -> bool:
-        """Whether people are asked: there are images whose class nobody has told yet."""
+        """True if the label of an image is unknown, so that human annotators are asked."""
         return bool((self.dataset.train_labels < 0).any())
 
     def with_class_names(self, class_names: tuple[str, ...]) -> "Setup":
-        """The same with the classes that are known by now, if these have become more."""
+        """Returns a copy with the class names known so far; the same setup if there are no new ones."""
         if len(class_names) <= len(self.dataset.class_names):
             return self
         dataset = self.dataset._replace(class_names=class_names)
         return self._replace(dataset=dataset, build=partial(self.build, classes=len(class_names)))
 
     @property
-    def weak_views(self) -> int:
-        """How many weak views of an unlabeled image the SSL method wants."""
+    def num_weak_views(self) -> int:
+        """The number of weak views per unlabeled image that the SSL method takes."""
         return int(self._ssl_attribute("views", 1))
 
     @property
     def teacher_decay(self) -> float | None:
-        """How slowly a teacher follows the backbone in joint training; None without one."""
+        """The decay of the teacher's averaged weights in joint training; None without a teacher."""
         decay: float | None = self._ssl_attribute("teacher_decay", None)
         return decay
 
-    def _ssl_attribute(self, name: str, otherwise: Any) -> Any:
-        return getattr(self.ssl.func if isinstance(self.ssl, partial) else self.ssl, name, otherwise)
+    def _ssl_attribute(self, name: str, default: Any) -> Any:
+        return getattr(self.ssl.func if isinstance(self.ssl, partial) else self.ssl, name, default)
 
     def schedule(self, has_module: bool) -> Schedule:
-        """The phases of each cycle, with or without a loss prediction module."""
+        """Returns the schedule of the run, with or without a loss prediction module."""
         return Schedule(self.budget.cycles, self.training, has_module)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context in which networks run forward."""
+        """Returns the autocast context for forward passes."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)

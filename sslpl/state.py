@@ -1,4 +1,4 @@
-"""What a run is at any moment: everything that resuming needs, and nothing else."""
+"""The state of a run: everything needed to resume it, and nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,89 +16,89 @@ Weights = dict[str, Tensor]
 
 
 class Ledger(NamedTuple):
-    """One entry per labeled image, in the order of labeling."""
+    """The labels revealed so far: one entry per labeled image, in the order of labeling."""
 
-    cycle: Tensor  # [L] int64, the first cycle that trains on it
+    cycle: Tensor  # [L] int64, the first cycle that trains on the image
     index: Tensor  # type: ignore[assignment]  # [L] int64, its position in the pool
     label: Tensor  # [L] int64
-    score: Tensor  # [L] float64, NaN without one
+    score: Tensor  # [L] float64, the query score; NaN if there is none
 
 
 class LabelBatch(NamedTuple):
-    """A batch of labels that people told."""
+    """A batch of labels from human annotators."""
 
-    cycle: int  # the first that trains on them
-    time: str  # in UTC
-    source: str
+    cycle: int  # the first cycle that trains on them
+    time: str  # UTC
+    source: str  # where they were read from
 
 
 class BestEpoch(NamedTuple):
-    """The networks as they were after the epoch of highest validation accuracy so far."""
+    """The weights after the epoch with the highest validation accuracy so far."""
 
     accuracy: float
     backbone: Weights
     module: Weights | None
-    average: Weights | None = None  # of the backbone, with a task method
+    average: Weights | None = None  # averaged backbone, with a task method
 
 
 @dataclass
 class State:
-    """Where a run stands: cycle, phase, epoch and step of what comes next, and all that was learned so far."""
+    """The state of a run: its next cycle, phase, epoch and step, its labels, its networks and its metrics."""
 
     pool: LabelPool
     ledger: Ledger
-    excluded: Tensor  # positions that the next joint training leaves out
+    excluded: Tensor  # positions excluded from the next joint training
     backbone: nn.Module
     module: nn.Module | None
-    held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # labeled, to validate on
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # labeled, for validation
     cycle: int = 0
     phase: str = "train"
     epoch: int = 0
     step: int = 0
-    sums: Tensor | None = None  # running sums of the epoch or phase under way
-    optimizer: Optimizer | None = None  # of the phase under way
-    optimizer_state: dict[str, Any] | None = None  # of the phase that a checkpoint interrupted
-    best: BestEpoch | None = None  # during a joint training that ends with its best networks
-    ssl: Weights | None = None  # of an SSL method with a state, during a fine-tune
-    task: Weights | None = None  # of the unlabeled term of a joint training under way
-    average: Weights | None = None  # of the backbone over that training
-    unaveraged_weights: Weights | None = None  # of the backbone, to train on from, while it has averaged ones
-    teacher: Weights | None = None  # averaged backbone, from the training to the fine-tune, for a method that asks
-    selection: Selection | None = None  # queried, not labeled yet
-    previous_weights: Weights | None = None  # of the backbone in the cycle before, if the strategy needs it
-    snapshots: list[Weights] = field(default_factory=list)  # of the backbone in this cycle's training, likewise
-    predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved: computed again
-    row: Row = field(default_factory=dict)  # numbers of the cycle under way
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the cycle under way
-    images: int = 0  # that the joint training of the cycle under way has seen
-    history: list[Row] = field(default_factory=list)  # finished cycles
+    sums: Tensor | None = None  # running sums of the current epoch or phase
+    optimizer: Optimizer | None = None  # of the current phase
+    optimizer_state: dict[str, Any] | None = None  # from a checkpoint, until the optimizer exists
+    best: BestEpoch | None = None  # during a joint training with training.checkpoint=best
+    ssl: Weights | None = None  # state of a stateful SSL method, during a fine-tune
+    task: Weights | None = None  # state of the unlabeled term, during a joint training
+    average: Weights | None = None  # averaged backbone, during that training
+    unaveraged_weights: Weights | None = None  # of the backbone, for the next joint training
+    teacher: Weights | None = None  # averaged backbone, from the joint training to the fine-tune, for Mean Teacher
+    selection: Selection | None = None  # queried but not labeled yet
+    previous_weights: Weights | None = None  # of the previous cycle's backbone, if the strategy needs it
+    snapshots: list[Weights] = field(default_factory=list)  # of the backbone during this joint training, likewise
+    predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved but recomputed
+    row: Row = field(default_factory=dict)  # metrics of the current cycle
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the current cycle
+    images: int = 0  # seen by the joint training of the current cycle
+    history: list[Row] = field(default_factory=list)  # metrics of the finished cycles
     class_names: tuple[str, ...] = ()  # known so far
-    label_batches: list[LabelBatch] = field(default_factory=list)  # what people told
-    uncapturable: bool = False  # steps cannot be CUDA graphs, as this process has found out; not saved
+    label_batches: list[LabelBatch] = field(default_factory=list)  # from human annotators
+    uncapturable: bool = False  # steps could not be captured as CUDA graphs in this process; not saved
 
     def enter(self, phase: str) -> None:
-        """Moves on to another phase, which starts with nothing done."""
+        """Starts a phase at its first step and drops the state of the previous phase."""
         self.phase, self.epoch, self.step = phase, 0, 0
         self.sums = self.optimizer = self.optimizer_state = self.ssl = self.task = None
 
     @property
     def train_index(self) -> Tensor:
-        """Positions of the labeled images that networks may learn from, in the order of their labeling."""
+        """Positions of the labeled images that are not held out, in the order of labeling."""
         return without(self.pool.labeled, self.held_out)
 
     @property
     def num_initial_train(self) -> int:
-        """How many of the initial labels networks learn from."""
+        """The number of initial labels that are not held out."""
         return len(without(self.ledger.index[self.ledger.cycle == 0], self.held_out))
 
     def labels(self) -> Tensor:
-        """Revealed classes by position in the pool, [pool] int64; -1 where hidden."""
+        """Returns the revealed labels by position in the pool, [pool] int64; -1 if unlabeled."""
         labels = torch.full((self.pool.size,), -1)
         labels[self.ledger.index] = self.ledger.label
         return labels
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as tensors, numbers, strings and containers of them, fit for a checkpoint."""
+        """Returns the state as tensors, numbers, strings and containers of them, for a checkpoint."""
         return {
             "size": self.pool.size,
             "order": self.pool.order,
@@ -128,7 +128,7 @@ class State:
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` returned, into the networks that are there."""
+        """Restores a state saved by `to_dict`; the networks must have been built already."""
         self.pool = LabelPool(saved["size"], saved["order"])
         self.ledger = Ledger(*saved["ledger"])
         self.excluded, self.held_out = saved["excluded"], saved["held_out"]
@@ -139,11 +139,8 @@ class State:
         self.sums, self.optimizer, self.optimizer_state = saved["sums"], None, saved["optimizer"]
         self.best = BestEpoch(*saved["best"]) if saved["best"] is not None else None
         self.ssl, self.teacher = saved["ssl"], saved["teacher"]
-        self.task, self.average, self.unaveraged_weights = (
-            saved.get("task"),
-            saved.get("average"),
-            saved.get("unaveraged_weights"),
-        )
+        self.task, self.average = saved.get("task"), saved.get("average")
+        self.unaveraged_weights = saved.get("unaveraged_weights")
         self.selection = Selection(*saved["selection"]) if saved["selection"] is not None else None
         self.previous_weights, self.snapshots = saved["previous_weights"], saved["snapshots"]
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
@@ -152,5 +149,5 @@ class State:
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """A copy of a network's parameters and buffers."""
+    """Returns a copy of a network's parameters and buffers."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -9,7 +9,7 @@ from sslpl.types import Count, CountOrZero, Positive, PositiveOrZero, Share, Sha
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks learn; the defaults are SSLPM's published code."""
+    """The training hyperparameters; the defaults are those of SSLPM's published code."""
 
     epochs: Count = 200
     finetune_epochs: CountOrZero = 30
@@ -21,27 +21,25 @@ class Training:
     momentum: ShareBelowOne = 0.9
     weight_decay: PositiveOrZero = 5e-4
     ranking_weight: PositiveOrZero = 1.0
-    decay_at: Sequence[Share] = (0.8,)  # from epoch >= share x epochs on ...
-    decay_factor: Positive = 0.1  # ... the rates are multiplied by this
-    decay_early: CountOrZero = 0  # epochs by which the decay comes earlier (1: Learning Loss)
-    detach_after: Share = 0.6  # from epoch > share x epochs on, the module does not reach the backbone
-    unlabeled_batch_limit: Count = 1536  # an unlabeled batch of the fine-tune is at most this
-    warm_start: bool = True  # networks keep their weights into the next cycle
-    trim: bool = True  # leave the easiest images out of the joint training
-    checkpoint: Literal["last", "best"] = (
-        "last"  # the epoch of joint training whose networks go on; best: in validation
-    )
+    decay_at: Sequence[Share] = (0.8,)  # shares of the epochs after which the rates decay
+    decay_factor: Positive = 0.1  # the rates are multiplied by this at each decay
+    decay_early: CountOrZero = 0  # number of epochs by which the decay is advanced (1: Learning Loss)
+    detach_after: Share = 0.6  # share of the epochs after which the module's gradient stops before the backbone
+    unlabeled_batch_limit: Count = 1536  # maximum size of an unlabeled batch of the fine-tune
+    warm_start: bool = True  # continue from the weights of the previous cycle
+    trim: bool = True  # exclude the lowest-loss labeled images from the joint training
+    checkpoint: Literal["last", "best"] = "last"  # weights kept after joint training; best: by validation accuracy
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def decay(self, epoch: int) -> float:
-        """By what the rates are multiplied in an epoch (from 0)."""
-        passed = sum(epoch >= share * self.epochs - self.decay_early for share in self.decay_at)
-        return self.decay_factor**passed
+        """Returns the factor on the learning rates in an epoch (from 0)."""
+        decays = sum(epoch >= share * self.epochs - self.decay_early for share in self.decay_at)
+        return self.decay_factor**decays
 
     def snapshot_epochs(self, count: int) -> set[int]:
-        """The epochs (from 0) after which a snapshot is kept: evenly spaced over the second half, the last included."""
+        """Returns the epochs (from 0) to save a snapshot after: evenly spaced over the second half, with the last."""
         return {self.epochs - 1 - k * self.epochs // (2 * count) for k in range(count)}
 
     def detached(self, epoch: int) -> bool:
-        """Whether the module's gradient stops before the backbone in an epoch (from 0)."""
+        """True if the module's gradient stops before the backbone in an epoch (from 0)."""
         return epoch > self.detach_after * self.epochs

@@ -111,7 +111,7 @@ def capturing(monkeypatch: Patch) -> Patch:
         sums = torch.zeros(4)
         return Captured(Graph(lambda: sums.copy_(self.step(views, labels, detached))), views, labels, sums)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CapturedSteps, "_aside", lambda self, *inputs: self.step(*inputs))
+    monkeypatch.setattr(CapturedSteps, "_run_eagerly", lambda self, *inputs: self.step(*inputs))
     monkeypatch.setattr(CapturedSteps, "_capture", capture)
     return monkeypatch
 
@@ -146,7 +146,7 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, ov
     assert (nothing, silence) == ([], [])
     assert lines == [
         "training steps cannot be CUDA graphs (CUDA error: operation not permitted when stream is capturing): they "
-        "run one by one, which is slower"
+        "run eagerly, which is slower"
     ]
     assert_same(replayed, usual)
     assert_same(fallen, usual)

@@ -237,9 +237,9 @@ def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Te
     )
     found = {}
     for step in range(2):
-        weak, learned = torch.randn(2, 7, 4, generator=generator)
+        weak, student = torch.randn(2, 7, 4, generator=generator)
         own = world.shard(7)
-        batch = UnlabeledBatch(1.0, weak[own], learned[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
+        batch = UnlabeledBatch(1.0, weak[own], student[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
         network.zero_grad()
         loss = task.loss(batch, network(torch.cat([torch.ones(world.rank + 1, 4), *task.views(batch)])))
         (loss.pseudo + loss.fairness).backward()

@@ -15,10 +15,10 @@ def test_labeling_moves_images_once() -> None:
     assert pool.unlabeled.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("picked", [[3], [1, 1], [5], [-1]])
-def test_labeling_refuses_repeats_and_strangers(picked: list[int]) -> None:
-    with pytest.raises(ValueError, match="picked"):
-        LabelPool(5, torch.tensor([3])).label(torch.tensor(picked))
+@pytest.mark.parametrize("index", [[3], [1, 1], [5], [-1]])
+def test_labeling_rejects_repeated_and_unknown_positions(index: list[int]) -> None:
+    with pytest.raises(ValueError, match="selected"):
+        LabelPool(5, torch.tensor([3])).label(torch.tensor(index))
 
 
 def test_a_budget_counts_images_and_shares() -> None:

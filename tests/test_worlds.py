@@ -200,7 +200,7 @@ def test_a_strategy_that_picks_twice_ends_a_run(sslpl: Command, monkeypatch: Pat
     monkeypatch.setattr("sslpl.query.top", lambda *_: torch.zeros(24, dtype=torch.int64))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "picked an image twice" in done.err
+    assert "selected an image twice" in done.err
 
 
 def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeypatch: Patch) -> None:

@@ -1,4 +1,4 @@
-"""Batch normalization over a batch that several processes hold, on any device: torch's own is for CUDA alone."""
+"""Synchronized batch normalization over all processes, on any device; torch's SyncBatchNorm needs CUDA."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +15,15 @@ from sslpl.distributed.world import World
 
 
 def synchronized_batch_norm(world: World) -> AbstractContextManager[Any]:
-    """Batch norms that train, of whatever network, normalize inside by the statistics of all processes' images.
+    """Returns a context in which batch norms in training mode use the statistics of all processes' images.
 
-    Only what is called inside is concerned: a copy of a network that a query strategy trains alone waits for nobody.
+    It has no effect elsewhere: a copy of a network that a query strategy trains on one rank does not communicate.
     """
     return nullcontext() if world.size == 1 else SynchronizedBatchNorm(world)
 
 
 class SynchronizedBatchNorm(TorchFunctionMode):
-    """Stands in for `torch.nn.functional.batch_norm`."""
+    """Replaces `torch.nn.functional.batch_norm` by `batch_norm`."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class SynchronizedBatchNorm(TorchFunctionMode):
 
 
 def can_skip_forward(network: nn.Module, images: Tensor) -> bool:
-    """Whether a network need not pass the images: there are none, which some cannot pass, and no batch norm waits."""
-    return len(images) == 0 and not any(isinstance(part, _BatchNorm) for part in network.modules())
+    """True if there are no images, which some networks cannot forward, and no batch norm to synchronize."""
+    return len(images) == 0 and not any(isinstance(layer, _BatchNorm) for layer in network.modules())
 
 
 def batch_norm(
@@ -53,7 +53,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As torch's, over all processes; statistics in float32."""
+    """Computes torch's `batch_norm` over the images of all processes, with statistics in float32."""
     if not training:
         return functional.batch_norm(images, running_mean, running_var, weight, bias, False, momentum, eps)
     count, mean, var = batch_statistics(world, images.detach())
@@ -67,29 +67,29 @@ def batch_norm(
 
 
 def batch_statistics(world: World, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count [], mean and biased variance [C] of each channel over all processes (Chan et al. 1983)."""
+    """Returns count [], mean and biased variance [C] of each channel over all processes (Chan et al. 1983)."""
     var, mean = torch.var_mean(images.float(), dim=reduced_dims(images), correction=0)
-    here = mean.new_full((1,), images.numel() // images.shape[1])
-    own = torch.cat([here, mean, var]).nan_to_num()  # of no images: counts nothing
-    every = all_gather(world, own[None], [1] * world.size)
-    counts, means, variances = torch.split(every, [1, len(mean), len(var)], dim=1)
+    local_count = mean.new_full((1,), images.numel() // images.shape[1])
+    local_stats = torch.cat([local_count, mean, var]).nan_to_num()  # NaN without images, which then have weight 0
+    all_stats = all_gather(world, local_stats[None], [1] * world.size)
+    counts, means, variances = torch.split(all_stats, [1, len(mean), len(var)], dim=1)
     share = counts / counts.sum()
     mean = (share * means).sum(dim=0)
     return counts.sum(), mean, (share * (variances + (means - mean) ** 2)).sum(dim=0)
 
 
 def reduced_dims(images: Tensor) -> list[int]:
-    """All dimensions but that of the channels."""
+    """Returns all dimensions except the channels."""
     return [0, *range(2, images.ndim)]
 
 
 def per_channel(values: Tensor, images: Tensor) -> Tensor:
-    """Values [C] in a shape that stands beside images [B, C, ...]."""
+    """Reshapes values [C] to broadcast against images [B, C, ...]."""
     return values.view(1, -1, *[1] * (images.ndim - 2))
 
 
 class _Normalize(torch.autograd.Function):
-    """Through the statistics too, whose gradient has a part in every process (Ioffe and Szegedy 2015)."""
+    """Normalization with the gradient through the statistics, summed over all processes (Ioffe and Szegedy 2015)."""
 
     @staticmethod
     def forward(
@@ -105,10 +105,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, scale, count = ctx.saved_tensors
         grad, dims = gradients[0].float(), reduced_dims(images)
-        normal = (images.float() - per_channel(mean, images)) * per_channel(scale, images)
-        to_weight, to_bias = (grad * normal).sum(dim=dims), grad.sum(dim=dims)
-        along, all_of = to_weight.clone(), to_bias.clone()
-        all_reduce_sum(ctx.world, [along, all_of])
-        centered = grad - per_channel(all_of / count, images) - normal * per_channel(along / count, images)
-        to_images = (centered * per_channel(weight.float() * scale, images)).to(images.dtype)
-        return to_images, to_weight.to(weight.dtype), to_bias.to(weight.dtype), None, None, None, None
+        normalized = (images.float() - per_channel(mean, images)) * per_channel(scale, images)
+        grad_weight, grad_bias = (grad * normalized).sum(dim=dims), grad.sum(dim=dims)
+        sum_scaled, sum_grad = grad_weight.clone(), grad_bias.clone()
+        all_reduce_sum(ctx.world, [sum_scaled, sum_grad])
+        centered = grad - per_channel(sum_grad / count, images) - normalized * per_channel(sum_scaled / count, images)
+        grad_images = (centered * per_channel(weight.float() * scale, images)).to(images.dtype)
+        return grad_images, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None

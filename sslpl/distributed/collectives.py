@@ -1,8 +1,10 @@
-"""What the processes of one run say to one another.
+"""Collective communication between the processes of a run.
 
-Every process computes the same run. What costs is shared: a process works on its part and the parts are gathered or
-summed, so that all go on with the same numbers; what must happen once is done by the first process, which tells the
-others (`led`). No wrapper of torch's is needed for that: gradients are summed once a step, for both networks at once.
+Every process computes the same run. Expensive work is sharded, and the results are gathered or summed, so that all
+ranks continue with the same numbers. What must happen once runs on rank 0, which broadcasts the result
+(`on_rank_zero`).
+No torch wrapper such as DistributedDataParallel is needed: the gradients of both networks are summed in one all-reduce
+per step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,23 +20,23 @@ from sslpl.distributed.world import World
 from sslpl.types import UserError, WaitingForLabels
 
 T = TypeVar("T")
-BROADCAST_ROWS = 8192  # of a table, sent at once
-FAILURE, TRACEBACK = "failure", "traceback"  # where in the store a process leaves why it ends
+BROADCAST_ROWS = 8192  # rows of a table per broadcast
+FAILURE, TRACEBACK = "failure", "traceback"  # keys of the store under which a process publishes why it ends
 
 
 class ProcessLost(Exception):
-    """Another process of the run has ended before its time."""
+    """Raised when another process of the run has ended prematurely."""
 
 
 class WorkRequest(NamedTuple):
-    """What the others are to take part in while they wait for what they are told."""
+    """A request from rank 0 to the waiting ranks to take part in a computation."""
 
     arguments: tuple[Any, ...]
 
 
 @contextmanager
 def detect_lost_process(world: World) -> Iterator[None]:
-    """ProcessLost where the others cannot be reached, with what one of them may have left to say."""
+    """Turns communication errors into ProcessLost, with the failure that another process published, if any."""
     try:
         yield
     except RuntimeError as error:
@@ -42,7 +44,7 @@ def detect_lost_process(world: World) -> Iterator[None]:
 
 
 def published_failure(world: World, kind: str = FAILURE) -> str:
-    """Why a process ended, if it could say so, or its traceback."""
+    """Returns the published failure (or traceback) of a process; an empty string if there is none."""
     with suppress(RuntimeError):  # the store may be gone too
         if world.store is not None and world.store.check([kind]):
             return str(world.store.get(kind).decode())
@@ -50,19 +52,15 @@ def published_failure(world: World, kind: str = FAILURE) -> str:
 
 
 def publish_failure(world: World, line: str, kind: str = FAILURE) -> None:
-    """Leaves to the first process why this one ends, unless it is for the end of another; the first to do so stays."""
+    """Publishes why this process ends, unless another has already done so or its loss is the reason."""
     with suppress(RuntimeError):
-        if (
-            world.store is not None
-            and line != world.lost_message
-            and not published_failure(world)
-            and not published_failure(world, kind)
-        ):
+        published = published_failure(world) or published_failure(world, kind)
+        if world.store is not None and line != world.lost_message and not published:
             world.store.set(kind, f"process {world.rank} of {world.size}: {line}")
 
 
 def all_reduce_sum(world: World, tensors: Sequence[Tensor]) -> None:
-    """Makes tensors of one type their sums over all processes, in one exchange."""
+    """Sums tensors of one type over all processes in place, in one all-reduce."""
     if world.size == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -73,20 +71,20 @@ def all_reduce_sum(world: World, tensors: Sequence[Tensor]) -> None:
 
 
 def all_gather(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The parts [length, ...] of all processes, one below the other."""
+    """Returns the concatenated parts [length, ...] of all processes."""
     if world.size == 1:
         return part
     longest = max(lengths)
     padded = part.new_zeros(longest, *part.shape[1:])
     padded[: len(part)] = part
-    whole = [torch.empty_like(padded) for _ in lengths]
+    gathered = [torch.empty_like(padded) for _ in lengths]
     with detect_lost_process(world):
-        dist.all_gather(whole, padded)
-    return torch.cat([rows[:length] for rows, length in zip(whole, lengths, strict=True)])
+        dist.all_gather(gathered, padded)
+    return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
 
 def broadcast_shards(world: World, part: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
-    """The parts [length, ...] of all processes, one after the other, some rows at a time."""
+    """Yields the parts [length, ...] of all processes in rank order, a block of rows at a time."""
     for rank, length in enumerate(lengths):
         for start in range(0, length, BROADCAST_ROWS):
             span = slice(start, min(start + BROADCAST_ROWS, length))
@@ -97,15 +95,15 @@ def broadcast_shards(world: World, part: Tensor, lengths: Sequence[int]) -> Iter
 
 
 def all_gather_with_gradient(world: World, part: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same, with the gradient of this process's part."""
+    """Returns the same as `all_gather`, differentiable with respect to the local part."""
     if world.size == 1:
         return part
-    own, whole = world.shard(sum(lengths)), all_gather(world, part.detach(), lengths)
-    return torch.cat([whole[: own.start], part, whole[own.stop :]])
+    local, gathered = world.shard(sum(lengths)), all_gather(world, part.detach(), lengths)
+    return torch.cat([gathered[: local.start], part, gathered[local.stop :]])
 
 
 def all_reduce_max(world: World, number: int | None) -> int | None:
-    """The highest number that a process comes with; they meet on the CPU, so that no GPU is waited for."""
+    """Returns the maximum over all processes (None counts as 0); on the CPU, without synchronizing the GPU."""
     if world.size == 1:
         return number
     highest = torch.tensor(number or 0)
@@ -115,7 +113,7 @@ def all_reduce_max(world: World, number: int | None) -> int | None:
 
 
 def broadcast_weights(world: World, *networks: nn.Module | None) -> None:
-    """Gives all processes the weights of the first: the same already, unless machines differ in their arithmetic."""
+    """Broadcasts the weights of rank 0; they differ only if the machines round differently."""
     if world.size == 1:
         return
     with detect_lost_process(world), torch.no_grad():
@@ -127,7 +125,10 @@ def broadcast_weights(world: World, *networks: nn.Module | None) -> None:
 
 
 def on_rank_zero(world: World, action: Callable[[], T], take_part: Callable[..., Any] | None = None) -> T:
-    """What `action` returns or raises in the first process; the others wait for it, and take part as they are asked."""
+    """Runs `action` on rank 0 and returns its result, or raises its exception, on every rank.
+
+    Meanwhile the other ranks call `take_part` with the arguments of each `request_work`.
+    """
     if world.size == 1:
         return action()
     if world.is_rank_zero:
@@ -143,34 +144,33 @@ def on_rank_zero(world: World, action: Callable[[], T], take_part: Callable[...,
 
 
 def run_and_broadcast(world: World, action: Callable[[], T]) -> T:
-    """Runs an action for all."""
+    """Runs `action` and broadcasts its result or exception."""
     try:
         result = action()
     except ProcessLost:
         raise
     except Exception as error:
-        # Others may not survive the way: their line does.
-        broadcast_object(
-            world, (None, error if isinstance(error, WaitingForLabels | UserError) else RuntimeError(str(error)))
-        )
+        # Not every exception can be pickled: send others as a RuntimeError with their message.
+        sendable = error if isinstance(error, WaitingForLabels | UserError) else RuntimeError(str(error))
+        broadcast_object(world, (None, sendable))
         raise
     broadcast_object(world, (result, None))
     return result
 
 
 def request_work(world: World, *arguments: Any) -> None:
-    """Asks those that wait for what an action returns to take part in something."""
+    """Asks the ranks that wait in `on_rank_zero` to call `take_part` with these arguments."""
     broadcast_object(world, WorkRequest(arguments))
 
 
 def broadcast_object(world: World, message: Any = None) -> Any:
-    """What the first process says."""
-    box = [message]
+    """Returns the object that rank 0 broadcasts."""
+    objects = [message]
     with detect_lost_process(world):
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+        dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+    return objects[0]
 
 
 def offsets(lengths: Sequence[int]) -> list[int]:
-    """Where each of some parts begins in the whole."""
+    """Returns the start of each part in their concatenation."""
     return [0, *accumulate(lengths[:-1])]

@@ -1,4 +1,4 @@
-"""The processes that share a run, as torchrun starts them, and what of it each of them holds."""
+"""The processes of a run, as started by torchrun, and their shards of the data."""
 
 import os
 from collections.abc import Iterator
@@ -12,47 +12,47 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-TIMEOUT = timedelta(days=1)  # that the others wait for a query, or for a folder that another command holds
+TIMEOUT = timedelta(days=1)  # other ranks may wait long, for a query or for the lock of the folder
 
 
 class World(NamedTuple):
-    """The processes of a run, and which of them this is (`rank`, from 0); the first leads."""
+    """The rank of this process and the number of processes; rank 0 writes the files."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of this machine
+    local_rank: int = 0  # among the processes of this machine
     local_size: int = 1
-    store: Any = None  # torch's Store: what outlives a process
+    store: Any = None  # torch's Store, which outlives a process
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes, shows and decides."""
+        """True in the process that writes files, prints and runs queries."""
         return self.rank == 0
 
     @property
     def lost_message(self) -> str:
-        """What is said when a process was lost that did not say why."""
-        return f"one of {self.size} processes was lost; what was saved before is whole, and the same command goes on"
+        """The error message when a process was lost without publishing why."""
+        return f"one of {self.size} processes was lost; saved files are intact, and the same command resumes the run"
 
     def shard_sizes(self, count: int) -> list[int]:
-        """How many of `count` things each process holds: as many as the others, or one more."""
+        """Returns the shard size of each rank for `count` items; sizes differ by at most one."""
         return [count // self.size + (rank < count % self.size) for rank in range(self.size)]
 
     def shard(self, count: int) -> slice:
-        """Which of `count` things this process holds."""
+        """Returns the shard of `count` items of this process."""
         lengths = self.shard_sizes(count)
         return slice(sum(lengths[: self.rank]), sum(lengths[: self.rank + 1]))
 
     def paired_shard(self, size: int) -> Tensor:
-        """The places in a batch that this process holds: whole pairs (i, n - 1 - i), paired alike among themselves.
+        """Returns this process's positions in a batch: pairs (i, n - 1 - i), which remain pairs within the shard.
 
-        n is the even size of the batch; the last process holds the last image of an odd one, at its end, where the
-        ranking losses leave it out as they do in the whole batch.
+        n is the batch size rounded down to even. The last process appends the last image of an odd batch, which the
+        ranking losses drop, as they do in the whole batch.
         """
         even, pairs = size // 2 * 2, self.shard(size // 2)
-        last = torch.arange(even, size if self.rank == self.size - 1 else even)
+        unpaired = torch.arange(even, size if self.rank == self.size - 1 else even)
         first, second = torch.arange(pairs.start, pairs.stop), torch.arange(even - pairs.stop, even - pairs.start)
-        return torch.cat([first, second, last])
+        return torch.cat([first, second, unpaired])
 
 
 SINGLE_PROCESS = World()
@@ -60,7 +60,7 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """The processes that torchrun has started, met; those that do not lead are silent from here on."""
+    """Initializes the process group of torchrun and yields the world; ranks other than 0 print nothing inside."""
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield SINGLE_PROCESS
         return
@@ -71,17 +71,17 @@ def process_group() -> Iterator[World]:
     try:
         with silenced(not world.is_rank_zero):
             yield world
-    except SystemExit as end:
-        if not end.code:  # after a loss this might wait for whom is not there
+    except SystemExit as error:
+        if not error.code:  # after a lost process this could wait forever
             dist.destroy_process_group()
         raise
 
 
 @contextmanager
 def silenced(active: bool) -> Iterator[None]:
-    """What is printed goes nowhere."""
+    """Suppresses stdout and stderr if active."""
     if not active:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
         yield

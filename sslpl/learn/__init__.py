@@ -1,1 +1,1 @@
-"""What the phases learn and measure with: steps, losses, optimizers, inference, metrics."""
+"""The training and evaluation code of the phases: steps, losses, optimizers, inference, metrics."""

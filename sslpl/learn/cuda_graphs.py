@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: one launch instead of a thousand."""
+"""Training steps as CUDA graphs: one launch per step instead of about a thousand."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sslpl.seeds import global_generators
 
-WARM_UP = 3  # steps of each kind that run as usual first: libraries choose their kernels, memory is laid out
+WARM_UP = 3  # eager steps of each kind before the capture: libraries select kernels, memory is allocated
 
 
 class Captured(NamedTuple):
-    """A step as a graph, and the tensors that it reads and writes at each replay."""
+    """A captured step, and the tensors that it reads and writes at each replay."""
 
     graph: torch.cuda.CUDAGraph
     views: Tensor
@@ -23,11 +23,11 @@ class Captured(NamedTuple):
 
 
 class CapturedSteps:
-    """Runs a step (views, labels, detached -> sums) as usual a few times for each batch size, then as a CUDA graph.
+    """Runs a step (views, labels, detached -> sums) eagerly a few times for each batch size, then as a CUDA graph.
 
-    The first steps are real ones, so nothing is trained twice and nothing has to be undone (whole-network
-    capture after PyTorch's notes on CUDA graphs; the warm-up on real data is ours). If a step cannot be captured,
-    `fall_back` is called once with the reason, and all steps run as usual from there on.
+    The warm-up steps are real training steps, so nothing has to be undone (whole-network capture follows PyTorch's
+    notes on CUDA graphs; the warm-up on real data is ours). If a step cannot be captured, `fall_back` is called once
+    with the reason, and all further steps run eagerly.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor, bool], Tensor], fall_back: Callable[[str], None]) -> None:
@@ -38,20 +38,20 @@ class CapturedSteps:
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
-        """Where steps are warmed up and captured."""
+        """The stream on which steps are warmed up and captured."""
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @cached_property
     def pool(self) -> Any:
-        """The memory that the graphs share: only one of them runs at a time."""
+        """The memory pool shared by all graphs, of which only one runs at a time."""
         return torch.cuda.graph_pool_handle()
 
     def __call__(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
-        """The sums of the step; valid until the next step of the same kind."""
+        """Runs a step and returns its sums, which are valid until the next step of the same kind."""
         key = len(views), detached
         self.seen[key] += 1
         if self.seen[key] <= WARM_UP and not self.failed:
-            return self._aside(views, labels, detached)
+            return self._run_eagerly(views, labels, detached)
         if key not in self.captured and not self.failed:
             self._try_to_capture(views, labels, detached)
         if self.failed:
@@ -62,8 +62,8 @@ class CapturedSteps:
         captured.graph.replay()
         return captured.sums
 
-    def _aside(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
-        """One step as usual, on a stream of its own as a capture needs it."""
+    def _run_eagerly(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+        """Runs one step eagerly, on the side stream that a later capture requires."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             sums = self.step(views, labels, detached)
@@ -71,23 +71,23 @@ class CapturedSteps:
         return sums
 
     def _try_to_capture(self, views: Tensor, labels: Tensor, detached: bool) -> None:
-        """Captures a step, or falls back: nothing has run by then, and the step as usual raises what is truly wrong."""
+        """Captures a step without running it, or falls back to eager steps, which raise genuine errors of the step."""
         inputs = views.clone(memory_format=torch.preserve_format), labels.clone()
-        drawn = torch.default_generator.get_state()
+        rng_state = torch.default_generator.get_state()
         try:
             self.captured[len(views), detached] = self._capture(*inputs, detached)
-            if not torch.equal(torch.default_generator.get_state(), drawn):
+            if not torch.equal(torch.default_generator.get_state(), rng_state):
                 raise RuntimeError("a layer draws random numbers on the CPU, which a graph would repeat")
         except Exception as error:
             self.failed = True
             self.captured.clear()
-            torch.default_generator.set_state(drawn)
+            torch.default_generator.set_state(rng_state)
             release_generators(views.device)
             self.fall_back(first_line(error))
 
     def _capture(self, views: Tensor, labels: Tensor, detached: bool) -> Captured:
         graph = torch.cuda.CUDAGraph()
-        # A capture that fails leaves its own stream as the current one: the outer context takes that back.
+        # A failed capture leaves its stream as the current one: the outer context restores the previous stream.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
@@ -97,14 +97,14 @@ class CapturedSteps:
 
 
 def first_line(error: BaseException) -> str:
-    """What the first of some chained errors says: the end of a failed capture only says that it has failed."""
+    """Returns the first line of the root cause: the error that ends a failed capture only reports the failure."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def release_generators(device: torch.device) -> None:
-    """Takes a GPU's global generator out of a failed capture, which goes on to count its draws as the graph's."""
+    """Detaches a GPU's global generator from a failed capture, which would otherwise still track its draws."""
     for generator in global_generators(device):
         if generator.device.type == "cuda":
             generator.graphsafe_set_state(generator.clone_state())

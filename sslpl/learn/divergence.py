@@ -1,18 +1,18 @@
-"""Checks for training that diverges, made where losses are read anyway: at the end of an epoch, and before a save."""
+"""Divergence checks, made when losses are read anyway: at the end of an epoch and before a checkpoint."""
 
 import math
 
 from sslpl.learn.sums import FinetuneSums, JointSums
 from sslpl.state import State
 
-# Of the mean ranking loss of an epoch, and of the predicted losses after it. Guessing the order costs 0.69 (bce) or 1
-# (margin) and both losses depend on differences of a few units, so a healthy fine-tune stays far below; one that
-# diverges passes the limit within a step or two, each of which multiplies its predictions by hundreds or more.
+# Upper limit of an epoch's mean ranking loss and of the predicted losses after it. Random order costs 0.69 (bce) or 1
+# (margin), and both losses depend on differences of a few units, so a stable fine-tune stays far below. A diverging one
+# exceeds the limit within a step or two, because each step multiplies its predictions by hundreds or more.
 LIMIT = 1e6
 
 
 def check_losses(state: State) -> None:
-    """Raises FloatingPointError if the losses of the epoch under way say that a state is not worth saving."""
+    """Raises FloatingPointError if the losses of the current epoch have diverged, so that the state is not saved."""
     if state.sums is None:
         return
     if state.phase == "train":
@@ -31,7 +31,7 @@ def check_joint_losses(sums: JointSums[float], epoch: int) -> None:
 def check_finetune_losses(sums: FinetuneSums[float], epoch: int, largest: float | None = None) -> None:
     """Raises FloatingPointError if the fine-tune diverges; `largest` is the largest predicted loss after an epoch."""
     ranking = (sums.ranking_loss + sums.pseudo_ranking_loss) / max(sums.steps, 1)
-    if ranking <= LIMIT and (largest is None or largest <= LIMIT):  # not so for NaN
+    if ranking <= LIMIT and (largest is None or largest <= LIMIT):  # False for NaN
         return
     figures = f"ranking loss {ranking:.2g}" + (f", predicted losses up to {largest:.2g}" if largest is not None else "")
     raise FloatingPointError(

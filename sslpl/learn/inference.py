@@ -1,4 +1,4 @@
-"""What the current networks say of images, and how good that is."""
+"""Inference: predictions of the current networks without augmentation."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,30 +14,30 @@ from sslpl.types import Features, Images, Predictions
 
 
 def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
-    """Logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout.
+    """Returns logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout.
 
-    Large tables lie in files: see `Table`. Several processes predict a part each, and all have the whole; of fewer
-    images than processes each predicts all.
+    Large results are stored in files: see `PredictionTable`. Each process predicts a shard, and all return the whole;
+    if there are fewer images than processes, each predicts all of them.
     """
     world = setup.world
     if len(index) == 0:
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
         widths = (len(setup.dataset.class_names), channels[-1])
-        none, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
-        return Predictions(index, none, embedding, None if module is None else none[:, 0])
+        logits, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
+        return Predictions(index, logits, embedding, None if module is None else logits[:, 0])
     if not 1 < world.size <= len(index):
         return predict_shard(setup, backbone, module, images, index)
-    own, lengths = index[world.shard(len(index))], world.shard_sizes(len(index))
-    _, *values = predict_shard(setup, backbone, module, images, own)
+    local_index, lengths = index[world.shard(len(index))], world.shard_sizes(len(index))
+    _, *shards = predict_shard(setup, backbone, module, images, local_index)
     tables = (
-        concatenate_parts(broadcast_shards(world, part, lengths), len(index)) if part is not None else None
-        for part in values
+        concatenate_parts(broadcast_shards(world, shard, lengths), len(index)) if shard is not None else None
+        for shard in shards
     )
     return Predictions(index, *tables)  # type: ignore[arg-type]
 
 
 def concatenate_parts(parts: Iterable[Tensor], rows: int) -> Tensor:
-    """Parts of a table, one below the other."""
+    """Returns the concatenation of the parts of a table with `rows` rows."""
     table = PredictionTable(rows)
     for part in parts:
         table.append(part)
@@ -47,7 +47,7 @@ def concatenate_parts(parts: Iterable[Tensor], rows: int) -> Tensor:
 def predict_shard(
     setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor
 ) -> Predictions:
-    """The same in this process."""
+    """Returns the same predictions, computed by this process alone."""
     frozen = FrozenBackbone(backbone, setup.bfloat16)
     logits, embeddings, losses = (PredictionTable(len(index)) for _ in range(3))
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def predict_shard(
 def forward_images(
     network: Callable[[Tensor], Features], module: nn.Module | None, images: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits [B, classes], embeddings [B, D] and, with a module, predicted losses [B] of normalized images."""
+    """Returns logits [B, classes], embeddings [B, D] and, with a module, predicted losses [B] of normalized images."""
     features = network(images)
     loss = module(features.maps) if isinstance(module, LossPredictionModule) else None
     return features.logits, features.embedding, loss

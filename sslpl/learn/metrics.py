@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, calibration, and the rank correlation of predicted and true loss."""
+"""Metrics of predictions: accuracy, F1, calibration, and the rank correlation of predicted and true loss."""
 
 import torch
 from scipy.stats import spearmanr
@@ -10,17 +10,17 @@ from sslpl.types import Predictions
 
 
 def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:
-    """Cross-entropy [N] of predictions under their classes, in nats, on the CPU."""
+    """Returns the cross-entropy [N] of predictions against their labels, in nats, on the CPU."""
     return cross_entropy(predictions.logits, labels.to(predictions.logits.device), reduction="none").cpu()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of images whose most likely class is right."""
+    """Returns the share of images whose most likely class is correct."""
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
 def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | int | None]:
-    """Accuracy, macro F1, negative log-likelihood (nats) and expected calibration error on the test set."""
+    """Returns accuracy, macro F1, negative log-likelihood (nats) and expected calibration error on the test set."""
     logits = predictions.logits.cpu()
     guess = logits.argmax(dim=1)
     return {
@@ -32,7 +32,7 @@ def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | 
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error over equally wide bins of confidence (Guo et al. 2017)."""
+    """Returns the expected calibration error over confidence bins of equal width (Guo et al. 2017)."""
     confidence, guess = logits.double().softmax(dim=1).max(dim=1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = (guess == labels).double() - confidence
@@ -40,14 +40,14 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:
-    """Spearman correlation of predicted and true loss; None where it is not defined or a class (-1) is not known.
+    """Returns the Spearman correlation of predicted and true loss; None if undefined or if a label is unknown (-1).
 
-    For analysis alone.
+    For analysis only.
     """
     if predictions.predicted_loss is None or len(predictions.index) < 2 or bool((labels < 0).any()):
         return None
     predicted, true = predictions.predicted_loss.cpu(), true_losses(predictions, labels)
-    if any(bool((values == values[0]).all()) for values in (predicted, true)):  # scipy would warn of it
+    if any(bool((values == values[0]).all()) for values in (predicted, true)):  # undefined, and scipy would warn
         return None
     correlation = float(spearmanr(predicted.numpy(), true.numpy())[0])
     return None if correlation != correlation else correlation

@@ -1,4 +1,4 @@
-"""Optimizers whose rates and momentum outlive a captured step and a checkpoint."""
+"""Optimizers whose learning rates and momentum work with CUDA graphs and checkpoints."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from sslpl.state import State
 
 
 def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
-    """SGD over backbone and module, each with its own rate; continues what a checkpoint interrupted."""
+    """Returns SGD over backbone and module with separate rates, with its state from the checkpoint if there is one."""
     training = setup.training
     networks = [network for network in (state.backbone, state.module) if network is not None]
-    # The rates are tensors on the device, so that a captured step reads them anew at each replay.
+    # The rates are tensors on the GPU, so that a captured step reads their current values at each replay.
     groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
     optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
     return resume_optimizer(optimizer, state)
 
 
 def rate_tensor(device: torch.device) -> Tensor | float:
-    """Where a learning rate is kept."""
+    """Returns the initial value of a learning rate: a tensor on a GPU, a number on a CPU."""
     return torch.zeros((), device=device) if device.type == "cuda" else 0.0
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> None:
-    """Sets the learning rate of each group of parameters."""
+    """Sets the learning rate of each parameter group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -34,9 +34,9 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> Non
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Loads a saved state and keeps the tensors of the rates: a captured step goes on reading them.
+    """Loads a saved state into an optimizer but keeps its rate tensors, which a captured step reads.
 
-    `load_state_dict` alone would put the saved tensors, which lie on the CPU, in their place.
+    `load_state_dict` alone would replace them by the saved tensors, which are on the CPU.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
@@ -47,7 +47,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
 
 
 def resume_optimizer(optimizer: torch.optim.SGD, state: State) -> torch.optim.SGD:
-    """The optimizer of the phase under way, with the momentum that a checkpoint holds."""
+    """Registers the optimizer of the current phase, with its state from the checkpoint if there is one; returns it."""
     if state.optimizer_state is not None:
         load_optimizer(optimizer, state.optimizer_state)
     state.optimizer, state.optimizer_state = optimizer, None

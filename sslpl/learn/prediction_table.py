@@ -1,4 +1,4 @@
-"""Tables that arrive batch by batch: in memory, or in a file where they would take too much of it."""
+"""Tables filled batch by batch, in memory or, if they are large, in a memory-mapped file."""
 
 import mmap
 from tempfile import TemporaryFile
@@ -7,14 +7,14 @@ from typing import IO
 import torch
 from torch import Tensor
 
-MAPPED_BYTES = 2**28  # bytes: a larger table on the CPU lies in a file (131,072 embeddings of 512 dimensions are not)
+MAPPED_BYTES = 2**28  # a larger table on the CPU is a mapped file; 131,072 embeddings of 512 dimensions are not larger
 
 
 class PredictionTable:
-    """So many rows, appended in batches on one device.
+    """A table with a fixed number of rows, appended in batches on one device.
 
-    A table of more than MAPPED bytes on the CPU goes to a file without a name in the system's temporary folder
-    (TMPDIR), which ends with the process, however that ends. Its pages take memory only while there is room.
+    On the CPU, a table of more than MAPPED_BYTES is an unnamed file in the system's temporary folder (TMPDIR), which
+    disappears with the process. Its pages occupy memory only while there is room.
     """
 
     def __init__(self, rows: int) -> None:
@@ -24,26 +24,26 @@ class PredictionTable:
         self.file: IO[bytes] | None = None
 
     def append(self, batch: Tensor) -> None:
-        """Adds rows [B, ...]; OSError where the disk is full."""
+        """Appends rows [B, ...]; OSError if the disk is full."""
         if self.filled == 0:
-            self.begin(batch)
+            self.allocate(batch)
         if self.file is not None:
             self.file.write(batch.contiguous().view(torch.uint8).numpy().data)
         elif self.memory is not None:
             self.memory[self.filled : self.filled + len(batch)] = batch
         self.filled += len(batch)
 
-    def begin(self, batch: Tensor) -> None:
-        """Makes room for rows like those of the first batch."""
+    def allocate(self, batch: Tensor) -> None:
+        """Allocates the table for rows like those of the first batch."""
         self.shape, self.dtype = batch.shape[1:], batch.dtype
         if batch.device.type == "cpu" and self.rows * self.shape.numel() * batch.element_size() > MAPPED_BYTES:
-            self.file = TemporaryFile(prefix="sslpl-")  # noqa: SIM115  # closed with its mapping
+            self.file = TemporaryFile(prefix="sslpl-")  # noqa: SIM115  # closed when mapped
         else:
-            with torch.inference_mode(False):  # a network may learn from what it holds
+            with torch.inference_mode(False):  # so that a network can be trained on the result
                 self.memory = batch.new_empty(self.rows, *self.shape)
 
     def whole(self) -> Tensor:
-        """All rows [N, ...], at least one, once they are there."""
+        """Returns all rows [N, ...], N >= 1, after they have been appended."""
         if self.file is not None:
             self.file.flush()
             mapped = mmap.mmap(self.file.fileno(), 0)

@@ -1,4 +1,4 @@
-"""Running sums of a phase, by name: added up on the device as one tensor, read as numbers at the end of an epoch."""
+"""Running sums of a phase: one tensor on the device, read as named numbers at the end of an epoch."""
 
 import math
 from typing import Generic, NamedTuple, TypeVar
@@ -17,26 +17,28 @@ class JointSums(NamedTuple, Generic[T]):
     labeled_images: T
     unlabeled_loss: T
     pseudo_label_weight: T
-    correct_weight: T  # NaN if the class of an image is not known
+    correct_weight: T  # NaN if the label of an image is unknown
     unlabeled_images: T
 
 
 class FinetuneSums(NamedTuple, Generic[T]):
-    """Sums of a fine-tune in the order of `State.sums`: of its losses over an epoch, of its pseudo-labels over all."""
+    """Sums of a fine-tune, in the order of `State.sums`: losses of an epoch, pseudo-labels of all epochs."""
 
     ranking_loss: T
     pseudo_ranking_loss: T
     steps: T
     pseudo_label_weight: T
-    correct_weight: T  # NaN if the class of an image is not known
+    correct_weight: T  # NaN if the label of an image is unknown
     unlabeled_images: T
 
 
-EPOCH_SUMS = FinetuneSums._fields.index("pseudo_label_weight")  # as many begin anew in each epoch of a fine-tune
+EPOCH_SUMS = FinetuneSums._fields.index(
+    "pseudo_label_weight"
+)  # the number of sums that are reset in each epoch of a fine-tune
 
 
 def joint_means(sums: JointSums[float]) -> dict[str, float]:
-    """Means over an epoch of joint training, under the names of the tracker."""
+    """Returns means over an epoch of joint training, by the metric names of the tracker."""
     images, unlabeled = sums.labeled_images, sums.unlabeled_images
     means = {
         "train/loss": sums.loss / images,
@@ -52,15 +54,15 @@ def joint_means(sums: JointSums[float]) -> dict[str, float]:
 
 
 def finetune_means(sums: FinetuneSums[float]) -> dict[str, float]:
-    """Mean losses over an epoch of the fine-tune, under the names of the tracker."""
+    """Returns mean losses over an epoch of the fine-tune, by the metric names of the tracker."""
     losses = {"ranking_loss": sums.ranking_loss, "pseudo_ranking_loss": sums.pseudo_ranking_loss}
     return {f"finetune/{name}": value / sums.steps for name, value in losses.items()}
 
 
 def pseudo_label_quality(sums: FinetuneSums[float]) -> dict[str, float | None]:
-    """The mean weight of the pseudo-labels (with a threshold: their share), and the correct share of that weight.
+    """Returns the mean weight of the pseudo-labels (with a threshold: their rate), and the correct share of the weight.
 
-    None if there were none, or if the class of one is not known.
+    None if there are no pseudo-labels, or if the label of an image is unknown.
     """
     weight, unlabeled = sums.pseudo_label_weight, sums.unlabeled_images
     known = weight and not math.isnan(sums.correct_weight)

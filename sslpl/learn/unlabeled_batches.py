@@ -1,4 +1,4 @@
-"""The unlabeled term of the joint training: which images a step sees beside the labeled ones, averaged weights."""
+"""The unlabeled term of the joint training: its batches, its loss and its averaged weights."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,59 +22,59 @@ from sslpl.state import State
 
 
 class UnlabeledBatch(NamedTuple):
-    """What a step sees of its unlabeled images, and how much they count."""
+    """The unlabeled images of a step, and the weight of their loss."""
 
-    weight: float  # of the term
-    weak: Tensor  # [H, C, h, w], pseudo-labeled; those of this process
-    learned: Tensor  # [H, C, h, w], learned from; the same views where they are not others
-    places: Tensor  # [B], of all processes' images among the unlabeled ones
-    truth: Tensor  # [B], for analysis alone
+    weight: float  # of the unlabeled term
+    weak: Tensor  # [H, C, h, w], views to pseudo-label; the shard of this process
+    student: Tensor  # [H, C, h, w], views of the loss, perhaps the same
+    positions: Tensor  # [B], of the images of all processes among the unlabeled ones
+    truth: Tensor  # [B], for analysis only
 
 
 class TaskTraining(NamedTuple):
-    """What a method keeps from step to step of a training."""
+    """A task method and its state during a joint training."""
 
     method: TaskSSL
     criterion: TaskCriterion
-    average: nn.Module  # the backbone with averaged weights
-    order: Callable[[int], Tensor]  # of the unlabeled images in each pass over them
+    average: nn.Module  # backbone with averaged weights
+    order: Callable[[int], Tensor]  # pass -> random order of the unlabeled images
     world: World
 
     def views(self, batch: UnlabeledBatch) -> list[Tensor]:
-        """What passes the backbone behind the labeled views, in one forward pass with them (published code)."""
-        return [batch.weak, batch.learned][-self.method.views_passed :]
+        """Returns the views that are forwarded together with the labeled ones, after them (published code)."""
+        return [batch.weak, batch.student][-self.method.num_forward_views :]
 
     def loss(self, batch: UnlabeledBatch, logits: Tensor) -> TaskLoss:
-        """The unlabeled term, from the logits of all that passed the backbone.
+        """Computes the unlabeled loss from the logits of all forwarded views.
 
-        Several processes hold a part of the batch each. All have the loss of the whole, which may be no mean over
-        images (FreeMatch's fairness), and each the gradient of its own logits: their sum is the whole's.
+        With several processes, each has a shard of the batch and computes the loss of the whole batch, which may not be
+        a mean over images (FreeMatch's fairness), with the gradient of its own logits; the sum of these is the whole's.
         """
-        held, size = len(batch.weak), len(batch.places)
-        passed = logits[len(logits) - self.method.views_passed * held :]
+        shard_size, size = len(batch.weak), len(batch.positions)
+        task_logits = logits[len(logits) - self.method.num_forward_views * shard_size :]
         if not self.method.teacher:
-            said = passed[:held]
+            weak_logits = task_logits[:shard_size]
         else:
             with torch.no_grad(), frozen_statistics(self.average, size == 1):
-                nothing = can_skip_forward(self.average, batch.weak)
-                said = passed if nothing else self.average(batch.weak).logits
+                no_forward = can_skip_forward(self.average, batch.weak)
+                weak_logits = task_logits if no_forward else self.average(batch.weak).logits
         lengths = self.world.shard_sizes(size)
-        said = all_gather(self.world, said.detach(), lengths)
-        learned = all_gather_with_gradient(self.world, passed[len(passed) - held :], lengths)
-        loss: TaskLoss = self.criterion(said, learned, batch.places)
+        weak_logits = all_gather(self.world, weak_logits.detach(), lengths)
+        student_logits = all_gather_with_gradient(self.world, task_logits[len(task_logits) - shard_size :], lengths)
+        loss: TaskLoss = self.criterion(weak_logits, student_logits, batch.positions)
         return loss
 
 
 def start_task(setup: Setup, state: State) -> TaskTraining | None:
-    """What the method asks for in this cycle, new or as a checkpoint holds it; None without a method.
+    """Returns the task method's training state for this cycle, new or from the checkpoint; None without a method.
 
-    The state holds the same tensors from here on: what a step changes in them is saved with it.
+    `state` shares its tensors, so that checkpoints contain their current values.
     """
     method = setup.task_ssl
     if method is None:
         return None
-    classes, learned = len(setup.dataset.class_names), state.labels()[state.train_index]
-    frequency = learned.bincount(minlength=classes) / len(learned)
+    classes, labels = len(setup.dataset.class_names), state.labels()[state.train_index]
+    frequency = labels.bincount(minlength=classes) / len(labels)
     criterion = TaskCriterion(method, frequency, len(state.pool.unlabeled)).to(setup.device)
     average = copy.deepcopy(state.backbone).eval().requires_grad_(False)
     if state.average is not None and state.task is not None:
@@ -85,16 +85,16 @@ def start_task(setup: Setup, state: State) -> TaskTraining | None:
     state.average, state.task = average.state_dict(), criterion.state_dict()
 
     @lru_cache(maxsize=1)
-    def order(turn: int) -> Tensor:
-        return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, turn))
+    def order(pass_index: int) -> Tensor:
+        return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, pass_index))
 
     return TaskTraining(method, criterion, average, order, setup.world)
 
 
 def normalize_by_batch(network: nn.Module) -> None:
-    """Has batch norms use the statistics of what they see and leave the running ones alone; dropout stays off.
+    """Makes batch norms use batch statistics without updating the running ones; dropout stays off.
 
-    So does a teacher (Tarvainen and Valpola 2017; the published codes).
+    Teachers do so (Tarvainen and Valpola 2017; the published codes).
     """
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -103,7 +103,7 @@ def normalize_by_batch(network: nn.Module) -> None:
 
 
 class frozen_statistics:
-    """Batch norm uses its running statistics inside: a single image has no variance to normalize by (ours)."""
+    """Context manager in which batch norms use running statistics, because a single image has no variance (ours)."""
 
     def __init__(self, network: nn.Module, active: bool) -> None:
         self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training] if active else []
@@ -118,26 +118,26 @@ class frozen_statistics:
 
 
 def task_batch_size(setup: Setup, unlabeled: int) -> int:
-    """How many unlabeled images a step sees: as many as there are if these are too few."""
+    """Returns the number of unlabeled images of a step: at most all of them."""
     return 0 if setup.task_ssl is None else min(setup.task_ssl.ratio * setup.training.batch_size, unlabeled)
 
 
 def unlabeled_order(setup: Setup, task: TaskTraining, unlabeled: int, epoch: int, steps: int) -> list[Tensor]:
-    """The unlabeled images of each step of an epoch of so many steps.
+    """Returns the positions of the unlabeled images of each step of an epoch with `steps` steps.
 
-    Passes over all of them follow one another across the epochs; what fills no batch waits for the next pass.
+    Passes over all unlabeled images continue across epochs; the incomplete last batch of a pass is dropped.
     """
     size = task_batch_size(setup, unlabeled)
     if size == 0:
         return []
-    moments = (divmod(step, unlabeled // size) for step in range(epoch * steps, (epoch + 1) * steps))
-    return [task.order(turn)[k * size : (k + 1) * size] for turn, k in moments]
+    batch_indices = (divmod(step, unlabeled // size) for step in range(epoch * steps, (epoch + 1) * steps))
+    return [task.order(pass_index)[k * size : (k + 1) * size] for pass_index, k in batch_indices]
 
 
 def unlabeled_batches(
     setup: Setup, state: State, task: TaskTraining | None, epoch: int, steps: int
 ) -> Iterator[UnlabeledBatch | None]:
-    """What the steps of an epoch see of unlabeled images, from the state's step on; None without any left."""
+    """Yields the unlabeled batch of each remaining step of an epoch; None without unlabeled images."""
     images, augmentation, unlabeled = setup.dataset.train, setup.augmentation, state.pool.unlabeled
     order = unlabeled_order(setup, task, len(unlabeled), epoch, steps) if task is not None else []
     if task is None or not order:
@@ -145,38 +145,38 @@ def unlabeled_batches(
         return
     first, size, total = state.step, len(order[0]), setup.training.epochs * steps
 
-    def stream(purpose: str) -> torch.Generator:
+    def generator(purpose: str) -> torch.Generator:
         return rng(setup.seed, purpose, state.cycle, epoch)
 
-    asked = augmentation.draw_weak(steps * size, stream("task_weak"))
-    other = augmentation.draw_weak(steps * size, stream("task_weak_1"))
-    strong = augmentation.draw_strong(steps * size, stream("task_strong"))
+    weak_draws = augmentation.draw_weak(steps * size, generator("task_weak"))
+    second_weak_draws = augmentation.draw_weak(steps * size, generator("task_weak_1"))
+    strong_draws = augmentation.draw_strong(steps * size, generator("task_strong"))
     groups = group_batches(order[first:], setup.device, images.shape)
-    own = setup.world.shard(size)
-    held = own.stop - own.start
+    shard = setup.world.shard(size)
+    shard_size = shard.stop - shard.start
     start, step = first * size, epoch * steps + first
-    parts = [[batch[own] for batch in group] for group in groups]
+    parts = [[batch[shard] for batch in group] for group in groups]
     for group, fetch in zip(groups, fetch_groups(images, parts), strict=True):
         index = torch.cat(group)
-        span = torch.arange(start, start + len(index)).view(-1, size)[:, own].flatten()
-        weak = augmentation.weak(fetch, take_draws(asked, span))
-        learned = weak
+        span = torch.arange(start, start + len(index)).view(-1, size)[:, shard].flatten()
+        weak = augmentation.weak(fetch, take_draws(weak_draws, span))
+        student = weak
         if task.method.view == "weak":
-            learned = augmentation.weak(fetch, take_draws(other, span))
+            student = augmentation.weak(fetch, take_draws(second_weak_draws, span))
         elif task.method.view == "strong":
-            learned = augmentation.strong(fetch, take_draws(strong, span))
-        places = to_device(torch.searchsorted(unlabeled, index), setup.device)
+            student = augmentation.strong(fetch, take_draws(strong_draws, span))
+        positions = to_device(torch.searchsorted(unlabeled, index), setup.device)
         truth = to_device(setup.true_labels[index], setup.device)
-        views = (torch.split(part, held) if held else (part,) * len(group) for part in (weak, learned))
-        known = (torch.split(whole, size) for whole in (places, truth))
-        for batch in zip(*views, *known, strict=True):
+        views = (torch.split(part, shard_size) if shard_size else (part,) * len(group) for part in (weak, student))
+        targets = (torch.split(whole, size) for whole in (positions, truth))
+        for batch in zip(*views, *targets, strict=True):
             yield UnlabeledBatch(task.method.weight_at(step, total), *batch)
             step += 1
         start += len(index)
 
 
 def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:
-    """The last four of `JointSums` for a batch: the sum of its losses, and those of `pseudo_label_counts`."""
+    """Returns the last four of `JointSums` for a batch: its summed loss and its summed `pseudo_label_counts`."""
     if batch is None or loss is None:
         return [torch.zeros_like(like)] * 4
     counts = pseudo_label_counts(loss.target, loss.weight, batch.truth).sum(dim=0)

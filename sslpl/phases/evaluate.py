@@ -1,4 +1,4 @@
-"""The evaluate phase: tests the backbone and checks the predicted losses."""
+"""The evaluate phase: test metrics of the backbone and rank correlation of the predicted losses."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from sslpl.types import Step
 
 
 def evaluate(setup: Setup, state: State) -> Iterator[Step]:
-    """Tests the backbone, and whether the module's predicted losses order the unlabeled images."""
+    """Computes the test metrics, and the rank correlation of predicted and true losses of the unlabeled images."""
     data, networks = setup.dataset, (state.backbone, state.module)
     state.row.update(cycle=state.cycle, labeled=len(state.pool.labeled))
     test = predict(setup, *networks, data.test, torch.arange(len(data.test)))

@@ -1,4 +1,4 @@
-"""Semi-supervised fine-tune: with the backbone frozen, the module learns from labeled and unlabeled images."""
+"""The finetune phase: with the backbone frozen, the module learns from labeled and pseudo-labeled images."""
 
 from collections.abc import Iterator
 
@@ -18,36 +18,36 @@ from sslpl.types import Step
 
 
 def finetune(setup: Setup, state: State) -> Iterator[Step]:
-    """Trains the module on the labeled set and, beside it, on pseudo-labeled images (SSLPM, section III)."""
+    """Fine-tunes the module on the labeled set and on pseudo-labeled images (SSLPM, section III)."""
     training, module = setup.training, state.module
     assert isinstance(module, LossPredictionModule)
     optimizer = finetune_optimizer(setup, state)
     frozen = FrozenBackbone(state.backbone, setup.bfloat16)
-    by, labels = pseudo_labeler(setup, state, frozen), state.labels().to(setup.device)
+    labeler, labels = pseudo_labeler(setup, state, frozen), state.labels().to(setup.device)
     sums = torch.zeros(len(FinetuneSums._fields)) if state.sums is None else state.sums
     state.sums = sums = sums.to(setup.device)
     for epoch in range(state.epoch, training.finetune_epochs):
-        plan = draw_finetune_epoch(setup, state, epoch)
-        labeled = labeled_losses(setup, frozen, module, plan, labels, state.step)
-        unlabeled = unlabeled_losses(setup, state, frozen, module, plan, by)
+        inputs = draw_finetune_epoch(setup, state, epoch)
+        labeled = labeled_losses(setup, frozen, module, inputs, labels, state.step)
+        unlabeled = unlabeled_losses(setup, state, frozen, module, inputs, labeler)
         for supervised, pseudo in zip(labeled, unlabeled, strict=True):
             sums[:EPOCH_SUMS] += finetune_step(setup, module, optimizer, supervised, pseudo.losses if pseudo else None)
-            if pseudo:  # a group of batches is pseudo-labeled ahead: what is saved is that of the steps done
+            if pseudo:  # batches are pseudo-labeled in groups, ahead of the steps: save the state after this step
                 sums[EPOCH_SUMS:] += pseudo.counts
                 state.ssl = pseudo.ssl
             state.step += 1
-            if state.step < len(plan.labeled):
-                yield Step(plan.images(state.step - 1))
+            if state.step < len(inputs.labeled):
+                yield Step(inputs.images(state.step - 1))
         state.epoch, state.step = epoch + 1, 0
         metrics = finetune_metrics(sums, epoch, largest_prediction(module, supervised))
-        sums[:EPOCH_SUMS] = 0  # the losses are means over an epoch, the pseudo-labels over the phase
-        yield Step(plan.images(len(plan.labeled) - 1), metrics)
+        sums[:EPOCH_SUMS] = 0  # losses are averaged over the epoch, pseudo-labels over the phase
+        yield Step(inputs.images(len(inputs.labeled) - 1), metrics)
     state.teacher = None
     state.row.update(pseudo_label_quality(FinetuneSums(*sums.tolist())))
 
 
 def finetune_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
-    """SGD over the module alone; continues what a checkpoint interrupted."""
+    """Returns SGD over the module only, with its state from the checkpoint if there is one."""
     training, module = setup.training, state.module
     assert module is not None
     optimizer = torch.optim.SGD(
@@ -67,11 +67,11 @@ def finetune_step(
     labeled: FrozenLosses,
     unlabeled: FrozenLosses | None,
 ) -> Tensor:
-    """One step of the module; returns what it adds to the first three of `FinetuneSums`."""
+    """Takes one step and returns its addition to the first three entries of `FinetuneSums`, [3]."""
     optimizer.zero_grad(set_to_none=True)
-    both = [labeled] if unlabeled is None else [labeled, unlabeled]
-    summaries = [torch.cat(level) for level in zip(*(part.summaries for part in both), strict=True)]
-    predicted = torch.split(module.predict(summaries), [len(part.loss) for part in both])
+    parts = [labeled] if unlabeled is None else [labeled, unlabeled]
+    summaries = [torch.cat(level) for level in zip(*(part.summaries for part in parts), strict=True)]
+    predicted = torch.split(module.predict(summaries), [len(part.loss) for part in parts])
     supervised = setup.ranking(predicted[0], labeled.loss)
     pseudo = torch.zeros_like(supervised)
     if unlabeled is not None:
@@ -83,14 +83,14 @@ def finetune_step(
 
 @torch.no_grad()
 def largest_prediction(module: LossPredictionModule, batch: FrozenLosses) -> Tensor:
-    """The largest predicted loss [1] of a batch, by magnitude; NaN if there is one."""
+    """Returns the largest absolute predicted loss [1] of a batch; NaN if one is NaN."""
     return module.predict(batch.summaries).abs().amax(dim=0, keepdim=True)
 
 
 def finetune_metrics(sums: Tensor, epoch: int, largest: Tensor) -> dict[str, float]:
-    """Mean losses of an epoch and pseudo-label quality so far; FloatingPointError if the fine-tune diverges."""
-    *values, top = torch.cat([sums, largest]).tolist()
-    read = FinetuneSums(*values)
-    check_finetune_losses(read, epoch, top)
-    quality = {f"finetune/{name}": value for name, value in pseudo_label_quality(read).items() if value is not None}
-    return {"finetune/epoch": float(epoch)} | finetune_means(read) | quality
+    """Returns mean losses of an epoch and pseudo-label quality so far; FloatingPointError if the fine-tune diverges."""
+    *values, largest_value = torch.cat([sums, largest]).tolist()
+    totals = FinetuneSums(*values)
+    check_finetune_losses(totals, epoch, largest_value)
+    quality = {f"finetune/{name}": value for name, value in pseudo_label_quality(totals).items() if value is not None}
+    return {"finetune/epoch": float(epoch)} | finetune_means(totals) | quality

@@ -1,4 +1,4 @@
-"""Images become labeled: an oracle is asked, the ledger written, the next training's images chosen."""
+"""The label phase: queries the oracle, records the labels and chooses the images excluded from the next training."""
 
 from collections.abc import Iterator
 
@@ -18,49 +18,51 @@ from sslpl.types import LabelRequest, Selection, Step
 
 
 def label_initial_pool(setup: Setup, state: State) -> Iterator[Step]:
-    """Has the first images labeled, where nobody has labeled any."""
+    """Asks the oracle for the labels of the initial pool."""
     ask_oracle(setup, state, cycle=0)
     exclude_random(setup, state)
-    if setup.needs.previous:  # the networks may have grown
+    if setup.needs.previous:  # new classes may have enlarged the head
         state.previous_weights = weights_of(state.backbone)
     yield Step(len(state.pool.labeled))
 
 
 def label(setup: Setup, state: State) -> Iterator[Step]:
-    """Has the picked images labeled and decides which images the next joint training leaves out."""
-    before = state.train_index
+    """Asks the oracle for the labels of the selection, then trims the labeled images for the next joint training."""
+    old_index = state.train_index
     ask_oracle(setup, state, cycle=state.cycle + 1)
     state.excluded = torch.empty(0, dtype=torch.int64)
     trimmed = setup.schedule(state.module is not None).is_trimmed(state.cycle + 1)
     if trimmed and trim_size(state.num_initial_train) > 0:
-        both = predict(setup, state.backbone, state.module, setup.dataset.train, state.train_index)
-        loss = true_losses(both, state.labels()[both.index])
-        old = len(before)
-        state.excluded = trimmed_positions(before, loss[:old], both.index[old:], loss[old:], state.num_initial_train)
-    yield Step(len(state.train_index) - len(before))
+        predictions = predict(setup, state.backbone, state.module, setup.dataset.train, state.train_index)
+        loss = true_losses(predictions, state.labels()[predictions.index])
+        num_old = len(old_index)
+        state.excluded = trimmed_positions(
+            old_index, loss[:num_old], predictions.index[num_old:], loss[num_old:], state.num_initial_train
+        )
+    yield Step(len(state.train_index) - len(old_index))
 
 
 def ask_oracle(setup: Setup, state: State, cycle: int) -> None:
-    """Asks the oracle for the classes of the picked images and files what it tells; Waiting if that is nothing yet."""
+    """Asks the oracle for the labels of the selection and records them; WaitingForLabels if there are none yet."""
     assert state.selection is not None
     index, score = state.selection
-    state.pool.label(index)  # before anybody is asked in vain: ValueError for a strategy's mistake
+    state.pool.label(index)  # raises ValueError for an invalid selection before annotators are asked
     answer = on_rank_zero(setup.world, lambda: setup.oracle(label_request(setup, state, cycle)))
-    told = answer.label >= 0
+    is_labeled = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):
         state.class_names = answer.class_names
-        fresh = setup.with_class_names(answer.class_names).build(cycle)[0]
+        new_backbone = setup.with_class_names(answer.class_names).build(cycle)[0]
         if state.unaveraged_weights is not None:
-            state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, fresh))
-        state.backbone = grow_head(weights_of(state.backbone), fresh)
+            state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, new_backbone))
+        state.backbone = grow_head(weights_of(state.backbone), new_backbone)
     if answer.source:
         state.label_batches.append(LabelBatch(cycle, answer.time, answer.source))
-    add_labels(setup, state, Selection(index[told], score[told]), answer.label[told], cycle)
+    add_labels(setup, state, Selection(index[is_labeled], score[is_labeled]), answer.label[is_labeled], cycle)
     state.selection = None
 
 
 def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
-    """What the oracle is asked: the picked images, with what the backbone says of them if that is asked for."""
+    """Returns the request to the oracle, with class probabilities that are computed on demand."""
     assert state.selection is not None
     index = state.selection.index
 
@@ -76,10 +78,10 @@ def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
 
 
 def add_labels(setup: Setup, state: State, selection: Selection, labels: Tensor, cycle: int) -> None:
-    """Moves images into the labeled pool and writes them into the ledger; some are held out."""
+    """Adds labeled images to the pool and the ledger, and holds some out for validation."""
     state.pool = state.pool.label(selection.index)
     validation = shuffled(selection.index, state.pool.size, rng(setup.seed, "validation", cycle))
-    # Of a batch that came back in part, something is left to learn from.
+    # A partly labeled batch must keep at least one image for training.
     held_out = min(setup.budget.held_out(len(selection.index)), len(selection.index) - 1)
     state.held_out = torch.cat([state.held_out, validation[:held_out]])
     new = (torch.full_like(selection.index, cycle), selection.index, labels, selection.score)
@@ -87,7 +89,7 @@ def add_labels(setup: Setup, state: State, selection: Selection, labels: Tensor,
 
 
 def exclude_random(setup: Setup, state: State) -> None:
-    """Leaves random images out of the first training, with trimming."""
+    """With trimming, excludes random labeled images from the first joint training (SSLPM's code)."""
     if setup.training.trim:
-        removed = trim_size(len(state.train_index))
-        state.excluded = shuffled(state.train_index, state.pool.size, rng(setup.seed, "removed"))[:removed]
+        num_excluded = trim_size(len(state.train_index))
+        state.excluded = shuffled(state.train_index, state.pool.size, rng(setup.seed, "removed"))[:num_excluded]

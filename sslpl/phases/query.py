@@ -1,4 +1,4 @@
-"""A query strategy, or chance, says which images are labeled next."""
+"""The query phase: the query strategy selects the next images to label."""
 
 import copy
 from collections.abc import Iterator
@@ -18,40 +18,40 @@ from sslpl.types import Predictions, Selection, Step
 
 
 def initial_selection(setup: Setup, state: State) -> Selection:
-    """The first images: those that are labeled already if only some are, else random ones, an oracle's choice by class,
-    or the strategy's, which sees no label."""
+    """Returns the initial pool: the labeled images if only some have labels, else a random or a stratified sample, or
+    the selection of the strategy, which sees no label."""
     labels, initial = setup.dataset.train_labels, int(setup.budget.initial)
-    known, stream = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
+    known, generator = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
     if 0 < len(known) < state.pool.size:
-        first = shuffled(known, state.pool.size, stream)
+        index = shuffled(known, state.pool.size, generator)
     elif setup.budget.initial_pool == "query":
         return run_strategy(setup, state, initial, rng(setup.seed, "initial query"))
     else:
         frequency = setup.budget.initial_frequency(len(setup.dataset.class_names))
         classes = (labels, frequency) if frequency is not None else None
-        first = random_pool(state.pool.size, initial, stream, classes).labeled
-    return Selection(first, torch.full((len(first),), torch.nan, dtype=torch.float64))
+        index = random_pool(state.pool.size, initial, generator, classes).labeled
+    return Selection(index, torch.full((len(index),), torch.nan, dtype=torch.float64))
 
 
 def query(setup: Setup, state: State) -> Iterator[Step]:
-    """Asks the query strategy which images to label."""
+    """Selects the images to label next with the query strategy."""
     state.selection = run_strategy(setup, state, int(setup.budget.per_cycle), rng(setup.seed, "query", state.cycle))
     state.predictions = None
     yield Step(len(state.pool.unlabeled))
 
 
 def run_strategy(setup: Setup, state: State, n: int, generator: Generator) -> Selection:
-    """What the strategy picks in the first process; others take part in predictions alone."""
+    """Runs the strategy on rank 0, with predictions sharded over all ranks, and returns its selection on every rank."""
 
-    def choose() -> Selection:  # a strategy may train networks that have dropout
+    def select() -> Selection:  # seeded, because a strategy may train networks with dropout
         with seeded_draws(setup.device, setup.seed, "query masks", state.cycle):
             return setup.query(query_context(setup, state), n, generator)
 
-    return on_rank_zero(setup.world, choose, partial(predict_with_weights, setup, state))
+    return on_rank_zero(setup.world, select, partial(predict_with_weights, setup, state))
 
 
 def predict_with_weights(setup: Setup, state: State, weights: Weights | None, index: Tensor) -> Predictions:
-    """What the networks of a state, or a backbone with other weights, say of images of the pool."""
+    """Predicts images of the pool with the networks of `state`, or with a backbone that has the given weights."""
     if weights is None:
         return predict(setup, state.backbone, state.module, setup.dataset.train, index)
     backbone = copy.deepcopy(state.backbone)
@@ -60,10 +60,10 @@ def predict_with_weights(setup: Setup, state: State, weights: Weights | None, in
 
 
 def query_context(setup: Setup, state: State) -> Context:
-    """What the strategy sees of the state: all but the hidden labels."""
+    """Returns the context of the strategy: the state without the hidden labels."""
     data = setup.dataset
 
-    def predicted(weights: Weights | None, index: Tensor) -> Predictions:
+    def predict_on_all_ranks(weights: Weights | None, index: Tensor) -> Predictions:
         if setup.world.size > 1:
             request_work(
                 setup.world, None if weights is None else {name: value.cpu() for name, value in weights.items()}, index
@@ -81,7 +81,7 @@ def query_context(setup: Setup, state: State) -> Context:
         module=state.module,
         images=data.train,
         normalize=setup.augmentation.plain,
-        predict=predicted,
+        predict=predict_on_all_ranks,
         cycle=state.cycle,
         known=state.predictions,
         previous_weights=state.previous_weights,

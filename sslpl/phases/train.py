@@ -1,4 +1,4 @@
-"""The train phase: joint training of backbone and loss prediction module, epoch by epoch."""
+"""The train phase: joint training of the backbone and the loss prediction module."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,13 +13,7 @@ from sslpl.learn.averages import update_average, update_teacher, use_average
 from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
 from sslpl.learn.divergence import check_joint_losses
-from sslpl.learn.joint import (
-    JointInputs,
-    JointStep,
-    joint_step,
-    joint_train_index,
-    mask_draws,
-)
+from sslpl.learn.joint import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.sums import JointSums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
@@ -30,7 +24,7 @@ from sslpl.types import Step
 
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
-    """Trains on the labeled images that are not trimmed or held out, from where `state` stands (SSLPM, Algorithm 1)."""
+    """Trains on the labeled images that are not excluded or held out, from the step of `state` (SSLPM, Algorithm 1)."""
     training = setup.training
     broadcast_weights(setup.world, state.backbone, state.module)
     index, labels = joint_train_index(state), state.labels().to(setup.device)
@@ -53,9 +47,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
                 yield Step(inputs.images)
         if epoch in snapshots:
             state.snapshots.append(weights_of(state.backbone))
-        read = JointSums(*sums.tolist())
-        check_joint_losses(read, epoch)
-        metrics = {"train/epoch": float(epoch)} | joint_means(read) | validate_epoch(setup, state, task)
+        totals = JointSums(*sums.tolist())
+        check_joint_losses(totals, epoch)
+        metrics = {"train/epoch": float(epoch)} | joint_means(totals) | validate_epoch(setup, state, task)
         state.sums, state.epoch, state.step = None, epoch + 1, 0
         yield Step(inputs.images, metrics)
     restore_best_epoch(state)
@@ -63,7 +57,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
 
 
 def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: TaskTraining | None) -> JointStep:
-    """`joint_step`, as a CUDA graph where steps are captured and can be."""
+    """Returns `joint_step`, captured as a CUDA graph if this is enabled and possible."""
     if not setup.capture_steps or state.uncapturable or task is not None:
         return partial(joint_step, setup, state, optimizer, task=task)
 
@@ -72,7 +66,7 @@ def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: 
 
     def fall_back(reason: str) -> None:
         state.uncapturable = True
-        setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run one by one, which is slower")
+        setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run eagerly, which is slower")
 
     captured = CapturedSteps(step, fall_back)
     return lambda inputs, detached: captured(inputs.views, inputs.labels, detached)
@@ -81,18 +75,18 @@ def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: 
 def epoch_inputs(
     setup: Setup, state: State, task: TaskTraining | None, epoch: int, batches: list[Tensor], labels: Tensor
 ) -> Iterator[JointInputs]:
-    """What the steps of an epoch see, from the state's step on."""
+    """Yields the inputs of the remaining steps of an epoch."""
     first, images, device = state.step, setup.dataset.train, setup.device
     draws = setup.augmentation.draw_weak(sum(map(len, batches)), rng(setup.seed, "weak", state.cycle, epoch))
-    held, draws = shard_batches(setup.world, batches, draws)
-    truths = torch.split(labels[to_device(torch.cat(held), device)], [len(batch) for batch in held])
-    views = weak_views(images, setup.augmentation, device, held, draws, first)
-    beside = unlabeled_batches(setup, state, task, epoch, len(batches))
-    yield from map(JointInputs, views, truths[first:], map(len, batches[first:]), beside)
+    shards, draws = shard_batches(setup.world, batches, draws)
+    targets = torch.split(labels[to_device(torch.cat(shards), device)], [len(batch) for batch in shards])
+    views = weak_views(images, setup.augmentation, device, shards, draws, first)
+    unlabeled = unlabeled_batches(setup, state, task, epoch, len(batches))
+    yield from map(JointInputs, views, targets[first:], map(len, batches[first:]), unlabeled)
 
 
 def update_averages(setup: Setup, state: State, task: TaskTraining | None, steps: int) -> None:
-    """Moves the averages of the weights after so many steps, those of the teacher of the module and of the task."""
+    """Updates the averaged weights after `steps` steps: those of the module's teacher and of the task method."""
     if setup.teacher_decay is not None:
         state.teacher = update_teacher(state.teacher, state.backbone, setup.teacher_decay, steps)
     if task is not None:

@@ -73,7 +73,7 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
         size = unlabeled_batch_size(unlabeled, learned, training.batch_size, training.unlabeled_batch_limit)
         tuned = training.finetune_epochs * batches
         views += training.finetune_epochs * (
-            learned + ((setup.weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
+            learned + ((setup.num_weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
         )
     return labeled, trained, steps, tuned, views
 
@@ -81,7 +81,7 @@ def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
 def unlabeled_views_per_step(setup: Setup, unlabeled: int) -> int:
     """How many views of unlabeled images pass the backbone in a joint step; those that a teacher sees aside."""
     method = setup.task_ssl
-    return 0 if method is None else method.views_passed * task_batch_size(setup, unlabeled)
+    return 0 if method is None else method.num_forward_views * task_batch_size(setup, unlabeled)
 
 
 def has_module(setup: Setup) -> bool:

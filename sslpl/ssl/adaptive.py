@@ -1,7 +1,7 @@
-"""SSL methods with a state: thresholds and weights that follow what the backbone says of the unlabeled images.
+"""Stateful SSL methods: thresholds and weights that adapt to the predictions of the unlabeled images.
 
-Each is built anew for the fine-tune of a cycle and called with the weak logits [B, classes] of a batch and the places
-of its images among the unlabeled ones, [B] in 0..num_images-1. Thresholds concern the highest class probability.
+Each is built anew for the fine-tune of a cycle and called with the weak logits [B, classes] of a batch and the indices
+of its images among the unlabeled ones, [B] in 0..num_images-1. Thresholds apply to the highest class probability.
 """
 
 import torch
@@ -12,12 +12,12 @@ from sslpl.types import Positive, PseudoLabel, Share, ShareBelowOne
 
 
 class FlexMatch(nn.Module):
-    """The most likely class, if it reaches a threshold of its own (FlexMatch: Zhang et al. 2021, Algorithm 1).
+    """The most likely class, if it reaches a class-wise threshold (FlexMatch: Zhang et al. 2021, Algorithm 1).
 
-    The fewer images were ever predicted as a class with `threshold`, the lower the threshold of that class.
+    A class that fewer images have reached with confidence `threshold` has a lower threshold.
     """
 
-    learned: Tensor  # [num_images] int64, the class that an image last reached `threshold` with; -1: never
+    learned: Tensor  # [num_images] int64, the last class predicted with confidence `threshold`; -1: none
 
     def __init__(self, num_classes: int, num_images: int, threshold: Share = 0.95) -> None:
         super().__init__()
@@ -25,15 +25,17 @@ class FlexMatch(nn.Module):
         self.register_buffer("learned", torch.full((num_images,), -1))
 
     def forward(self, weak_logits: Tensor, index: Tensor) -> PseudoLabel:
-        """Pseudo-labels by what was learned before this batch; then learns from it."""
+        """Returns pseudo-labels by the thresholds before this batch, then updates the state."""
         confidence, guess = weak_logits.float().softmax(dim=1).max(dim=1)
         weight = (confidence >= self.thresholds()[guess]).float()
         self.learned[index] = torch.where(confidence >= self.threshold, guess, self.learned[index])
         return PseudoLabel(one_hot(guess, self.num_classes).float(), weight)
 
     def thresholds(self) -> Tensor:
-        """Of each class, [classes]: its share of the largest class, or of the images that are still without one while
-        these are more (the warm-up), mapped by x / (2 - x), times `threshold`."""
+        """Returns the threshold of each class [classes]: `threshold` times x / (2 - x).
+
+        x is the count of the class over the largest count, where images without a class yet count as one, too.
+        """
         counts = self.learned.new_zeros(self.num_classes + 1).index_add_(
             0, self.learned + 1, torch.ones_like(self.learned)
         )
@@ -44,11 +46,11 @@ class FlexMatch(nn.Module):
 class FreeMatch(nn.Module):
     """The most likely class, if it reaches an adaptive threshold (FreeMatch: Wang et al. 2023).
 
-    The threshold is an average of the confidence, scaled down for the classes that are predicted less. Its fairness
-    loss trains a backbone and has no place where that is frozen.
+    The threshold is the averaged confidence, scaled down for classes that are predicted less often. Its fairness loss
+    trains a backbone and does not apply to a frozen one.
     """
 
-    level: Tensor  # [], averaged highest probability
+    level: Tensor  # [], averaged confidence
     marginal: Tensor  # [classes], averaged probabilities
 
     def __init__(self, num_classes: int, num_images: int, momentum: ShareBelowOne = 0.999) -> None:  # noqa: ARG002
@@ -58,7 +60,7 @@ class FreeMatch(nn.Module):
         self.register_buffer("marginal", torch.full((num_classes,), 1 / num_classes))
 
     def forward(self, weak_logits: Tensor, index: Tensor) -> PseudoLabel:  # noqa: ARG002
-        """Learns from the batch, then pseudo-labels it."""
+        """Updates the state with the batch, then returns its pseudo-labels."""
         probabilities = weak_logits.float().softmax(dim=1)
         confidence, guess = probabilities.max(dim=1)
         self.level.lerp_(confidence.mean(), 1 - self.momentum)
@@ -71,8 +73,8 @@ class SoftMatch(nn.Module):
     """The most likely class, weighted by a truncated Gaussian of its probability (SoftMatch: Chen et al. 2023).
 
     The weight is exp(-n_sigma^2 (c - mean)^2 / (2 variance)) below the averaged mean of the confidence c, and 1 above.
-    n_sigma = 2 is the published code, 1 the paper's formula. Uniform alignment takes c after the probabilities are
-    divided by their average and normalized; the class is that of the probabilities themselves.
+    n_sigma = 2 follows the published code, 1 the paper's formula. With uniform alignment, c is computed from the
+    probabilities divided by their average and normalized; the class is that of the original probabilities.
     """
 
     mean: Tensor  # [], averaged mean of the confidence of a batch
@@ -94,7 +96,7 @@ class SoftMatch(nn.Module):
         self.register_buffer("marginal", torch.zeros(num_classes))
 
     def forward(self, weak_logits: Tensor, index: Tensor) -> PseudoLabel:  # noqa: ARG002
-        """Learns from the batch, then pseudo-labels it."""
+        """Updates the state with the batch, then returns its pseudo-labels."""
         probabilities = weak_logits.float().softmax(dim=1)
         confidence = (self.aligned(probabilities) if self.uniform_alignment else probabilities).amax(dim=1)
         mean = confidence.mean()
@@ -106,8 +108,8 @@ class SoftMatch(nn.Module):
         return PseudoLabel(one_hot(probabilities.argmax(dim=1), len(self.marginal)).float(), weight)
 
     def aligned(self, probabilities: Tensor) -> Tensor:
-        """Probabilities [B, classes] whose average, over the batches so far, would be uniform."""
-        keep = self.momentum * self.marginal.any()  # the first batch is the average
-        self.marginal.copy_(keep * self.marginal + (1 - keep) * probabilities.mean(dim=0))
+        """Returns probabilities [B, classes] rescaled so that their average over the batches so far is uniform."""
+        decay = self.momentum * self.marginal.any()  # the first batch is the average
+        self.marginal.copy_(decay * self.marginal + (1 - decay) * probabilities.mean(dim=0))
         ratio = probabilities / (self.marginal + 1e-6)
         return ratio / ratio.sum(dim=1, keepdim=True)
