@@ -71,7 +71,7 @@ def sampled_k_means(
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
     training = points[sample.to(points.device)].cpu()
     origin = training.mean(dim=0)
-    found = faiss.Kmeans(
+    model = faiss.Kmeans(
         training.shape[1],
         clusters,
         niter=min(steps, STEPS),
@@ -79,8 +79,8 @@ def sampled_k_means(
         min_points_per_centroid=1,
         max_points_per_centroid=len(training),
     )
-    found.train(training.sub_(origin).numpy(), weights=None if weight is None else weight[sample].float().numpy())
-    return assigned(points, (torch.from_numpy(found.centroids) + origin).to(points.device))
+    model.train(training.sub_(origin).numpy(), weights=None if weight is None else weight[sample].float().numpy())
+    return assigned(points, (torch.from_numpy(model.centroids) + origin).to(points.device))
 
 
 def assigned(points: GatheredRows, centers: Tensor) -> Clusters:
@@ -118,10 +118,10 @@ def neighbor_rows(points: Tensor, count: int) -> Tensor:
         index.nprobe = min(PROBES, lists)
         index.train(x)
     index.add(x)
-    found = torch.from_numpy(index.search(x, count + 1)[1])
-    own = found == torch.arange(len(x))[:, None]
-    own[~own.any(dim=1), -1] = True  # a point with more than `count` duplicates may not find itself
-    return found[~own].view(len(x), count)
+    neighbors = torch.from_numpy(index.search(x, count + 1)[1])
+    is_self = neighbors == torch.arange(len(x))[:, None]
+    is_self[~is_self.any(dim=1), -1] = True  # a point with more than `count` duplicates may not find itself
+    return neighbors[~is_self].view(len(x), count)
 
 
 def rejection_plus_plus(

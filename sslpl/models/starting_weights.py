@@ -146,7 +146,7 @@ def download_weights(fetch: Callable[[], Weights]) -> Weights:
 
 
 def one_line(error: Exception) -> str:
-    """Shortens an error to one message."""
+    """Shortens an error to one line."""
     return shorten(str(error) or type(error).__name__, 200)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class VAE(nn.Module):
     """A VAE of 4x4 convolutions of stride 2 that leave 2 or 3 pixels of the shorter side, and a mirrored decoder.
 
-    The first has `width` channels, and each further one doubles them, up to 8 x width: 128 at 32 pixels is the network of
-    VAAL's published code. The decoder is conditioned on `conditions` more inputs (TA-VAAL).
+    The first has `width` channels, and each further one doubles them, up to 8 x width: 128 at 32 pixels is the network
+    of VAAL's published code. The decoder is conditioned on `conditions` more inputs (TA-VAAL).
     """
 
     def __init__(self, shape: Sequence[int], latent: int, width: int, conditions: int = 0) -> None:

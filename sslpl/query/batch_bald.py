@@ -23,7 +23,7 @@ NEGLIGIBLE = 1e-6  # nats: a smaller gain is a rounding error
 class Configurations(NamedTuple):
     """Joint labelings of the images selected so far."""
 
-    chance: Tensor  # [M]; the sum is below 1 once labelings that identify the network are dropped
+    weight: Tensor  # [M]; the sum is below 1 once labelings that identify the network are dropped
     posterior: Tensor  # [M, samples]: probability of each sampled network given the labeling
 
 
@@ -65,16 +65,16 @@ def greedy(
     chosen: list[Tensor] = []
     gains: list[Tensor] = []
     while len(chosen) < n:
-        best = highest(gain, stale, labelings, probability, images_at_once(len(labelings.chance) * classes))
+        best = highest(gain, stale, labelings, probability, images_at_once(len(labelings.weight) * classes))
         if gain[best] < NEGLIGIBLE:
             break
         chosen.append(best)
         gains.append(gain[best].clone())
         gain[best] = -torch.inf
         stale = gain > -torch.inf
-        sampled = len(labelings.chance) * classes > limits[0]
+        sampled = len(labelings.weight) * classes > limits[0]
         labelings = extended(labelings, probability(best[None])[0], limits, rng)
-        limits = (0, len(labelings.chance)) if sampled else limits
+        limits = (0, len(labelings.weight)) if sampled else limits
     rest = (gain > -torch.inf).nonzero()[: n - len(chosen), 0]
     return torch.cat([*(best[None] for best in chosen), rest]), torch.cat([*(g[None] for g in gains), gain[rest]])
 
@@ -103,25 +103,25 @@ def information(labelings: Configurations, probability: Tensor) -> Tensor:
     """
     images, samples, classes = probability.shape
     predictive = labelings.posterior @ probability.transpose(0, 1).reshape(samples, images * classes)
-    total = labelings.chance @ entropy_of(predictive.view(len(labelings.chance), images, classes)).double()
-    return total - entropy_of(probability).double() @ (labelings.chance @ labelings.posterior.double())
+    total = labelings.weight @ entropy_of(predictive.view(len(labelings.weight), images, classes)).double()
+    return total - entropy_of(probability).double() @ (labelings.weight @ labelings.posterior.double())
 
 
 def extended(labelings: Configurations, probability: Tensor, limits: tuple[int, int], rng: Generator) -> Configurations:
     """Extends the labelings by an image [samples, classes]; above limits[0] of them, limits[1] are sampled."""
     classes = probability.shape[1]
-    chance = (labelings.chance[:, None] * (labelings.posterior @ probability)).flatten()
-    exact = len(chance) <= limits[0]
-    index = torch.arange(len(chance), device=chance.device) if exact else stratified(chance, limits[1], rng)
+    weight = (labelings.weight[:, None] * (labelings.posterior @ probability)).flatten()
+    exact = len(weight) <= limits[0]
+    index = torch.arange(len(weight), device=weight.device) if exact else stratified(weight, limits[1], rng)
     posterior = labelings.posterior[index // classes] * probability.T[index % classes]
     posterior /= posterior.sum(dim=1, keepdim=True).clamp(min=torch.finfo(posterior.dtype).tiny)
-    chance = chance if exact else (chance.sum() / len(index)).expand(len(index))
+    weight = weight if exact else (weight.sum() / len(index)).expand(len(index))
     doubt = entropy_of(posterior) > NEGLIGIBLE  # once the network is certain, no label is informative
-    return Configurations(chance[doubt], posterior[doubt])
+    return Configurations(weight[doubt], posterior[doubt])
 
 
-def stratified(chance: Tensor, count: int, rng: Generator) -> Tensor:
-    """Samples `count` indices in proportion to `chance`, one from each of `count` equal strata."""
-    total = chance.cumsum(dim=0)
+def stratified(weight: Tensor, count: int, rng: Generator) -> Tensor:
+    """Samples `count` indices in proportion to `weight`, one from each of `count` equal strata."""
+    total = weight.cumsum(dim=0)
     point = (torch.arange(count) + torch.rand(count, generator=rng, dtype=torch.float64)) / count
-    return torch.searchsorted(total, point.to(total) * total[-1], right=True).clamp(max=len(chance) - 1)
+    return torch.searchsorted(total, point.to(total) * total[-1], right=True).clamp(max=len(weight) - 1)

@@ -159,6 +159,6 @@ def labeled_logits(
     """Yields the discriminator's logits of being labeled for these rows in blocks, with batch norm in eval mode."""
     networks.vae.eval()
     parts = torch.split(rows, inference_batch_size(context.device, 64, 64))
-    for some, images in zip(parts, context.normalized_images([index[part] for part in parts]), strict=True):
+    for block, images in zip(parts, context.normalized_images([index[part] for part in parts]), strict=True):
         mean, _ = networks.vae.encode(images)
-        yield networks.discriminator(torch.cat([mean, condition.discriminator[some.to(context.device)]], 1))[:, 0]
+        yield networks.discriminator(torch.cat([mean, condition.discriminator[block.to(context.device)]], 1))[:, 0]
