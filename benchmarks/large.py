@@ -202,7 +202,7 @@ def context(world: World) -> Context:
         normalize=floats,
         predict=predict,
         cycle=1,
-        known=predict(None, unlabeled),
+        precomputed=predict(None, unlabeled),
         previous_weights=heads[1],
         snapshots=heads[2:],
         truth=None,

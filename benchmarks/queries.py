@@ -177,7 +177,7 @@ def context(world: World) -> Context:
         normalize=lambda images: images.float().div_(255).sub_(0.5),
         predict=predict,
         cycle=1,
-        known=predict(None, unlabeled),
+        precomputed=predict(None, unlabeled),
         previous_weights=heads[1],
         snapshots=heads[2:],
         truth=classes,

@@ -87,14 +87,14 @@ def tabled(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
 def predicting(logits: Tensor, embedding: Tensor | None = None, predicted_loss: Tensor | None = None) -> Context:
     """A context whose unlabeled images 0..U-1 have these predictions."""
     count = len(logits)
-    known = Predictions(torch.arange(count), logits, logits if embedding is None else embedding, predicted_loss)
+    precomputed = Predictions(torch.arange(count), logits, logits if embedding is None else embedding, predicted_loss)
     nothing = torch.empty(0, dtype=torch.int64)
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         raise AssertionError("nothing else is to be predicted")
 
     return Context(
-        unlabeled=known.index,
+        unlabeled=precomputed.index,
         labeled=nothing,
         labels=nothing,
         candidates=count,
@@ -105,5 +105,5 @@ def predicting(logits: Tensor, embedding: Tensor | None = None, predicted_loss: 
         images=TensorImages(torch.zeros(count, 1, 8, 8, dtype=torch.uint8)),
         normalize=lambda images: images.float(),
         predict=predict,
-        known=known,
+        precomputed=precomputed,
     )

@@ -48,7 +48,7 @@ def pool(embedding: Tensor, labeled: int = 0, logits: Tensor | None = None) -> C
         return parts[0]
 
     seen = predicting(parts[1].logits, parts[1].embedding)
-    index = {"unlabeled": parts[1].index, "labeled": parts[0].index, "known": parts[1]}
+    index = {"unlabeled": parts[1].index, "labeled": parts[0].index, "precomputed": parts[1]}
     return replace(seen, predict=predict, candidates=len(parts[1].index), **index)
 
 

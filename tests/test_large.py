@@ -230,8 +230,8 @@ class TestKCenter:
             assert centers[row] == pytest.approx(centers.max().item(), abs=2e-3)
             assert radius.item() == pytest.approx(centers.max().item(), abs=2e-3)
             centers = torch.minimum(centers, every[row])
-        for at_once, recent in ((1, 0), (7, 2), (400, 1000)):
-            monkeypatch.setattr(k_center, "AT_ONCE", at_once)
+        for batch, recent in ((1, 0), (7, 2), (400, 1000)):
+            monkeypatch.setattr(k_center, "BATCH", batch)
             monkeypatch.setattr(k_center, "RECENT", recent)
             rows, radius = k_center_greedy(points[:5], points, 300, generator())
             assert torch.equal(rows, expected[0])

@@ -382,8 +382,8 @@ class TestStart:
         [
             (None, "must be imagenet or a file with weights (No such file or directory)"),
             (b"no weights", "must be imagenet or a file with weights"),
-            ({}, "holds no state dict"),
-            ({"epoch": 3}, "holds no state dict"),
+            ({}, "must contain a state dict"),
+            ({"epoch": 3}, "must contain a state dict"),
             (
                 small_cnn(num_classes=10, in_channels=2),
                 "stages.0.0.0.weight has shape [32, 2, 3, 3], not [32, 1, 3, 3]",

@@ -198,7 +198,7 @@ def test_exact_and_sampled_configurations_give_the_joint_information(
     known = Configurations(torch.full((start,), 1 / start, dtype=torch.float64), torch.full((start, 8), 1 / 8))
     for row in (0, 1, 2):
         known = extended(known, probability[row], limits, seeded(row))
-    assert len(known.chance) <= max(limits)
+    assert len(known.weight) <= max(limits)
     before = joint_information(probability.double(), (0, 1, 2))
     expected = [joint_information(probability.double(), (0, 1, 2, row)) - before for row in (3, 4)]
     assert min(expected) > 0.05

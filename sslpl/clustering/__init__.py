@@ -1,1 +1,1 @@
-"""Clustering and nearest neighbors for pools of any size, without pool x pool matrices."""
+"""Clustering and nearest neighbors for the query strategies, in memory linear in the pool."""

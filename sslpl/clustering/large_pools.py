@@ -1,7 +1,7 @@
-"""What large pools are clustered and searched with: faiss, on tables that may lie in a file and are never copied whole.
+"""Clustering and neighbor search for large pools, with faiss, on tables that may be in a file and are never copied.
 
-Above LARGE unlabeled images k-means learns its centers from a sample, and k-means++ measures no distance before it is
-needed. The number of images alone decides, so that what is chosen never depends on what is installed.
+Above LARGE unlabeled images, k-means fits its centers to a sample, and k-means++ computes distances lazily. Only the
+number of images decides, so that a selection never depends on the installed packages.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from sslpl.clustering.neighbors import blocks, nearest
 from sslpl.types import UserError
 
 LARGE = 75_000  # unlabeled images: CIFAR, Fashion-MNIST and SVHN have fewer
-SAMPLE, MOST = 64, 2**18  # images that the centers are learned from, for each of them and in all
+SAMPLE, MAX_SAMPLE = 64, 2**18  # the images that centers are fitted to: per center, and at most
 STEPS = 25  # of Lloyd's algorithm, at most (faiss's default)
-FLAT = 25_000  # above so many points their neighbors are found approximately ...
-PROBES = 32  # ... in so many of 4 N^0.5 lists
-REFRESH = 64  # choices, or refusals in a row, after which all distances are brought up to date
+FLAT = 25_000  # above this many points the neighbor search is approximate ...
+PROBES = 32  # ... and searches this many of the 4 N^0.5 inverted lists
+REFRESH = 64  # new rows, or consecutive rejections, after which all distances are updated
 
 
 class GatheredRows:
-    """Rows of a table [M, D] at an index [N], of length 1 if they are to be, gathered when they are asked for."""
+    """The rows [N] of a table [M, D] at an index, gathered on access and normalized if `unit`."""
 
     def __init__(self, table: Tensor, index: Tensor, unit: bool = False) -> None:
         self.table, self.index, self.unit = table, index.to(table.device), unit
@@ -34,26 +34,26 @@ class GatheredRows:
         return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        some = self.table[self.index[rows]]
-        return normalize(some) if self.unit else some
+        gathered = self.table[self.index[rows]]
+        return normalize(gathered) if self.unit else gathered
 
     def in_order(self) -> list[Tensor]:
-        """All rows in parts, as they lie in the table: to be read through once."""
+        """Returns all rows in blocks, in the order of the table, for one sequential read."""
         order = self.index.argsort()
         return [order[part] for part in blocks(len(self), self.table.shape[1], self.device)]
 
 
 def is_large(images: int) -> bool:
-    """Whether so many unlabeled images are chosen from with what is here."""
+    """True if a pool of this many unlabeled images uses the methods for large pools."""
     return images > LARGE
 
 
 def imported_faiss() -> ModuleType:
-    """faiss with the threads of torch; UserError with the command where it is missing."""
+    """Imports faiss and sets its threads to torch's; UserError with the install command if it is missing."""
     try:
         import faiss
     except ImportError as error:
-        raise UserError(f"a pool of more than {LARGE:,} images needs faiss here: pip install faiss-cpu") from error
+        raise UserError(f"a pool of more than {LARGE:,} images needs faiss: pip install faiss-cpu") from error
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
 
@@ -61,30 +61,30 @@ def imported_faiss() -> ModuleType:
 def sampled_k_means(
     points: GatheredRows, clusters: int, rng: Generator, weight: Tensor | None = None, steps: int = STEPS
 ) -> Clusters:
-    """Clusters points by at most STEPS of k-means on a random sample of them; `weight` [N] above 0 counts them.
+    """Clusters points by at most STEPS of k-means on a random sample, weighted by `weight` [N] > 0.
 
-    All points go to their nearest center, exactly. The start is random, as faiss has it; a center without points
-    gets half of another's.
+    All points are assigned to their exact nearest center. Initial centers are random points, and an empty cluster
+    takes half of another one, as in faiss.
     """
     faiss, clusters = imported_faiss(), min(clusters, len(points))
-    sample = torch.randperm(len(points), generator=rng)[: max(clusters, min(SAMPLE * clusters, MOST))]
+    sample = torch.randperm(len(points), generator=rng)[: max(clusters, min(SAMPLE * clusters, MAX_SAMPLE))]
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
-    learned = points[sample.to(points.device)].cpu()
-    origin = learned.mean(dim=0)
-    found = faiss.Kmeans(
-        learned.shape[1],
+    training = points[sample.to(points.device)].cpu()
+    origin = training.mean(dim=0)
+    model = faiss.Kmeans(
+        training.shape[1],
         clusters,
         niter=min(steps, STEPS),
         seed=seed,
         min_points_per_centroid=1,
-        max_points_per_centroid=len(learned),
+        max_points_per_centroid=len(training),
     )
-    found.train(learned.sub_(origin).numpy(), weights=None if weight is None else weight[sample].float().numpy())
-    return assigned(points, (torch.from_numpy(found.centroids) + origin).to(points.device))
+    model.train(training.sub_(origin).numpy(), weights=None if weight is None else weight[sample].float().numpy())
+    return assigned(points, (torch.from_numpy(model.centroids) + origin).to(points.device))
 
 
 def assigned(points: GatheredRows, centers: Tensor) -> Clusters:
-    """The clustering of points around given centers [K, D]."""
+    """Assigns points to their nearest centers [K, D]."""
     distance = torch.empty(len(points), device=points.device)
     label = torch.empty(len(points), dtype=torch.int64, device=points.device)
     origin = centers.mean(dim=0)
@@ -94,21 +94,21 @@ def assigned(points: GatheredRows, centers: Tensor) -> Clusters:
 
 
 def approximate_neighbor_distance(points: Tensor, neighbors: int) -> Tensor:
-    """As in `sslpl.clustering.neighbors`; above FLAT points it is approximate which are the nearest."""
+    """Computes `mean_neighbor_distance` with faiss; above FLAT points the nearest are found approximately."""
     count = min(neighbors, len(points) - 1)
     mean = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     if count == 0:
         return mean
-    near = neighbor_rows((points - points.mean(dim=0)).cpu(), count).to(points.device)
+    nearest_rows = neighbor_rows((points - points.mean(dim=0)).cpu(), count).to(points.device)
     for rows in blocks(len(points), count * points.shape[1], points.device):
-        apart = (points[near[rows].clamp(min=0)] - points[rows, None]).double().square().sum(dim=2).sqrt_()
-        known = near[rows] >= 0
-        mean[rows] = (apart * known).sum(dim=1) / known.sum(dim=1)
+        distance = (points[nearest_rows[rows].clamp(min=0)] - points[rows, None]).double().square().sum(dim=2).sqrt_()
+        found = nearest_rows[rows] >= 0
+        mean[rows] = (distance * found).sum(dim=1) / found.sum(dim=1)
     return mean.nan_to_num_(torch.inf)
 
 
 def neighbor_rows(points: Tensor, count: int) -> Tensor:
-    """The nearest others [N, count] of points [N, D], fewer than N, by faiss; -1 where it found too few."""
+    """Finds the nearest neighbors [N, count] of points [N, D] by faiss, count < N; -1 where it finds too few."""
     faiss, x = imported_faiss(), points.numpy()
     index = faiss.IndexFlatL2(x.shape[1])
     if len(x) > FLAT:
@@ -118,43 +118,43 @@ def neighbor_rows(points: Tensor, count: int) -> Tensor:
         index.nprobe = min(PROBES, lists)
         index.train(x)
     index.add(x)
-    found = torch.from_numpy(index.search(x, count + 1)[1])
-    own = found == torch.arange(len(x))[:, None]
-    own[~own.any(dim=1), -1] = True  # among more copies than it asked for it has not found itself
-    return found[~own].view(len(x), count)
+    neighbors = torch.from_numpy(index.search(x, count + 1)[1])
+    is_self = neighbors == torch.arange(len(x))[:, None]
+    is_self[~is_self.any(dim=1), -1] = True  # a point with more than `count` duplicates may not find itself
+    return neighbors[~is_self].view(len(x), count)
 
 
 def rejection_plus_plus(
     squares: Callable[[Tensor, Tensor], Tensor], images: int, n: int, rng: Generator, first: Tensor
 ) -> Tensor:
-    """Distinct rows [n] drawn as in `sslpl.clustering.k_means.plus_plus` without mass, by rejection sampling.
+    """Draws distinct rows [n] as `sslpl.clustering.k_means.plus_plus` with equal masses, by rejection sampling.
 
-    `squares` gives the squared distances [R, K] between rows [R] and [K]; `first` is []. A row is drawn by its distance
-    to the nearest of the earlier choices and kept with the chance that the later ones leave of it: this is exact, and
-    all distances are computed only once in a while, to many choices at a time.
+    `squares` returns the squared distances [R, K] between rows [R] and [K]; `first` is []. A row is proposed by an
+    outdated distance, an upper bound, and accepted with probability current / outdated distance: this is exact, and
+    all distances are updated only occasionally, for many new rows at a time.
     """
     bound = torch.full((images,), torch.inf, dtype=torch.float64, device=first.device)
-    chosen, counted, refused = first[None], 0, 0
+    chosen, counted, rejected = first[None], 0, 0
     while len(chosen) < n:
         pending = chosen[counted:]
-        if counted == 0 or len(pending) >= REFRESH or refused >= REFRESH:
+        if counted == 0 or len(pending) >= REFRESH or rejected >= REFRESH:
             for part in blocks(images, 1024, bound.device):
                 rows = torch.arange(part.start, part.stop, device=bound.device)
                 bound[part] = torch.minimum(bound[part], squares(rows, pending).amin(dim=1))
-            bound[chosen], counted, refused = 0, len(chosen), 0
+            bound[chosen], counted, rejected = 0, len(chosen), 0
             continue
         if not bool(bound.sum() > 0):
             return torch.cat([chosen, random_others(chosen, images, n - len(chosen), rng)])
         draw = torch.rand(2, generator=rng, dtype=torch.float64).to(bound.device)
         row = drawn(bound, draw[:1])
-        true = torch.cat([bound[row], squares(row, pending)[0]]).min()
-        if bool(draw[1] * bound[row] < true):
-            chosen, true, refused = torch.cat([chosen, row]), torch.zeros_like(true), -1
-        bound[row], refused = true, refused + 1
+        current = torch.cat([bound[row], squares(row, pending)[0]]).min()
+        if bool(draw[1] * bound[row] < current):
+            chosen, current, rejected = torch.cat([chosen, row]), torch.zeros_like(current), -1
+        bound[row], rejected = current, rejected + 1
     return chosen
 
 
 def random_others(chosen: Tensor, images: int, count: int, rng: Generator) -> Tensor:
-    """So many of the rows that are not chosen yet, at random."""
+    """Draws `count` of the rows that are not chosen yet at random."""
     order = torch.randperm(images, generator=rng).to(chosen.device)
     return order[~torch.isin(order, chosen)][:count]

@@ -1,9 +1,9 @@
 """Exact complete-linkage clustering in rounds of simultaneous merges, the same code for CPU and CUDA.
 
-Complete linkage is reducible: merging two clusters never brings them nearer to a third. Clusters that are each
-other's nearest neighbor may therefore merge in any order (Bruynooghe 1978, Murtagh 1983); merging all such pairs
-of a round at once is ours. Squared distances are stored in float32, yet the result is that of float64: rounding
-keeps the order of maxima, so only what lies closer together than the rounding is measured again in float64.
+Complete linkage is reducible: merging two clusters never brings them closer to a third. Reciprocal nearest neighbors
+may therefore merge in any order (Bruynooghe 1978, Murtagh 1983); merging all such pairs of a round simultaneously is
+ours. Squared distances are stored in float32, yet the result is that of float64: rounding preserves the order of
+maxima, so that only distances that differ by less than the rounding error are recomputed in float64.
 """
 
 import torch
@@ -15,12 +15,12 @@ from sslpl.memory import free_memory
 
 @torch.no_grad()
 def complete_linkage(points: Tensor, clusters: int) -> Tensor:
-    """Labels [n], int64 in 0..clusters-1, of the complete-linkage clustering of `points` [n, d] in Euclidean space.
+    """Clusters `points` [n, d] by complete linkage in Euclidean space; returns labels [n], int64 in 0..clusters-1.
 
-    That is n - clusters merges, each of the two clusters whose farthest members are nearest. Copies of a point
-    merge first; other ties are broken by a fixed pseudo-random order of pairs of points' lexicographic ranks. Labels
-    are numbered in order of appearance. Raises ValueError for `clusters` outside 1..n and for coordinates that are
-    not finite, MemoryError where `complete_linkage_bytes` are not free.
+    Each of the n - clusters merges joins the two clusters of smallest maximum distance. Duplicate points merge first;
+    other ties are broken by a fixed pseudo-random order of pairs of points' lexicographic ranks. Labels are numbered in
+    order of appearance. Raises ValueError for `clusters` outside 1..n and for non-finite coordinates, MemoryError if
+    `complete_linkage_bytes` are not free.
     """
     if points.ndim != 2 or not 1 <= clusters <= len(points):
         raise ValueError(f"cannot cut points of shape {list(points.shape)} into {clusters} clusters")
@@ -30,18 +30,18 @@ def complete_linkage(points: Tensor, clusters: int) -> Tensor:
     distinct, labels = torch.unique(points, dim=0, return_inverse=True)
     if clusters == 1:
         return torch.zeros_like(index)
-    if (spare := clusters - len(distinct)) < 0:
+    if (extra := clusters - len(distinct)) < 0:
         _check_memory(len(distinct), points.shape[1], points.device)
         labels = _cluster(_normalized(distinct.double()), clusters)[labels]
-    else:  # some copies have to stand alone: those of lowest index that are not their point's first
-        copies = (index != least(index, labels, len(distinct))[labels]).nonzero()[:spare, 0]
+    else:  # some duplicates form their own cluster: those of lowest index that are not their point's first
+        copies = (index != least(index, labels, len(distinct))[labels]).nonzero()[:extra, 0]
         labels[copies] = torch.arange(len(distinct), clusters, device=points.device)
     rank: Tensor = least(index, labels, clusters).argsort().argsort()
     return rank[labels]
 
 
 def complete_linkage_bytes(n: int, d: int, device: str = "cpu") -> int:
-    """Peak bytes for clustering n points of d dimensions on a kind of device, beside the points themselves."""
+    """Estimates the peak bytes for clustering n points of d dimensions on a device type, without the points."""
     scratch = 12 * max(CHUNK[device], n * n // FOLDED) + 16 * CHUNK[device]
     return 4 * n * n + scratch + (8 * PRODUCT[device] + 40 * d + 512) * n
 
@@ -54,7 +54,7 @@ def _check_memory(n: int, d: int, device: torch.device) -> None:
 
 
 def _normalized(points: Tensor) -> Tensor:
-    """Points [n, d] centered and scaled into [-1, 1] by powers of two, so that coordinates on a grid stay exact."""
+    """Centers points [n, d] and scales them into [-1, 1] by powers of two, so that grid coordinates stay exact."""
     points = points / _power_of_two(points)
     step = _power_of_two(points - points.mean(0)) / 2**16
     return (points - (points.mean(0) / step).round() * step) / step / 2**16
@@ -65,20 +65,20 @@ def _power_of_two(points: Tensor) -> Tensor:
 
 
 def _cluster(points: Tensor, clusters: int) -> Tensor:
-    """Labels [n] of distinct normalized points [n, d]; 1 < clusters < n."""
+    """Clusters distinct normalized points [n, d], 1 < clusters < n; returns labels [n]."""
     rounds, merges = Rounds(points), len(points) - clusters
-    limit = torch.full((), torch.inf, device=points.device)
+    cutoff = torch.full((), torch.inf, device=points.device)
     while True:
         near, slot = rounds.near, torch.arange(len(rounds.near), device=points.device)
         lower, _ = rounds.bounds(rounds.height, rounds.slack)
-        low = ((near[near] == slot) & (slot < near) & (lower <= limit)).nonzero()[:, 0]
+        low = ((near[near] == slot) & (slot < near) & (lower <= cutoff)).nonzero()[:, 0]
         pair = torch.stack([low, near[low]])
         if not len(low):
             nearest = lower.argmin()
-            if bool(lower[nearest] > limit):
+            if bool(lower[nearest] > cutoff):
                 return rounds.cut(merges)
-            pair = torch.stack([nearest, near[nearest]]).sort().values[:, None]  # rounding hid that it is mutual
+            pair = torch.stack([nearest, near[nearest]]).sort().values[:, None]  # reciprocal, but for rounding
         rounds.merge(*pair)
-        if rounds.merged >= merges:  # the lowest merges are none above the highest of this many known ones
+        if rounds.merged >= merges:  # the lowest merges cannot exceed the highest of this many known ones
             _, upper = rounds.bounds(torch.cat(rounds.heights), torch.cat(rounds.slacks))
-            limit = upper.sort().values[merges - 1]
+            cutoff = upper.sort().values[merges - 1]

@@ -1,29 +1,29 @@
-"""Distances between embeddings in blocks of rows: nothing here holds a matrix of images x images."""
+"""Distances between embeddings in blocks of rows, without a matrix of images x images."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # distances held at a time
-COPY = 2.0**-40  # what rounding leaves of the squared distance of copies is below this share of their norms
+BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # distances held in memory at a time
+COPY = 2.0**-40  # in float64 the squared distance of duplicates is below this fraction of their squared norms
 
 
 def blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `rows` rows, each with about BLOCK entries of so many columns."""
+    """Yields slices of `rows` rows, each of about BLOCK entries with this many columns."""
     step = max(1, BLOCK[device.type] // max(1, columns))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def by_rows(measure: Callable[..., Tensor], *tables: Tensor) -> Tensor:
-    """A measure [N] of the rows of tables [N, ...], some rows at a time."""
+    """Applies a row-wise measure to tables [N, ...] in blocks of rows; returns [N]."""
     width = sum(table.shape[1:].numel() for table in tables)
     parts = blocks(len(tables[0]), width, tables[0].device)
     return torch.cat([measure(*(table[rows] for table in tables)) for rows in parts])
 
 
 def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """Squared distances [N] of points [N, D] to the one at a row [1], as a function, in float64; 0 to its copies."""
+    """Returns a function from a row [1] to its squared distances [N] to all points, in float64; duplicates have 0."""
     points = points.double()
     points = points - points.mean(dim=0)
     norm = points.square().sum(dim=1)
@@ -37,22 +37,22 @@ def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
-    """Squared distances [N, K] by one matrix product, rounded to about the points' precision times their norms."""
+    """Computes squared distances [N, K] by a matrix product; the rounding error is relative to the norms."""
     squares = points.square().sum(dim=1, keepdim=True) + centers.square().sum(dim=1)
     return squares.addmm_(points, centers.T, alpha=-2).clamp_(min=0)
 
 
 def squares_between(points: Tensor, centers: Tensor) -> Tensor:
-    """Squared distances [N, K] of a few points in float64, given in that; 0 between copies."""
+    """Computes squared distances [N, K] between a few float64 points; duplicates have 0."""
     scale = points.square().sum(dim=1, keepdim=True) + centers.square().sum(dim=1)
     square = scale - 2 * (points @ centers.T)
     return square.masked_fill_(square < COPY * scale, 0)
 
 
 def nearest(points: Tensor, centers: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Distance [N] of each point to its nearest center [K, D], and which that is [N].
+    """Returns the distance [N] of each point to its nearest center [K, D], and the index [N] of that center.
 
-    They are rounded the less, the nearer both lie to the `origin` [D] (the coordinates' unless given).
+    The rounding error is smaller the closer points and centers are to `origin` [D] (default: zero).
     """
     distance, center = points.new_empty(len(points)), torch.empty(len(points), dtype=torch.int64, device=points.device)
     origin = centers.new_zeros(()) if origin is None else origin
@@ -63,7 +63,7 @@ def nearest(points: Tensor, centers: Tensor, origin: Tensor | None = None) -> tu
 
 
 def mean_neighbor_distance(points: Tensor, neighbors: int) -> Tensor:
-    """Mean distance [N] in float64 of each point to its `neighbors` nearest others; infinite where there are none."""
+    """Computes each point's mean distance [N] to its `neighbors` nearest, in float64; infinite for a single point."""
     count = min(neighbors, len(points) - 1)
     mean = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     points = points.double()

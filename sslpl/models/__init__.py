@@ -1,4 +1,4 @@
-"""Backbones and the loss prediction module."""
+"""Backbones and the loss prediction module, as the configs name them."""
 
 from sslpl.models.backbone import small_cnn
 from sslpl.models.libraries import timm, torchvision

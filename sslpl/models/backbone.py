@@ -10,7 +10,7 @@ from sslpl.types import Features, ShareBelowOne
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias and its batch norm, named so that they can be folded into one."""
+    """A convolution without bias and its batch norm, a pair that `fold_batch_norm` can merge."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
@@ -20,7 +20,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Staged(nn.Module):
-    """A stem, stages whose outputs the loss prediction module reads, and a linear head."""
+    """A network of a stem, stages whose outputs the loss prediction module reads, and a linear head."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Staged(nn.Module):
         self.head = nn.Linear(self.channels[-1], num_classes)
 
     def forward(self, images: Tensor) -> Features:
-        """Features of normalized images [B, C, H, W]; the embedding is in float32."""
+        """Computes the features of normalized images [B, C, H, W]; the embedding is in float32."""
         x = self.stem(images)
         maps = []
         for stage in self.stages:
@@ -50,7 +50,7 @@ class Staged(nn.Module):
 
 
 def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.0) -> Staged:
-    """Four 3x3 convolutions of 32 to 256 channels, for small images on a CPU (ours)."""
+    """Builds four 3x3 convolutions of 32 to 256 channels, for small images on a CPU (ours)."""
     channels, strides = (32, 64, 128, 256), (1, 2, 2, 1)
     cins = (in_channels, *channels[:-1])
     stages = [
@@ -60,8 +60,8 @@ def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.
     return Staged(nn.Identity(), stages, channels, num_classes, dropout)
 
 
-def grow_head(old: Mapping[str, Tensor], fresh: nn.Module) -> nn.Module:
-    """`fresh`, a network for more classes, with all the weights that one of the same kind for fewer had (ours)."""
-    for name, value in fresh.state_dict().items():
+def grow_head(old: Mapping[str, Tensor], network: nn.Module) -> nn.Module:
+    """Copies the weights `old` of the same network for fewer classes into one for more classes (ours)."""
+    for name, value in network.state_dict().items():
         value[tuple(slice(size) for size in old[name].shape)] = old[name]
-    return fresh
+    return network

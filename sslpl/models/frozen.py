@@ -1,4 +1,4 @@
-"""A frozen backbone for forward passes: batch norms folded into the convolutions."""
+"""A frozen backbone for inference, with batch norms folded into the convolutions."""
 
 import copy
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sslpl.models.backbone import ConvNorm
 from sslpl.types import Features
 
-ROUND = 512  # batches of a frozen backbone are filled up to a multiple of this on a GPU
+ROUND = 512  # on a GPU, batches of a frozen backbone are padded to a multiple of this
 
 
 class FrozenBackbone:
-    """A snapshot of a backbone for forward passes alone: eval mode, batch norms folded into their convolutions.
+    """A copy of a backbone for inference only: eval mode, batch norms folded into their convolutions.
 
-    In bfloat16 the convolutions and the stage outputs are (by autocast in a network that has other layers than
+    With `bfloat16`, convolutions and stage outputs are in bfloat16 (by autocast in a network with layers other than
     `ConvNorm`); embedding and logits are always in float32 (ours).
     """
 
@@ -32,11 +32,11 @@ class FrozenBackbone:
                     setattr(parent, name, fold_batch_norm(child).to(self.dtype).to(memory_format=torch.channels_last))
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of normalized images [B, C, H, W]."""
+        """Computes the features of normalized images [B, C, H, W]."""
         images = images.to(self.dtype)
         if not images.is_cuda:
             return self._features(images)
-        # The convolution library tries its kernels anew for every batch size that it meets: let it meet few.
+        # The convolution library benchmarks its kernels for every new batch size, so that few sizes are used.
         count = len(images)
         logits, maps, embedding = self._features(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
         return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
@@ -50,28 +50,28 @@ class FrozenBackbone:
         return Features(logits.float() if head is None else head(embedding), maps, embedding)
 
     def parts(self, images: Tensor) -> Iterator[Features]:
-        """Features of any number of images, as many at a time as suit the device."""
+        """Yields the features of any number of images, in batches that suit the device."""
         yield from map(self, torch.split(images, inference_batch_size(images.device, *images.shape[2:])))
 
 
 def foldable(network: nn.Module) -> bool:
-    """Whether all convolutions and linear layers but the head are in a `ConvNorm`, so that they can be in bfloat16."""
+    """True if all convolutions and linear layers but the head are in a `ConvNorm`, and can be cast to bfloat16."""
     pairs = {part for pair in network.modules() if isinstance(pair, ConvNorm) for part in pair}
-    known = pairs | {getattr(network, "head", None)}
-    return all(layer in known for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    foldable_layers = pairs | {getattr(network, "head", None)}
+    return all(layer in foldable_layers for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
 def inference_batch_size(device: torch.device, height: int, width: int) -> int:
-    """How many images pass a network at once when nothing learns: few on a CPU, so that their maps stay in cache.
+    """Returns the batch size for inference: small on a CPU, so that feature maps stay in its cache.
 
-    Images of more than 64x64 pixels pass as many at a time as have the pixels of so many small ones.
+    Above 64x64 pixels it is inversely proportional to the pixels of an image.
     """
-    images, least = (4096, ROUND) if device.type == "cuda" else (256, 1)
-    return max(least, min(images, images * 64 * 64 // (height * width) // least * least))
+    images, multiple = (4096, ROUND) if device.type == "cuda" else (256, 1)
+    return max(multiple, min(images, images * 64 * 64 // (height * width) // multiple * multiple))
 
 
 def fold_batch_norm(pair: ConvNorm) -> nn.Conv2d:
-    """One convolution that does what a convolution and its batch norm in eval mode do."""
+    """Merges a convolution and its batch norm in eval mode into one convolution."""
     conv, norm = pair
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)

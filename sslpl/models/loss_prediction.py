@@ -1,4 +1,4 @@
-"""The loss prediction module: what loss an image will have, read from the stages of the backbone."""
+"""The loss prediction module, which predicts an image's loss from the stages of the backbone."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from sslpl.types import Count
 
 
-@torch.inference_mode(False)  # the first to ask may be in inference mode, the next one trains
+@torch.inference_mode(False)  # cached: the first caller may be in inference mode while a later one trains
 def tap_matrix(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The matrix [9, H W] that takes a map to its nine strided means, one for each tap of the convolution."""
+    """Returns the matrix [9, H W] that maps a feature map to nine strided means, one per tap of the convolution."""
     rows, cols = _taps(height), _taps(width)
     taps = torch.einsum("ah,bw->abhw", rows, cols).reshape(9, height * width)
     return taps.to(device=device, dtype=dtype)
 
 
 def _taps(side: int) -> Tensor:
-    """Row t averages, over the output positions o, the input at 2 o + t - 1, zero outside (stride 2, padding 1)."""
+    """Returns [3, side]; row t averages inputs at 2 o + t - 1 over outputs o, zero outside (stride 2, padding 1)."""
     outputs = (side + 1) // 2
     taps = torch.zeros(3, side)
     for tap in range(3):
@@ -28,23 +28,23 @@ def _taps(side: int) -> Tensor:
 
 
 def tap_means(stage: Tensor, matrix: Tensor) -> Tensor:
-    """The nine strided means of each channel by the tap matrix [9, H W], [B, C, H, W] -> [B, 9, C]."""
+    """Computes nine strided means per channel by the tap matrix [9, H W], [B, C, H, W] -> [B, 9, C]."""
     batch, channels, height, width = stage.shape
     return matrix @ stage.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
 
 
 class Level(nn.Module):
-    """One stage's share of the prediction: optional 3x3 convolution of stride 2, global average, linear, ReLU."""
+    """The layers for one stage: optional 3x3 convolution of stride 2, global average, linear, ReLU."""
 
     def __init__(self, channels: int, width: int, convolutional: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False) if convolutional else None
         self.linear = nn.Linear(channels, width)
-        # Kept here and nowhere else: a captured step reads them for as long as the module lives.
+        # Owned by the module, because a captured CUDA graph reads them for as long as the module lives.
         self.tap_matrices: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def matrix_for(self, stage: Tensor) -> Tensor:
-        """The tap matrix for stages of this size, made once."""
+        """Returns the tap matrix for stages of this size, cached."""
         height, width = stage.shape[2:]
         key = (height, width, stage.device, stage.dtype)
         if key not in self.tap_matrices:
@@ -52,7 +52,7 @@ class Level(nn.Module):
         return self.tap_matrices[key]
 
     def summary(self, stage: Tensor) -> Tensor:
-        """What the level needs of a stage [B, C, H, W]: its nine strided means [B, 9, C], or its mean [B, C]."""
+        """Reduces a stage [B, C, H, W] to the level's input: nine strided means [B, 9, C] or the mean [B, C]."""
         return stage.float().mean(dim=(2, 3)) if self.conv is None else tap_means(stage, self.matrix_for(stage))
 
     def forward(self, summary: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Level(nn.Module):
         if self.conv is not None:
             weight = self.conv.weight.permute(2, 3, 1, 0).reshape(-1, self.conv.out_channels)
             summary = summary.flatten(1) @ weight.to(summary.dtype)
-        with torch.autocast(summary.device.type, enabled=False):  # a bf16 prediction would tie half of the pool
+        with torch.autocast(summary.device.type, enabled=False):  # bf16 predictions would tie for half of the pool
             return torch.relu(self.linear(summary.float()))
 
 
@@ -75,20 +75,20 @@ class LossPredictionModule(nn.Module):
         self.head = nn.Linear(len(channels) * width, 1)
 
     def summaries(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """All that the module needs of the stages, small enough to keep for a whole pool."""
+        """Reduces the stages to the module's inputs, small enough to store for a whole pool."""
         return tuple(level.summary(stage) for level, stage in zip(self.levels, maps, strict=True))  # type: ignore[operator]
 
     def predict(self, summaries: Sequence[Tensor]) -> Tensor:
-        """Predicted loss [B] from the summaries of the stages."""
+        """Predicts the loss [B] from the summaries of the stages."""
         hidden = torch.cat([level(s) for level, s in zip(self.levels, summaries, strict=True)], dim=1)
         with torch.autocast(hidden.device.type, enabled=False):
             predicted: Tensor = self.head(hidden)
         return predicted.squeeze(1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Predicted loss [B] in float32 from the stage outputs, each [B, C, H, W]."""
+        """Predicts the loss [B] in float32 from the stage outputs, each [B, C, H, W]."""
         return self.predict(self.summaries(maps))
 
 
 def no_module(channels: Sequence[int]) -> None:
-    """No loss prediction module: for the strategies that need no predicted loss."""
+    """Builds no loss prediction module, for strategies that do not use a predicted loss."""

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016), for small images and as ImageNet has them."""
+"""Residual networks (He et al. 2016) with stems for small images and for ImageNet."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from sslpl.models.starting_weights import torchvision_origin
 from sslpl.types import ShareBelowOne
 
 Stem = Literal["auto", "cifar", "imagenet"]
-LARGE = 64  # pixels from which `auto` is the stem for ImageNet: at 224 that for CIFAR takes 16 times as long
+LARGE = 64  # pixels from which `auto` selects the ImageNet stem: at 224 the CIFAR stem is 16 times as slow
 
 
 class BasicBlock(nn.Module):
@@ -57,7 +57,7 @@ def resnet(
     stem: Callable[[], nn.Module],
     dropout: float,
 ) -> Staged:
-    """A ResNet of four stages (He et al. 2016)."""
+    """Builds a ResNet of four stages (He et al. 2016)."""
     widths, strides = (64, 128, 256, 512), (1, 2, 2, 2)
     stages, cin = [], 64
     for width, stride, depth in zip(widths, strides, depths, strict=True):
@@ -70,7 +70,7 @@ def resnet(
 
 
 def resnet_stem(in_channels: int, image_size: int, stem: Stem) -> nn.Sequential:
-    """The stem of a ResNet: that for CIFAR is 3x3 with stride 1 and no pooling (SSLPM's code)."""
+    """Builds the stem of a ResNet; that for CIFAR is 3x3 with stride 1 and no pooling (SSLPM's code)."""
     if stem == "imagenet" or (stem == "auto" and image_size >= LARGE):
         return nn.Sequential(ConvNorm(in_channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     return nn.Sequential(ConvNorm(in_channels, 64, 3), nn.ReLU())
@@ -79,29 +79,29 @@ def resnet_stem(in_channels: int, image_size: int, stem: Stem) -> nn.Sequential:
 def resnet18(
     *, num_classes: int, in_channels: int, image_size: int = 32, dropout: ShareBelowOne = 0.0, stem: Stem = "auto"
 ) -> Staged:
-    """ResNet-18: the backbone of the paper (He et al. 2016; SSLPM's code)."""
-    of_stem = partial(resnet_stem, in_channels, image_size, stem)
-    return resnet("resnet18", BasicBlock, (2, 2, 2, 2), num_classes, of_stem, dropout)
+    """Builds ResNet-18, the backbone of the SSLPM paper (He et al. 2016; SSLPM's code)."""
+    build_stem = partial(resnet_stem, in_channels, image_size, stem)
+    return resnet("resnet18", BasicBlock, (2, 2, 2, 2), num_classes, build_stem, dropout)
 
 
 def resnet34(
     *, num_classes: int, in_channels: int, image_size: int = 32, dropout: ShareBelowOne = 0.0, stem: Stem = "auto"
 ) -> Staged:
-    """ResNet-34 (He et al. 2016)."""
-    of_stem = partial(resnet_stem, in_channels, image_size, stem)
-    return resnet("resnet34", BasicBlock, (3, 4, 6, 3), num_classes, of_stem, dropout)
+    """Builds ResNet-34 (He et al. 2016)."""
+    build_stem = partial(resnet_stem, in_channels, image_size, stem)
+    return resnet("resnet34", BasicBlock, (3, 4, 6, 3), num_classes, build_stem, dropout)
 
 
 def resnet50(
     *, num_classes: int, in_channels: int, image_size: int = 32, dropout: ShareBelowOne = 0.0, stem: Stem = "auto"
 ) -> Staged:
-    """ResNet-50 with the stride in the 3x3 convolutions, as torchvision has it (He et al. 2016)."""
-    of_stem = partial(resnet_stem, in_channels, image_size, stem)
-    return resnet("resnet50", Bottleneck, (3, 4, 6, 3), num_classes, of_stem, dropout)
+    """Builds ResNet-50 with the stride in the 3x3 convolutions, as in torchvision (He et al. 2016)."""
+    build_stem = partial(resnet_stem, in_channels, image_size, stem)
+    return resnet("resnet50", Bottleneck, (3, 4, 6, 3), num_classes, build_stem, dropout)
 
 
 def translate_resnet_name(name: str) -> str:
-    """The name that our ResNets have for a weight of torchvision's."""
+    """Translates a weight name of torchvision's ResNets to that of ours."""
     parts = name.split(".")
     first, last = parts[0], parts[-1]
     if first in ("conv1", "bn1"):
@@ -113,5 +113,5 @@ def translate_resnet_name(name: str) -> str:
     stage, block, layer = int(first.removeprefix("layer")) - 1, parts[1], parts[2]
     if layer == "downsample":
         return f"stages.{stage}.{block}.shortcut.{parts[3]}.{last}"
-    place = {"1": "first", "2": "second", "3": "third"}[layer[-1]]
-    return f"stages.{stage}.{block}.{place}.{int(layer.startswith('bn'))}.{last}"
+    convolution = {"1": "first", "2": "second", "3": "third"}[layer[-1]]
+    return f"stages.{stage}.{block}.{convolution}.{int(layer.startswith('bn'))}.{last}"

@@ -83,7 +83,7 @@ def query_context(setup: Setup, state: State) -> Context:
         normalize=setup.augmentation.plain,
         predict=predict_on_all_ranks,
         cycle=state.cycle,
-        known=state.predictions,
+        precomputed=state.predictions,
         previous_weights=state.previous_weights,
         snapshots=state.snapshots,
         truth=data.train_labels if setup.needs.oracle else None,

@@ -1,4 +1,4 @@
-"""Query strategies, one file each, and the scorers and selectors that others are made of."""
+"""Query strategies, one per file, and the scorers and selectors that `score_then_select` combines."""
 
 from sslpl.query.badge import badge
 from sslpl.query.bait import bait

@@ -1,9 +1,9 @@
-"""BatchBALD (Kirsch et al. 2019): images whose labels together tell most about which sampled network is right.
+"""BatchBALD (Kirsch et al. 2019): selects images whose labels jointly are most informative about the network.
 
-Greedily, each image is the one whose label is worth most given those of the images before it. What is known of the
-networks then depends on these labels: it is kept for each joint labeling ("configuration") while these are few, and
-for a sample of them afterwards. The gain of an image only shrinks as others are known, so that an old gain bounds the
-new one and many images need not be looked at again (Minoux 1978).
+The selection is greedy: each image maximizes the information gain of its label given the labels of the images before
+it. The posterior over the sampled networks depends on these labels: it is stored for each joint labeling
+("configuration") while there are few, and for a sample of them afterwards. The gain of an image only shrinks as others
+are selected, so that an old gain is an upper bound and most gains need no update (lazy greedy: Minoux 1978).
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from sslpl.query.mc_dropout import CHUNK, dropout_masks, linear_head, over_masks
 from sslpl.query.selection import ranked
 from sslpl.types import Count, QueryContext, Selection, ShareBelowOne
 
-NEGLIGIBLE = 1e-6  # nats: a smaller gain is rounding
+NEGLIGIBLE = 1e-6  # nats: a smaller gain is a rounding error
 
 
 class Configurations(NamedTuple):
-    """Joint labelings of the images chosen so far."""
+    """Joint labelings of the images selected so far."""
 
-    chance: Tensor  # [M]; they sum to 1 with those that leave no doubt about the network, which are left out
-    posterior: Tensor  # [M, samples]: how likely each labeling makes each sampled network
+    weight: Tensor  # [M]; the sum is below 1 once labelings that identify the network are dropped
+    posterior: Tensor  # [M, samples]: probability of each sampled network given the labeling
 
 
 def batch_bald(
@@ -38,10 +38,10 @@ def batch_bald(
     configurations: Count = 1000,
     candidates: Count | None = 10000,
 ) -> Selection:
-    """n images of high joint mutual information with the network, greedily; scores are the gains in nats.
+    """Selects n images greedily for high joint mutual information with the network; scores are the gains in nats.
 
-    Only the `candidates` of highest BALD are looked at (None: all). Up to `exact` joint labelings are held, instead of
-    more a sample of `configurations`. Once they tell the sampled networks apart, the rest is taken by BALD (ours).
+    Only the `candidates` of highest BALD are considered (None: all). Up to `exact` joint labelings are enumerated, and
+    `configurations` are sampled beyond. Once they identify the network, the remaining images are chosen by BALD (ours).
     """
     head, embedding = linear_head(context.backbone), context.predictions.embedding
     masks = dropout_masks(samples, embedding, dropout, rng)
@@ -58,70 +58,70 @@ def batch_bald(
 def greedy(
     probability: Callable[[Tensor], Tensor], bound: Tensor, n: int, limits: tuple[int, int], rng: Generator
 ) -> tuple[Tensor, Tensor]:
-    """n rows and their gains, in the order of choice; `bound` [N] are the gains with nothing known, descending."""
+    """Returns n rows and their gains in order of selection; `bound` [N] holds the unconditional gains, descending."""
     _, samples, classes = probability(torch.zeros(1, dtype=torch.int64, device=bound.device)).shape
-    known = Configurations(bound.new_ones(1), bound.new_full((1, samples), 1 / samples).float())
+    labelings = Configurations(bound.new_ones(1), bound.new_full((1, samples), 1 / samples).float())
     gain, stale = bound.clone(), torch.zeros_like(bound, dtype=torch.bool)
     chosen: list[Tensor] = []
     gains: list[Tensor] = []
     while len(chosen) < n:
-        best = highest(gain, stale, known, probability, images_at_once(len(known.chance) * classes))
+        best = highest(gain, stale, labelings, probability, images_at_once(len(labelings.weight) * classes))
         if gain[best] < NEGLIGIBLE:
             break
         chosen.append(best)
         gains.append(gain[best].clone())
         gain[best] = -torch.inf
         stale = gain > -torch.inf
-        sampled = len(known.chance) * classes > limits[0]
-        known = extended(known, probability(best[None])[0], limits, rng)
-        limits = (0, len(known.chance)) if sampled else limits
-    left = (gain > -torch.inf).nonzero()[: n - len(chosen), 0]
-    return torch.cat([*(best[None] for best in chosen), left]), torch.cat([*(g[None] for g in gains), gain[left]])
+        sampled = len(labelings.weight) * classes > limits[0]
+        labelings = extended(labelings, probability(best[None])[0], limits, rng)
+        limits = (0, len(labelings.weight)) if sampled else limits
+    rest = (gain > -torch.inf).nonzero()[: n - len(chosen), 0]
+    return torch.cat([*(best[None] for best in chosen), rest]), torch.cat([*(g[None] for g in gains), gain[rest]])
 
 
 def highest(
-    gain: Tensor, stale: Tensor, known: Configurations, probability: Callable[[Tensor], Tensor], at_once: int
+    gain: Tensor, stale: Tensor, labelings: Configurations, probability: Callable[[Tensor], Tensor], block_size: int
 ) -> Tensor:
-    """The row of highest gain, once the stale gains that are as high have been computed anew, in place."""
+    """Returns the row of highest gain, after recomputing in place the stale gains that exceed it."""
     while stale[best := gain.argmax()]:
-        rows = gain.topk(min(at_once, len(gain))).indices
+        rows = gain.topk(min(block_size, len(gain))).indices
         rows = rows[stale[rows]]
-        gain[rows] = information(known, probability(rows))
+        gain[rows] = information(labelings, probability(rows))
         stale[rows] = False
     return best
 
 
 def images_at_once(numbers: int) -> int:
-    """How many images to look at together if each takes so many numbers."""
+    """Returns how many images are evaluated per block if each takes this many numbers."""
     return max(1, min(64, CHUNK // max(1, numbers)))
 
 
-def information(known: Configurations, probability: Tensor) -> Tensor:
-    """Mutual information [P], in nats, of each image's label and the network, given the labels of those chosen.
+def information(labelings: Configurations, probability: Tensor) -> Tensor:
+    """Returns the mutual information [P], in nats, of each image's label and the network, given the selected images.
 
-    `probability` [P, samples, classes] is what each sampled network says of the images.
+    `probability` [P, samples, classes] holds the class probabilities of each sampled network.
     """
     images, samples, classes = probability.shape
-    predictive = known.posterior @ probability.transpose(0, 1).reshape(samples, images * classes)
-    total = known.chance @ entropy_of(predictive.view(len(known.chance), images, classes)).double()
-    return total - entropy_of(probability).double() @ (known.chance @ known.posterior.double())
+    predictive = labelings.posterior @ probability.transpose(0, 1).reshape(samples, images * classes)
+    total = labelings.weight @ entropy_of(predictive.view(len(labelings.weight), images, classes)).double()
+    return total - entropy_of(probability).double() @ (labelings.weight @ labelings.posterior.double())
 
 
-def extended(known: Configurations, probability: Tensor, limits: tuple[int, int], rng: Generator) -> Configurations:
-    """The labelings with one more image [samples, classes]: all up to the first limit, else the second's number."""
+def extended(labelings: Configurations, probability: Tensor, limits: tuple[int, int], rng: Generator) -> Configurations:
+    """Extends the labelings by an image [samples, classes]; above limits[0] of them, limits[1] are sampled."""
     classes = probability.shape[1]
-    chance = (known.chance[:, None] * (known.posterior @ probability)).flatten()
-    exact = len(chance) <= limits[0]
-    kept = torch.arange(len(chance), device=chance.device) if exact else stratified(chance, limits[1], rng)
-    posterior = known.posterior[kept // classes] * probability.T[kept % classes]
+    weight = (labelings.weight[:, None] * (labelings.posterior @ probability)).flatten()
+    exact = len(weight) <= limits[0]
+    index = torch.arange(len(weight), device=weight.device) if exact else stratified(weight, limits[1], rng)
+    posterior = labelings.posterior[index // classes] * probability.T[index % classes]
     posterior /= posterior.sum(dim=1, keepdim=True).clamp(min=torch.finfo(posterior.dtype).tiny)
-    chance = chance if exact else (chance.sum() / len(kept)).expand(len(kept))
-    doubt = entropy_of(posterior) > NEGLIGIBLE  # without doubt about the network, no label is worth anything
-    return Configurations(chance[doubt], posterior[doubt])
+    weight = weight if exact else (weight.sum() / len(index)).expand(len(index))
+    doubt = entropy_of(posterior) > NEGLIGIBLE  # once the network is certain, no label is informative
+    return Configurations(weight[doubt], posterior[doubt])
 
 
-def stratified(chance: Tensor, count: int, rng: Generator) -> Tensor:
-    """A sample of positions by their chances, one draw from each of `count` equal parts of the whole."""
-    total = chance.cumsum(dim=0)
+def stratified(weight: Tensor, count: int, rng: Generator) -> Tensor:
+    """Samples `count` indices in proportion to `weight`, one from each of `count` equal strata."""
+    total = weight.cumsum(dim=0)
     point = (torch.arange(count) + torch.rand(count, generator=rng, dtype=torch.float64)) / count
-    return torch.searchsorted(total, point.to(total) * total[-1], right=True).clamp(max=len(chance) - 1)
+    return torch.searchsorted(total, point.to(total) * total[-1], right=True).clamp(max=len(weight) - 1)

@@ -1,4 +1,4 @@
-"""Class-balanced random sampling: an oracle baseline."""
+"""Class-balanced random sampling, a baseline that knows the hidden labels."""
 
 import torch
 from torch import Generator
@@ -8,11 +8,11 @@ from sslpl.types import QueryContext, Selection
 
 
 def class_balanced_random(context: QueryContext, n: int, rng: Generator, *, oracle_baseline: bool = False) -> Selection:  # noqa: ARG001
-    """As many of each hidden class as possible, at random within it: an oracle's baseline, which no one could run."""
+    """Selects equally many random images per class; it reads hidden labels, so that it is a baseline only."""
     order = torch.randperm(len(context.unlabeled), generator=rng)
     classes = context.hidden_labels().cpu()[order]
     grouped = torch.argsort(classes, stable=True)
     count = torch.bincount(classes)
-    turn = torch.empty_like(order)  # how many of its class come before it
+    turn = torch.empty_like(order)  # the number of earlier images of the same class
     turn[grouped] = torch.arange(len(order)) - (count.cumsum(0) - count)[classes[grouped]]
     return select_rows(context, order[torch.argsort(turn, stable=True)[:n]])

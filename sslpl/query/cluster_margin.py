@@ -16,13 +16,12 @@ def cluster_margin(
 ) -> Selection:
     """Selects random images of the lowest margins, from clusters in turn, the smallest first (Citovsky et al. 2021).
 
-    As many as `margin_factor` x n lowest margins are considered, as in the paper's experiments on Open Images, but not
-    more than `budget.candidates`, of which alone the clusters are known (`check_pool` prints so). The paper clusters
-    the whole pool by average linkage, once for all cycles, cut at a threshold. Here the `budget.candidates` of lowest
-    margin are clustered in every cycle, as the embeddings have changed, by the exact complete linkage, into clusters
-    of `cluster_size` images on average (ours: the paper's value could not be confirmed). Memory grows with the square
-    of the candidates, not of the pool. The size of a cluster counts its images among the lowest margins. The score is
-    1 - margin.
+    The `margin_factor` x n lowest margins are considered, as in the paper's experiments on Open Images, but at most
+    `budget.candidates`, since only these are clustered (`check_pool` prints so). The paper clusters the whole pool once
+    for all cycles, by average linkage cut at a threshold. Here the `budget.candidates` of lowest margin are clustered
+    in every cycle, as the embeddings have changed, by exact complete linkage into clusters of `cluster_size` images on
+    average (ours: the paper's value could not be confirmed). Memory grows with the square of the candidates, not of
+    the pool. The size of a cluster counts its images among the lowest margins. The score is 1 - margin.
     """
     score = 1 - probability_margins(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]
@@ -34,6 +33,6 @@ def cluster_margin(
 
 
 def smallest_first(cluster: Tensor, rng: Generator) -> Tensor:
-    """Rows [N] by taking turns, in each round from the smallest cluster to the largest, equal ones in random order."""
+    """Returns rows [N] in round-robin order from the smallest cluster to the largest, ties in random order."""
     size = torch.bincount(cluster)
     return round_robin(cluster, ranked(-size, rng).argsort())

@@ -1,4 +1,4 @@
-"""CoreGCN (Caramalau et al., CVPR 2021)."""
+"""CoreGCN: k-center over the features of a graph network (Caramalau et al., CVPR 2021)."""
 
 import torch
 from torch import Generator
@@ -24,15 +24,15 @@ def core_gcn(
     unlabeled_weight: Positive = 1.2,
     subset: Count | None = 10000,
 ) -> Selection:
-    """Greedy k-center over the graph network's hidden features, from the labeled images on (Caramalau et al. 2021).
+    """Selects by greedy k-center over the graph network's hidden features (CoreGCN: Caramalau et al. 2021).
 
-    The score is the network's probability of being unlabeled. The hidden features are used, as in the paper and
-    in the authors' code since April 2021 (a040272); the code of TA-VAAL overwrites them with the backbone's embeddings,
-    which makes it Core-set.
+    The labeled images are the initial centers. The score is the network's probability that an image is unlabeled. The
+    hidden features are used, as in the paper and in the authors' code since April 2021 (a040272); the code of TA-VAAL
+    overwrites them with the backbone's embeddings, which makes it Core-set.
     """
     recipe = GraphRecipe(steps, hidden, dropout, rate, weight_decay, unlabeled_weight)
     context = subsample(context, n, subset, rng)
     features, logit = train_graph_network(context, recipe, rng)
-    known = len(context.labeled)
-    rows, _ = k_center_greedy(features[:known], features[known:], n, rng)
-    return select_rows(context, rows, torch.sigmoid(-logit[known:].double()))
+    labeled = len(context.labeled)
+    rows, _ = k_center_greedy(features[:labeled], features[labeled:], n, rng)
+    return select_rows(context, rows, torch.sigmoid(-logit[labeled:].double()))

@@ -7,9 +7,9 @@ from sslpl.types import QueryContext, Selection
 
 
 def core_set(context: QueryContext, n: int, rng: Generator) -> Selection:
-    """The image farthest from the labeled and the chosen ones, n times (k-center greedy: Sener and Savarese 2018).
+    """Selects n times the image farthest from all labeled and selected ones (k-center greedy: Sener and Savarese 2018).
 
-    The score is its Euclidean distance to the nearest of them, in the space of embeddings.
+    The score is its Euclidean distance to the nearest of them, in embedding space.
     """
     centers, points = context.labeled_predictions.embedding, context.predictions.embedding
     rows, radius = k_center_greedy(centers, points, n, rng)

@@ -1,4 +1,4 @@
-"""UncertainGCN and CoreGCN: a graph network that tells labeled from unlabeled images by the company they keep."""
+"""The graph network of UncertainGCN and CoreGCN, which classifies images as labeled or unlabeled."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ ISOLATED = 1e-3  # a node whose mean similarity to the others is not above this 
 
 
 class GraphRecipe(NamedTuple):
-    """How the graph network learns."""
+    """Hyperparameters of the graph network."""
 
     steps: int
     hidden: int
@@ -25,31 +25,31 @@ class GraphRecipe(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """N images and their cosine similarities, which are never held as a matrix."""
+    """The cosine-similarity graph of N images, stored without its N x N matrix."""
 
-    points: Tensor  # [N, D], embeddings of length 1
-    own: Tensor  # [N, 1], similarity to itself: 1, or 0 for an embedding of zeros
-    weight: Tensor  # [N, 1], one over the summed similarity to the others
+    points: Tensor  # [N, D], embeddings of unit length
+    self_similarity: Tensor  # [N, 1], of each node: 1, or 0 for an embedding of zeros
+    weight: Tensor  # [N, 1], 1 / sum of the similarities to the other nodes
 
 
 def train_graph_network(context: QueryContext, recipe: GraphRecipe, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Hidden features [L + U, hidden] and logits of being labeled [L + U], of the labeled and the unlabeled images."""
+    """Trains a graph network; returns hidden features [L + U, hidden] and logits of being labeled [L + U]."""
     embedding = torch.cat([context.labeled_predictions.embedding, context.predictions.embedding])
     graph = similarity_graph(embedding)
-    mixed = propagated(graph, graph.points)  # A (X W) is (A X) W, and X never changes
+    aggregated = propagated(graph, graph.points)  # A (X W) = (A X) W, and X is constant
     seed = int(torch.randint(2**62, (), generator=rng))
-    network = build_seeded(lambda: GCN(mixed.shape[1], recipe.hidden).to(mixed.device), seed, "gcn")
+    network = build_seeded(lambda: GCN(aggregated.shape[1], recipe.hidden).to(aggregated.device), seed, "gcn")
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
     for _ in range(recipe.steps):
-        keep = torch.rand(len(mixed), recipe.hidden, generator=rng) >= recipe.dropout
-        _, logit = network(graph, mixed, keep.to(mixed.device) / (1 - recipe.dropout))
+        keep = torch.rand(len(aggregated), recipe.hidden, generator=rng) >= recipe.dropout
+        _, logit = network(graph, aggregated, keep.to(aggregated.device) / (1 - recipe.dropout))
         loss = labeled_loss(logit[: len(context.labeled)], logit[len(context.labeled) :], recipe.unlabeled_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         features: Tensor
-        features, logit = network(graph, mixed, torch.ones((), device=mixed.device))
+        features, logit = network(graph, aggregated, torch.ones((), device=aggregated.device))
     return features, logit
 
 
@@ -64,31 +64,31 @@ class GCN(nn.Module):
             for parameter in parameters:
                 nn.init.uniform_(parameter, -1 / math.sqrt(outputs), 1 / math.sqrt(outputs))
 
-    def forward(self, graph: Graph, mixed: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden features [N, hidden] and logits [N] of neighborhoods `mixed` [N, D]; `keep` scales for dropout."""
-        features = self.first(mixed).relu()
+    def forward(self, graph: Graph, aggregated: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features [N, hidden] and logits [N] from `aggregated` = A X [N, D]; `keep` is a dropout mask."""
+        features = self.first(aggregated).relu()
         return features, propagated(graph, self.second(features * keep))[:, 0] + self.bias
 
 
 def similarity_graph(embedding: Tensor) -> Graph:
-    """The graph of N embeddings [N, D]; a node without neighbors keeps its self loop alone (ours)."""
+    """Builds the graph of embeddings [N, D]; a node without neighbors keeps only its self-loop (ours)."""
     points = normalize(embedding.float())
-    own = points.square().sum(dim=1, keepdim=True).round()
-    degree = points @ points.sum(dim=0)[:, None] - own
-    lonely = degree <= ISOLATED * (len(points) - 1)
-    return Graph(points, own, torch.where(lonely, 0.0, 1 / degree))
+    self_similarity = points.square().sum(dim=1, keepdim=True).round()
+    degree = points @ points.sum(dim=0)[:, None] - self_similarity
+    isolated = degree <= ISOLATED * (len(points) - 1)
+    return Graph(points, self_similarity, torch.where(isolated, 0.0, 1 / degree))
 
 
 def propagated(graph: Graph, x: Tensor) -> Tensor:
-    """A X for X [N, C], where A = (E E^T - I) D^-1 + I: the public code's adjacency, to rounding, without its N^2.
+    """Computes A X for X [N, C] and the published code's adjacency A = (E E^T - I) D^-1 + I, without an N x N matrix.
 
-    E are the unit embeddings and D the column sums of E E^T - I. The product is taken as E (E^T (D^-1 X)), less the
-    diagonal: time and memory are linear in N, and nothing is left out or clipped.
+    E are the unit embeddings and D the column sums of E E^T - I. The product is computed as E (E^T (D^-1 X))
+    minus the diagonal: time and memory are linear in N, and the result is exact up to rounding.
     """
     scaled = graph.weight * x
-    return graph.points @ (graph.points.T @ scaled) - graph.own * scaled + x
+    return graph.points @ (graph.points.T @ scaled) - graph.self_similarity * scaled + x
 
 
 def labeled_loss(labeled: Tensor, unlabeled: Tensor, unlabeled_weight: float) -> Tensor:
-    """Binary cross-entropy of logits, the means of both groups apart (Caramalau et al. 2021, equation 5)."""
+    """Computes the binary cross-entropy of logits, averaged per group (Caramalau et al. 2021, equation 5)."""
     return -logsigmoid(labeled).mean() - unlabeled_weight * logsigmoid(-unlabeled).mean()

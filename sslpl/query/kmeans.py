@@ -1,4 +1,4 @@
-"""k-means: the image nearest to each centroid."""
+"""k-means: selects the image nearest to each centroid."""
 
 import torch
 from torch import Generator, Tensor
@@ -22,30 +22,29 @@ def kmeans(
     prefilter: Count | None = None,
     steps: Count = 100,
 ) -> Selection:
-    """The image nearest to each centroid of k-means with n clusters of the embeddings, the usual baseline.
+    """Selects the image nearest to each centroid of k-means with n clusters of the embeddings, the usual baseline.
 
     Zhdanov 2019 is `weighted`, by 1 - margin of the class probabilities, among the `prefilter` (10) times n lowest
-    margins. An image of a random order stands in for each centroid without images of its own: where fewer than n
-    embeddings differ.
+    margins. A random image replaces each centroid without images, as happens for fewer than n distinct embeddings.
     """
-    uncertain = 1 - probability_margins(context.predictions.logits).cpu()
-    order = torch.randperm(len(uncertain), generator=rng)
+    uncertainty = 1 - probability_margins(context.predictions.logits).cpu()
+    order = torch.randperm(len(uncertainty), generator=rng)
     if prefilter is not None:
-        order = ranked(uncertain, rng)[: prefilter * n]
-    mass = uncertain[order].clamp(min=1e-9) if weighted else None
+        order = ranked(uncertainty, rng)[: prefilter * n]
+    weight = uncertainty[order].clamp(min=1e-9) if weighted else None
     points = large_pools.GatheredRows(context.predictions.embedding, order)
     if large_pools.is_large(len(order)):
-        clusters = large_pools.sampled_k_means(points, n, rng, mass, steps)
+        clusters = large_pools.sampled_k_means(points, n, rng, weight, steps)
     else:
-        clusters = k_means(points[torch.arange(len(order))], n, rng, mass, steps)
+        clusters = k_means(points[torch.arange(len(order))], n, rng, weight, steps)
     rows = medoids(clusters).cpu()
-    free = torch.ones(len(order), dtype=torch.bool)
-    free[rows] = False
-    return select_rows(context, order[torch.cat([rows, free.nonzero()[: n - len(rows), 0]])])
+    unused = torch.ones(len(order), dtype=torch.bool)
+    unused[rows] = False
+    return select_rows(context, order[torch.cat([rows, unused.nonzero()[: n - len(rows), 0]])])
 
 
 def medoids(clusters: Clusters) -> Tensor:
-    """The row nearest to each center among its own points, the first of equals; none for a center without points."""
+    """Returns for each center the row of its nearest point, the first of ties; a center without points has none."""
     label, count, rows = clusters.label, len(clusters.centers), len(clusters.label)
     closest = clusters.distance == least(clusters.distance, label, count)[label]
     candidate = torch.where(closest, torch.arange(rows, device=label.device), rows)

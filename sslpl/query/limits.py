@@ -1,4 +1,4 @@
-"""What a query would need of a large pool, found out before anything is trained."""
+"""Checks, before anything is trained, that a query strategy can handle the size of the pool."""
 
 import sys
 from bisect import bisect_right
@@ -16,28 +16,28 @@ from sslpl.memory import free_memory
 from sslpl.query.context import needs
 from sslpl.types import UserError
 
-DIMENSIONS = 512  # of the embeddings, as a network not yet built may have; the clustering itself reckons with its own
+DIMENSIONS = 512  # assumed for the embeddings, before the network is built; the clustering uses the actual number
 
 
 def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: torch.device) -> None:
-    """UserError where a strategy could not choose from a pool of so many images, for a budget in images."""
+    """Raises UserError if a strategy cannot handle a pool of this many images, for a budget in images."""
     if budget.cycles == 1:
         return
-    wants, (function, keywords) = needs(query), unwrap_partial(query)
+    required, (function, keywords) = needs(query), unwrap_partial(query)
     unlabeled = pool - int(budget.initial)
     limits = [keywords.get("subset"), int(budget.per_cycle) * (keywords.get("prefilter") or 0)]
-    seen = min([unlabeled, *(max(limit, int(budget.per_cycle)) for limit in limits if limit)])
+    considered_images = min([unlabeled, *(max(limit, int(budget.per_cycle)) for limit in limits if limit)])
     name = getattr(function, "__name__", "query")
-    if wants.subset and is_large(seen) and keywords.get("subset") is None:
+    if required.subset and is_large(considered_images) and keywords.get("subset") is None:
         raise UserError(
             f"query.subset=null: must be a number for {name} with {unlabeled:,} unlabeled images, which it would "
-            f"compare or hold all at once: without it at most {LARGE:,} are allowed"
+            f"compare or hold in memory together; null allows at most {LARGE:,}"
         )
-    if wants.faiss and is_large(seen) and find_spec("faiss") is None:
+    if required.faiss and is_large(considered_images) and find_spec("faiss") is None:
         raise UserError(f"{name} needs faiss for more than {LARGE:,} unlabeled images: pip install faiss-cpu")
-    if wants.clusters:
+    if required.clusters:
         candidates = max(int(budget.candidates), int(budget.per_cycle))
-        check_candidates(min(candidates, seen), device)
+        check_candidates(min(candidates, considered_images), device)
         considered = int(budget.per_cycle) * (keywords.get("margin_factor") or 0)
         if considered > candidates:
             line = f"{name}: selects from budget.candidates={candidates:,} lowest margins instead of {considered:,}"
@@ -45,7 +45,7 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
 
 
 def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function inside of partial ones, and the arguments that are given to it already."""
+    """Returns the function inside nested partials, and the arguments already bound to it."""
     function, keywords = query, dict[str, Any]()
     while isinstance(function, partial):
         keywords = function.keywords | keywords
@@ -54,7 +54,7 @@ def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[
 
 
 def check_candidates(candidates: int, device: torch.device) -> None:
-    """UserError if complete linkage of so many candidates needs more memory than is free."""
+    """Raises UserError if complete linkage of this many candidates needs more memory than is free."""
 
     def needed(count: int) -> int:
         return complete_linkage_bytes(count, DIMENSIONS, device.type)

@@ -1,8 +1,8 @@
 """ProbCover: greedy coverage of the images by balls (Yehuda et al. 2022), without a graph in memory.
 
-Which images lie in whose ball is computed in blocks and forgotten. The balls' counts of uncovered images need it
-again only for the newly covered ones, and no image is newly covered twice: together the updates cost what the
-first count does. Memory is linear in the images, whatever the radius.
+The images in each ball are computed in blocks and not stored. To update the balls' counts of uncovered images, only
+the newly covered ones are needed, and no image is newly covered twice: all updates together cost as much as the first
+count. Memory is linear in the number of images for any radius.
 """
 
 import math
@@ -18,7 +18,7 @@ from sslpl.query.selection import select_rows, subsample
 from sslpl.types import Count, Positive, QueryContext, Selection, Share
 
 GRID = 2**26  # cosines of vectors on multiples of 1 / GRID are exact in float64, whatever the order of summation
-COPY = 1 - 2.0**-20  # vectors with a higher cosine are copies, rounding included
+COPY = 1 - 2.0**-20  # vectors with a higher cosine are duplicates up to rounding
 
 
 @needs_subset
@@ -32,49 +32,48 @@ def probcover(
     purity: Share = 0.95,
     subset: Count | None = None,
 ) -> Selection:
-    """The images whose balls of radius `delta` cover the most images not yet covered, one after the other.
+    """Selects one by one the image whose ball of radius `delta` covers the most uncovered images.
 
-    Yehuda et al. 2022: balls are open, embeddings L2-normalized, those of labeled images cover from the start.
-    Without `delta` it is the largest radius at which a share `purity` of the balls of all images are pure: within one
-    cluster of k-means with as many clusters as classes, as in the paper; the published code is given a radius. Radii
-    under 0.0014 count as that. What is chosen once everything is covered follows a random order, as do ties. The score
-    is how many images a choice newly covers. All pairs of images are compared, or of a random `subset` (ours), whose
-    balls alone count then.
+    Yehuda et al. 2022: balls are open, embeddings L2-normalized, and the balls of labeled images cover from the start.
+    Without `delta`, the radius is the largest at which a share `purity` of all balls are pure: within one cluster of
+    k-means with as many clusters as classes, as in the paper; the published code expects a radius. Radii below 0.0014
+    are raised to it. Ties are broken at random, also once all images are covered. The score is the number of newly
+    covered images. All pairs of images are compared, or those of a random `subset` (ours).
     """
     context = subsample(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)
-    seen = on_grid(context.labeled_predictions.embedding)
-    points = on_grid(context.predictions.embedding[order.to(seen.device)])
-    everything = torch.cat([seen, points])
+    labeled = on_grid(context.labeled_predictions.embedding)
+    points = on_grid(context.predictions.embedding[order.to(labeled.device)])
+    pool = torch.cat([labeled, points])
     if delta is None:
-        label = k_means(everything.float(), min(context.num_classes, len(everything)), rng).label
-        cosine = pure_cosine(everything, label, purity)
+        label = k_means(pool.float(), min(context.num_classes, len(pool)), rng).label
+        cosine = pure_cosine(pool, label, purity)
     else:
         cosine = 1 - delta**2 / 2
-    rows, gain = greedy_coverage(points, covered(points, seen, min(cosine, COPY)), min(cosine, COPY), n)
+    rows, gain = greedy_coverage(points, covered(points, labeled, min(cosine, COPY)), min(cosine, COPY), n)
     return Selection(select_rows(context, order[rows.cpu()]).index, gain.cpu().double())
 
 
 def on_grid(embedding: Tensor) -> Tensor:
-    """Unit vectors [N, D] in float64 with coordinates on multiples of 1 / GRID; zeros stay."""
+    """Normalizes to unit vectors [N, D] in float64, with coordinates rounded to multiples of 1 / GRID; zeros stay."""
     return normalize(embedding.double()).mul_(GRID).round_().div_(GRID)
 
 
 def pure_cosine(points: Tensor, label: Tensor, purity: float) -> float:
-    """The lowest cosine, of the widest balls, at which a share `purity` of the balls around points [N, D] are pure.
+    """Returns the lowest cosine (largest radius) at which a share `purity` of the balls around points [N, D] are pure.
 
-    The ball of cosines above c is pure if c is at least the cosine of the center's nearest point of another label
-    [N]: -1 where there is none.
+    The ball of cosines above c is pure if c is at least the cosine to the nearest point of another label [N], which is
+    -1 if there is none.
     """
-    other = torch.full((len(points),), -1.0, dtype=points.dtype, device=points.device)
+    nearest_other = torch.full((len(points),), -1.0, dtype=points.dtype, device=points.device)
     for rows in blocks(len(points), len(points), points.device):
         cosine = points[rows] @ points.T
-        other[rows] = cosine.masked_fill_(label[rows, None] == label, -1).amax(dim=1)
-    return float(other.sort().values[max(0, math.ceil(purity * len(points)) - 1)])
+        nearest_other[rows] = cosine.masked_fill_(label[rows, None] == label, -1).amax(dim=1)
+    return float(nearest_other.sort().values[max(0, math.ceil(purity * len(points)) - 1)])
 
 
 def covered(points: Tensor, centers: Tensor, cosine: float) -> Tensor:
-    """Which points [N] lie in the ball of any center."""
+    """Returns a mask [N] of the points that lie in the ball of any center."""
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for rows in blocks(len(points), len(centers), points.device):
         inside[rows] = (points[rows] @ centers.T > cosine).any(dim=1)
@@ -82,7 +81,7 @@ def covered(points: Tensor, centers: Tensor, cosine: float) -> Tensor:
 
 
 def ball_sizes(centers: Tensor, points: Tensor, cosine: float) -> Tensor:
-    """How many of the points lie in the ball of each center [N]."""
+    """Counts the points in the ball of each center [N]."""
     size = torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
     for rows in blocks(len(centers), len(points), centers.device):
         size[rows] = (centers[rows] @ points.T > cosine).sum(dim=1)
@@ -90,14 +89,14 @@ def ball_sizes(centers: Tensor, points: Tensor, cosine: float) -> Tensor:
 
 
 def greedy_coverage(points: Tensor, covered: Tensor, cosine: float, n: int) -> tuple[Tensor, Tensor]:
-    """Rows [n] of the largest balls, counting what is not yet covered [N], and their counts [n]; ties: the first."""
+    """Returns rows [n] and counts [n] of the balls that greedily cover most uncovered points; ties: the first."""
     size, rows, gain = ball_sizes(points, points[~covered], cosine), [], []
-    taken = torch.zeros_like(covered)
+    selected = torch.zeros_like(covered)
     for _ in range(n):
-        row = size.masked_fill(taken, -1).argmax(dim=0, keepdim=True)
+        row = size.masked_fill(selected, -1).argmax(dim=0, keepdim=True)
         rows.append(row)
         gain.append(size[row])
-        new = (points @ points[row][0] > cosine) & ~covered
-        size = size - ball_sizes(points, points[new], cosine)
-        covered, taken = covered | new, taken.index_fill(0, row, True)
+        newly_covered = (points @ points[row][0] > cosine) & ~covered
+        size = size - ball_sizes(points, points[newly_covered], cosine)
+        covered, selected = covered | newly_covered, selected.index_fill(0, row, True)
     return torch.cat(rows), torch.cat(gain)

@@ -10,5 +10,5 @@ from sslpl.types import QueryContext, Selection
 
 @works_unlabeled
 def random(context: QueryContext, n: int, rng: Generator) -> Selection:
-    """n unlabeled images, uniformly and without replacement."""
+    """Selects n unlabeled images uniformly without replacement."""
     return select_rows(context, torch.randperm(len(context.unlabeled), generator=rng)[:n])

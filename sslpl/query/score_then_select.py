@@ -1,4 +1,4 @@
-"""Strategies made of a scorer and a selector."""
+"""The strategy that combines a scorer and a selector."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def score_then_select(
     selector: Selector,
     subset: Count | None = None,
 ) -> Selection:
-    """Scores the unlabeled images, or a random subset of them, and selects n by score and embedding."""
+    """Scores the unlabeled images, or a random subset of them, and selects n of them by score and embedding."""
     context = subsample(context, n, subset, rng)
     score = scorer(context, rng)
     candidates = min(context.candidates, len(score))

@@ -1,4 +1,4 @@
-"""What strategies share: ranking with random ties, random subsets, round robin over clusters."""
+"""Shared parts of strategies: ranking with random ties, random subsets, round robin over clusters."""
 
 import torch
 from torch import Generator, Tensor
@@ -7,34 +7,34 @@ from sslpl.types import QueryContext, Selection
 
 
 def ranked(score: Tensor, rng: Generator) -> Tensor:
-    """Positions [N] from the highest score to the lowest, ties in random order."""
+    """Returns the indices [N] from the highest score to the lowest, ties in random order."""
     order = torch.randperm(len(score), generator=rng)
     return order[torch.argsort(score.cpu()[order], descending=True, stable=True)]
 
 
 def select_rows(context: QueryContext, rows: Tensor, score: Tensor | None = None) -> Selection:
-    """The unlabeled images at `rows` [n], with their scores [U] if there are any."""
+    """Selects the unlabeled images at `rows` [n], with their scores from `score` [U] or NaN."""
     rows = rows.cpu()
     chosen = torch.full((len(rows),), torch.nan) if score is None else score.cpu()[rows]
     return Selection(context.unlabeled[rows], chosen.double())
 
 
 def subsample(context: QueryContext, n: int, subset: int | None, rng: Generator) -> QueryContext:
-    """The same with a random subset of the unlabeled images, at least n, if one is asked for."""
+    """Returns the context restricted to a random subset of at least n unlabeled images; None keeps all."""
     if subset is None:
         return context
-    some = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
-    return context.restricted_to(context.unlabeled[some.sort().values])
+    rows = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
+    return context.restricted_to(context.unlabeled[rows.sort().values])
 
 
-def round_robin(cluster: Tensor, place: Tensor) -> Tensor:
-    """Rows [N] in the order of taking turns: in each round the next row of every cluster that has one left.
+def round_robin(cluster: Tensor, rank: Tensor) -> Tensor:
+    """Returns the rows [N] in round-robin order over their clusters: each round has the next row of each cluster left.
 
-    `cluster` [N] names the clusters of the rows, which are taken in their given order; `place` [K] says when in a
-    round each cluster has its turn.
+    `cluster` [N] is the cluster of each row, and rows of a cluster keep their order; `rank` [K] is the rank of each
+    cluster within a round.
     """
     grouped = cluster.argsort(stable=True)
-    size = torch.bincount(cluster, minlength=len(place))
+    size = torch.bincount(cluster, minlength=len(rank))
     turn = torch.empty_like(cluster)
     turn[grouped] = torch.arange(len(cluster)) - (size.cumsum(0) - size)[cluster[grouped]]
-    return (turn * len(place) + place[cluster]).argsort()
+    return (turn * len(rank) + rank[cluster]).argsort()

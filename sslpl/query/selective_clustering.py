@@ -1,4 +1,4 @@
-"""Selective clustering: the highest score of each complete-linkage cluster (SCAL, SSLPM)."""
+"""Selective clustering: selects the highest score of each complete-linkage cluster (SCAL, SSLPM)."""
 
 import torch
 from torch import Generator, Tensor
@@ -10,10 +10,10 @@ from sslpl.query.selection import ranked
 
 @needs_clusters
 def selective_clustering(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:
-    """The highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM).
+    """Selects the highest score of each of n complete-linkage clusters of the `candidates` highest (SCAL, SSLPM).
 
-    The distances of all pairs of candidates are held, in float32: memory grows with the square of `candidates`, not of
-    the pool (`complete_linkage_bytes`), and a clustering that would not fit is refused with a MemoryError.
+    The pairwise distances of the candidates are held in float32: memory grows with the square of `candidates`, not of
+    the pool (`complete_linkage_bytes`). Raises MemoryError if they would not fit.
     """
     best = ranked(score, rng)[: max(candidates, n)]
     cluster = complete_linkage(embedding[best.to(embedding.device)], n).cpu()

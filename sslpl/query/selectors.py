@@ -1,4 +1,4 @@
-"""Selectors: which of the scored images to take, so that they are worth a label together."""
+"""Selectors: choose n images from their scores and embeddings."""
 
 import torch
 from torch import Generator, Tensor
@@ -8,7 +8,7 @@ from sslpl.types import Positive, UserError
 
 
 def top(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:  # noqa: ARG001
-    """The n highest scores."""
+    """Selects the n highest scores."""
     return ranked(score, rng)[:n]
 
 
@@ -21,10 +21,10 @@ def power(
     *,
     beta: Positive = 1.0,
 ) -> Tensor:
-    """n images drawn without replacement, in proportion to score ^ beta (Kirsch et al. 2023: beta 1, with BALD).
+    """Draws n images without replacement, in proportion to score ^ beta (Kirsch et al. 2023: beta 1, with BALD).
 
-    Drawn as the n highest of beta x log score + Gumbel noise; an image of score 0 comes last. UserError for a score
-    below 0.
+    They are the n highest of beta x log score + Gumbel noise; images of score 0 come last. UserError for a negative
+    score.
     """
     if bool((score < 0).any()):
         raise UserError("query/selector=power draws in proportion to the scores: choose a scorer without negative ones")

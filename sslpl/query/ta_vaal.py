@@ -27,16 +27,17 @@ def ta_vaal(
     normalized: bool = False,
     subset: Count | None = 10000,
 ) -> Selection:
-    """VAAL whose networks also see the predicted loss, the ranker's output (Kim et al., CVPR 2021).
+    """Selects as VAAL, with networks conditioned on the predicted loss, the ranker's output (Kim et al., CVPR 2021).
 
-    The decoder sees it normalized to 0..1 by a sigmoid; the discriminator as it is (published code) or `normalized`.
+    The decoder receives its sigmoid, in 0..1; the discriminator the raw value (published code) or, with `normalized`,
+    the sigmoid.
     """
     recipe = VAALRecipe(steps, vae_steps, batch_size, width, latent, rate, beta, adversary, divergence)
     context = subsample(context, n, subset, rng)
-    known, asked = context.labeled_predictions.predicted_loss, context.predictions.predicted_loss
-    assert known is not None
-    assert asked is not None
-    rank = torch.cat([known, asked])[:, None]
-    condition = Condition(rank.sigmoid(), rank.sigmoid() if normalized else rank)
+    labeled, unlabeled = context.labeled_predictions.predicted_loss, context.predictions.predicted_loss
+    assert labeled is not None
+    assert unlabeled is not None
+    predicted_loss = torch.cat([labeled, unlabeled])[:, None]
+    condition = Condition(predicted_loss.sigmoid(), predicted_loss.sigmoid() if normalized else predicted_loss)
     score = unlabeled_probability(context, condition, recipe, rng)
     return select_rows(context, ranked(score, rng)[:n], score)

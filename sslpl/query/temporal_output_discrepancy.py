@@ -10,14 +10,14 @@ from sslpl.types import QueryContext
 
 @needs_previous
 def temporal_output_discrepancy(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
-    """Distance [U] of the class probabilities from those of the cycle before, 0 to 2^0.5 (Huang et al., ICCV 2021).
+    """Computes the distance [U] of class probabilities from the last cycle's, 0 to 2^0.5 (Huang et al., ICCV 2021).
 
-    In the first cycle, whose predecessor has learned nothing, the nearest count most: negative distance (its code).
-    The predecessor is then the run's own initial weights, in its code an independent random network.
+    In cycle 0 the score is the negative distance, as in the published code, and the previous network is the run's own
+    initial weights, where the published code has an independent random network.
     """
 
-    def of_rows(now: Tensor, before: Tensor) -> Tensor:
-        return (class_probabilities(now) - class_probabilities(before)).square().sum(dim=1).sqrt()
+    def block_distance(current: Tensor, previous: Tensor) -> Tensor:
+        return (class_probabilities(current) - class_probabilities(previous)).square().sum(dim=1).sqrt()
 
-    distance = by_rows(of_rows, context.predictions.logits, context.previous.logits)
+    distance = by_rows(block_distance, context.predictions.logits, context.previous.logits)
     return -distance if context.cycle == 0 else distance

@@ -1,4 +1,4 @@
-"""UncertainGCN (Caramalau et al., CVPR 2021)."""
+"""UncertainGCN: uncertainty of a graph network (Caramalau et al., CVPR 2021)."""
 
 from torch import Generator
 
@@ -23,9 +23,9 @@ def uncertain_gcn(
     margin: Share = 0.1,
     subset: Count | None = 10000,
 ) -> Selection:
-    """The images whose confidence of being labeled is nearest to a margin (Caramalau et al., CVPR 2021).
+    """Selects images whose confidence of being labeled is nearest to `margin` (Caramalau et al., CVPR 2021).
 
-    The score is minus that distance, so that the nearest come first, as in the published code.
+    The score is the negative distance to it, as in the published code.
     """
     recipe = GraphRecipe(steps, hidden, dropout, rate, weight_decay, unlabeled_weight)
     context = subsample(context, n, subset, rng)

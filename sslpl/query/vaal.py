@@ -1,4 +1,4 @@
-"""VAAL: the images that a discriminator can tell from labeled ones (Sinha et al. 2019)."""
+"""VAAL: selects images that a discriminator classifies as unlabeled (Sinha et al. 2019)."""
 
 import torch
 from torch import Generator
@@ -24,13 +24,13 @@ def vaal(
     divergence: Divergence = "mean",
     subset: Count | None = None,
 ) -> Selection:
-    """The images most surely unlabeled to the discriminator (Sinha, Ebrahimi and Darrell, ICCV 2019).
+    """Selects images of the highest probability of being unlabeled (VAAL: Sinha, Ebrahimi and Darrell, ICCV 2019).
 
-    The score is its probability of being unlabeled. Rates, weights and layers are the published code's but for two:
-    `width` is 128 there, and `divergence` a sum, 4096 times the mean; the mean is nearer to the paper's equation 1.
+    That probability is the score. Rates, weights and layers are those of the published code, with two exceptions: there
+    `width` is 128, and `divergence` a sum, 4096 times the mean; the mean is closer to the paper's equation 1.
     """
     recipe = VAALRecipe(steps, vae_steps, batch_size, width, latent, rate, beta, adversary, divergence)
     context = subsample(context, n, subset, rng)
-    nothing = torch.empty(len(context.labeled) + len(context.unlabeled), 0, device=context.device)
-    score = unlabeled_probability(context, Condition(nothing, nothing), recipe, rng)
+    empty = torch.empty(len(context.labeled) + len(context.unlabeled), 0, device=context.device)
+    score = unlabeled_probability(context, Condition(empty, empty), recipe, rng)
     return select_rows(context, ranked(score, rng)[:n], score)

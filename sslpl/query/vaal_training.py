@@ -1,4 +1,4 @@
-"""An autoencoder and a discriminator that train against each other over which images are labeled (VAAL)."""
+"""Adversarial training of VAAL: a variational autoencoder against a discriminator of labeled images."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -16,11 +16,11 @@ Divergence = Literal["sum", "mean"]
 
 
 class VAALRecipe(NamedTuple):
-    """How autoencoder and discriminator learn."""
+    """Hyperparameters of the adversarial training."""
 
     steps: int  # updates of the discriminator
-    vae_steps: int  # updates of the autoencoder for each of them, on a new batch each
-    batch_size: int  # labeled images, and as many unlabeled ones
+    vae_steps: int  # updates of the autoencoder per update of the discriminator, each on a new batch
+    batch_size: int  # of labeled images, and the same number of unlabeled ones
     width: int
     latent: int
     rate: float
@@ -30,14 +30,14 @@ class VAALRecipe(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the networks see beside each of N images: no columns (VAAL) or one (TA-VAAL)."""
+    """Conditions of the networks for each of N images: c = 0 conditions (VAAL) or 1 (TA-VAAL)."""
 
     decoder: Tensor  # [N, c]
     discriminator: Tensor  # [N, c]
 
 
 class VAALNetworks(NamedTuple):
-    """Trained together, against each other."""
+    """The networks that are trained against each other."""
 
     vae: VAE
     discriminator: nn.Module
@@ -51,17 +51,17 @@ def train_vaal(
     recipe: VAALRecipe,
     rng: Generator,
 ) -> None:
-    """Trains the autoencoder to hide from the discriminator which images are labeled, and the latter to find out.
+    """Trains the discriminator to recognize labeled images, and the autoencoder to make them indistinguishable.
 
-    Labeled and unlabeled images pass together, so that batch norm treats them alike, and as it does when they are
-    scored (ours: the published code normalizes them apart, also when scoring).
+    A batch holds labeled and unlabeled images, so that batch norm treats both alike, in training and in scoring (ours:
+    the published code normalizes them separately in both).
     """
     vae_optimizer, optimizer = (torch.optim.Adam(network.parameters(), lr=recipe.rate) for network in networks)
     batches = training_rows(len(context.labeled), len(context.unlabeled), recipe, rng)
-    views = context.normalized_images([index[rows] for rows in batches])
-    for update, (rows, images) in enumerate(zip(batches, views, strict=True), start=1):
-        there = rows.to(context.device)
-        part = Condition(condition.decoder[there], condition.discriminator[there])
+    image_batches = context.normalized_images([index[rows] for rows in batches])
+    for update, (rows, images) in enumerate(zip(batches, image_batches, strict=True), start=1):
+        device_rows = rows.to(context.device)
+        part = Condition(condition.decoder[device_rows], condition.discriminator[device_rows])
         noise = torch.randn(len(rows), recipe.latent, generator=rng).to(context.device)
         optimizer_step(vae_optimizer, autoencoder_loss(networks, images, part, noise, recipe))
         if update % recipe.vae_steps == 0:
@@ -72,21 +72,21 @@ def train_vaal(
 
 
 def training_rows(labeled: int, unlabeled: int, recipe: VAALRecipe, rng: Generator) -> list[Tensor]:
-    """For each update of the autoencoder its rows: half of them labeled images, the others unlabeled ones behind."""
+    """Returns the rows of each update of the autoencoder: labeled images in the first half, unlabeled in the second."""
     updates, size = recipe.steps * recipe.vae_steps, recipe.batch_size
-    known, asked = (passes(count, updates * size, rng).view(updates, size) for count in (labeled, unlabeled))
-    return list(torch.cat([known, labeled + asked], dim=1))
+    first, second = (passes(count, updates * size, rng).view(updates, size) for count in (labeled, unlabeled))
+    return list(torch.cat([first, labeled + second], dim=1))
 
 
 def passes(count: int, total: int, rng: Generator) -> Tensor:
-    """`total` of 0..count-1: all of them in random order, and again, so that few images still make whole batches."""
+    """Draws `total` of 0..count-1 in repeated random permutations, so that few images still fill whole batches."""
     return torch.rand(-(-total // count), count, generator=rng).argsort(dim=1).flatten()[:total]
 
 
 def autoencoder_loss(
     networks: VAALNetworks, images: Tensor, condition: Condition, noise: Tensor, recipe: VAALRecipe
 ) -> Tensor:
-    """What the autoencoder minimizes on a batch whose first half is labeled (VAAL, equations 1 to 3)."""
+    """Computes the autoencoder's loss on a batch whose first half is labeled (VAAL, equations 1 to 3)."""
     mean, log_variance = networks.vae.encode(images)
     latent = mean + noise * torch.exp(log_variance / 2)
     reconstruction = networks.vae.decode(latent, condition.decoder)
@@ -99,40 +99,40 @@ def autoencoder_loss(
 def vae_loss(
     images: Tensor, reconstruction: Tensor, mean: Tensor, log_variance: Tensor, beta: float, divergence: Divergence
 ) -> Tensor:
-    """Mean squared error per pixel plus beta times the divergence from a standard normal distribution.
+    """Computes the mean squared error per pixel plus beta times the KL divergence from a standard normal.
 
     The divergence is summed over images and dimensions (VAAL's code) or their mean (TA-VAAL's).
     """
-    apart = -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
-    return mse_loss(reconstruction, images) + beta * (apart.sum() if divergence == "sum" else apart.mean())
+    kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
+    return mse_loss(reconstruction, images) + beta * (kl.sum() if divergence == "sum" else kl.mean())
 
 
 def adversarial_loss(labeled: Tensor, unlabeled: Tensor) -> Tensor:
-    """Cross-entropy of the discriminator's logits if all images were labeled (VAAL, equation 3)."""
+    """Computes the cross-entropy of the discriminator's logits with all images as labeled (VAAL, equation 3)."""
     return constant_cross_entropy(labeled, 1.0) + constant_cross_entropy(unlabeled, 1.0)
 
 
 def discriminator_loss(labeled: Tensor, unlabeled: Tensor) -> Tensor:
-    """Cross-entropy of the discriminator's logits (VAAL, equation 4)."""
+    """Computes the cross-entropy of the discriminator's logits (VAAL, equation 4)."""
     return constant_cross_entropy(labeled, 1.0) + constant_cross_entropy(unlabeled, 0.0)
 
 
 def constant_cross_entropy(logit: Tensor, target: float) -> Tensor:
-    """Mean binary cross-entropy against one target for all."""
+    """Computes the mean binary cross-entropy against a constant target."""
     return binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One update; gradients that the other network's loss left are dropped."""
+    """Performs one update, after clearing gradients that the other network's loss left."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
 def unlabeled_probability(context: QueryContext, condition: Condition, recipe: VAALRecipe, rng: Generator) -> Tensor:
-    """What a discriminator, trained for it, takes for the probability [U] that an image is unlabeled.
+    """Trains the networks and returns the discriminator's probability [U] that an image is unlabeled.
 
-    Conditions are those of the labeled and then of the unlabeled images.
+    `condition` holds the labeled images first, then the unlabeled ones.
     """
     index = torch.cat([context.labeled, context.unlabeled])
     shape = next(context.normalized_images([index[:1]])).shape[1:]
@@ -156,9 +156,9 @@ def unlabeled_probability(context: QueryContext, condition: Condition, recipe: V
 def labeled_logits(
     context: QueryContext, networks: VAALNetworks, index: Tensor, condition: Condition, rows: Tensor
 ) -> Iterator[Tensor]:
-    """The discriminator's logits of being labeled for some rows, part by part, with batch norm in eval mode."""
+    """Yields the discriminator's logits of being labeled for these rows in blocks, with batch norm in eval mode."""
     networks.vae.eval()
     parts = torch.split(rows, inference_batch_size(context.device, 64, 64))
-    for some, images in zip(parts, context.normalized_images([index[part] for part in parts]), strict=True):
+    for block, images in zip(parts, context.normalized_images([index[part] for part in parts]), strict=True):
         mean, _ = networks.vae.encode(images)
-        yield networks.discriminator(torch.cat([mean, condition.discriminator[some.to(context.device)]], 1))[:, 0]
+        yield networks.discriminator(torch.cat([mean, condition.discriminator[block.to(context.device)]], 1))[:, 0]
