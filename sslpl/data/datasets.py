@@ -66,13 +66,13 @@ def fashion_mnist(
     """Loads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
     paths = locate_files(FASHION_MNIST, root, download)
 
-    def part(images_path: Path, labels_path: Path) -> Part:
+    def read_part(images_path: Path, labels_path: Path) -> Part:
         with damaged_file_error(FASHION_MNIST, root, images_path):
             images = _read_idx(images_path, (28, 28))
         with damaged_file_error(FASHION_MNIST, root, labels_path):
             return images[:, None], _validated_labels(_read_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
 
-    return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
+    return _dataset(read_part(*paths[:2]), read_part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
 
 
 def cifar10(root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
@@ -92,7 +92,7 @@ def cifar100(
 def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
     """Loads SVHN (Netzer et al. 2011): 73,257 and 26,032 color images of 32x32 pixels, digits of house numbers."""
 
-    def part(path: Path) -> Part:
+    def read_part(path: Path) -> Part:
         with damaged_file_error(SVHN, root, path):
             from scipy.io import loadmat  # imported late: it takes a while
 
@@ -103,7 +103,7 @@ def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = No
             # The files hold 1 to 10, where 10 is the digit 0.
             return images, (_validated_labels(digits.astype(np.int64) - 1, len(images), 10) + 1) % 10
 
-    train, test = map(part, locate_files(SVHN, root, download))
+    train, test = map(read_part, locate_files(SVHN, root, download))
     return _dataset(train, test, "0123456789", SVHN_STATISTICS, flip, cutout)
 
 
@@ -125,7 +125,7 @@ def _cifar(
     with damaged_file_error(source, root, meta_path):
         names = [str(name) for name in _unpickle(meta_path)[names_key]]
 
-    def part(path: Path) -> Part:
+    def read_part(path: Path) -> Part:
         with damaged_file_error(source, root, path):
             batch = _unpickle(path)
             # A row is an image: 1,024 red values, then green, then blue, each in row-major order.
@@ -134,8 +134,8 @@ def _cifar(
                 raise ValueError(f"its pixels are {images.dtype}, not uint8")
             return images, _validated_labels(batch[key], len(images), len(names))
 
-    images, labels = zip(*map(part, train_paths), strict=True)
-    return (np.concatenate(images), torch.cat(labels)), part(test_path), names
+    images, labels = zip(*map(read_part, train_paths), strict=True)
+    return (np.concatenate(images), torch.cat(labels)), read_part(test_path), names
 
 
 def _validated_labels(values: Any, images: int, classes: int) -> Tensor:

@@ -84,14 +84,14 @@ def blend_factors() -> Tensor:
 
 
 def contrast_table(images: Tensor, factor: Tensor) -> Tensor:
-    """Returns the lookup table that blends with the rounded mean luma, uint8 [B, C, H, W] and float32 [B, 1, 1] -> uint8 [B, 1, 256]."""
+    """Returns tables that blend with the rounded mean luma, uint8 [B, C, H, W], float32 [B, 1, 1] -> uint8 [B, 1, 256]."""
     pixels = images.shape[2] * images.shape[3]
     mean = (2 * grayscale(images).sum((2, 3)) + pixels) // (2 * pixels)
     return blend(mean.unsqueeze(2), torch.arange(256, device=images.device), factor)
 
 
 def autocontrast_table(images: Tensor) -> Tensor:
-    """Returns the lookup tables that stretch each channel to 0..255, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
+    """Returns tables that stretch each channel to 0..255, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
     pixels = images.flatten(2)
     low, high = pixels.amin(2, keepdim=True).double(), pixels.amax(2, keepdim=True).double()
     ramp = torch.arange(256, device=images.device, dtype=torch.float64)
@@ -101,7 +101,7 @@ def autocontrast_table(images: Tensor) -> Tensor:
 
 
 def equalize_table(images: Tensor) -> Tensor:
-    """Returns the lookup tables that equalize each channel's histogram in Pillow's integers, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
+    """Returns tables that equalize the histograms in Pillow's integers, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
     pixels = images.flatten(2)
     histogram = torch.zeros(*pixels.shape[:2], 256, device=images.device, dtype=torch.int32)
     histogram.scatter_add_(2, pixels.long(), histogram.new_ones(()).expand_as(pixels))
@@ -151,7 +151,7 @@ class RandAugment:
         return (operation * 2 + negative) * LEVELS + magnitude
 
     def apply_(self, images: Tensor, setting: Tensor, counts: Sequence[int]) -> Tensor:
-        """Applies the operations in place to images sorted by operation; `counts` holds the images of each operation."""
+        """Applies the operations in place to images sorted by operation; `counts` says how many have each."""
         sizes = [counts[0], sum(counts[1:6]), sum(counts[6:8]), sum(counts[8:])]
         _, mapped, blended, looked_up = images.split_with_sizes(sizes)
         _, map_setting, blend_setting, table_setting = setting.split_with_sizes(sizes)
