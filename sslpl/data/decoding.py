@@ -70,7 +70,7 @@ def apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts an image to gray (L) or color (RGB): transparency becomes white, of 16 bits the upper 8 are kept (ours)."""
+    """Converts to gray (L) or color (RGB); transparency becomes white, 16 bits are cut to the upper 8 (ours)."""
     if image.mode.startswith("I"):  # 16-bit values, stored in 16 or 32 bits
         values = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
         image = Image.fromarray(values.astype(np.uint8))

@@ -84,8 +84,9 @@ def blend_factors() -> Tensor:
 
 
 def contrast_table(images: Tensor, factor: Tensor) -> Tensor:
-    """Returns tables that blend with the rounded mean luma, uint8 [B, C, H, W], float32 [B, 1, 1] -> uint8 [B, 1, 256]."""
+    """Returns tables that blend with the mean luma, uint8 [B, C, H, W], float32 [B, 1, 1] -> uint8 [B, 1, 256]."""
     pixels = images.shape[2] * images.shape[3]
+    # The mean is rounded to the nearest integer, as in Pillow.
     mean = (2 * grayscale(images).sum((2, 3)) + pixels) // (2 * pixels)
     return blend(mean.unsqueeze(2), torch.arange(256, device=images.device), factor)
 
