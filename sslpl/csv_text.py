@@ -1,4 +1,4 @@
-"""CSV whose text cells no spreadsheet takes for a formula, and its inverse."""
+"""CSV output whose text cells no spreadsheet runs as formulas, and the inverse of that escape."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what a spreadsheet runs, or `escaped` has made of such a text
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # text that a spreadsheet would run, escaped or not
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Formats rows as CSV: None and NaN are empty, text that a spreadsheet would run is escaped."""
+    """Formats a header and rows as CSV; None and NaN become empty cells, formulas are escaped."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([csv_cell(value) for value in row] for row in (header, *rows))
@@ -20,17 +20,17 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Returns what is written for a value."""
+    """Returns the cell that is written for a value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return escape_formula(value) if isinstance(value, str) else value
 
 
 def escape_formula(text: str) -> str:
-    """Puts an apostrophe before text that a spreadsheet would run as a formula; numbers stay."""
+    """Prefixes an apostrophe to text that a spreadsheet would run as a formula; numbers are left unchanged."""
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 def unescape_formula(text: str) -> str:
-    """Undoes `escaped`."""
+    """Undoes `escape_formula`."""
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic, durable writing of files."""
 
 import errno
 import json
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What file systems and Windows say that cannot flush a folder.
+# Errors of file systems and of Windows that cannot flush a folder.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name, flushes it to the disk, renames it, and flushes the folder's names.
+    """Writes a file atomically: to a temporary file that is flushed to the disk and renamed to the path.
 
-    A power cut at any moment leaves the old file or the new one; after the return, the new one.
+    A power failure at any moment leaves the old file or the new one; after the function returns, the new one.
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the names in a folder to the disk, where the file system can."""
+    """Flushes the directory entries of a folder to the disk, where the file system supports that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -44,5 +44,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, whole."""
+    """Writes a mapping as indented JSON, atomically."""
     write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Fingerprints of files: hashes of their content, computed again only where size or modification time has changed."""
+"""Fingerprints of files: content hashes, recomputed only if size or modification time has changed."""
 
 import hashlib
 import json
@@ -9,31 +9,31 @@ from typing import NamedTuple
 
 from sslpl.files import write_whole
 
-DIGITS = 16  # hexadecimal, of SHA-256
-LARGE = 2**24  # bytes from which on a fingerprint is cached beside its file
+DIGITS = 16  # hexadecimal digits of SHA-256 that are kept
+LARGE = 2**24  # bytes; the fingerprint of a file of this size or more is cached in a file next to it
 
 
 class FileState(NamedTuple):
-    """What changes when a file does, told without reading it."""
+    """Size in bytes and modification time of a file: a cheap test for whether it has changed."""
 
     size: int
     mtime_ns: int
 
 
 def file_state(path: str | Path) -> FileState:
-    """Size and modification time of a file; OSError without one."""
+    """Returns the size and modification time of a file; OSError if there is none."""
     status = os.stat(path)  # noqa: PTH116
     return FileState(status.st_size, status.st_mtime_ns)
 
 
 def content_digest(path: str | Path) -> str:
-    """Hashes the content of a file, read in pieces; OSError if it cannot be read."""
+    """Hashes the content of a file, read in chunks; OSError if it cannot be read."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def file_fingerprint(path: Path) -> str:
-    """Returns the digest of a file's content, from the cache beside a large file while it holds; OSError."""
+    """Returns the content digest of a file, cached next to a large file while that is unchanged; OSError."""
     state, cache = file_state(path), path.with_name(f".{path.name}.sslpl.json")
     if state.size < LARGE:
         return content_digest(path)

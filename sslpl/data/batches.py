@@ -1,4 +1,4 @@
-"""Which images make a batch, and how batches reach the device."""
+"""Splits an epoch into batches, and fetches and augments them in groups that suit the device."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,12 +11,12 @@ from sslpl.distributed.world import World
 from sslpl.seeds import shuffled
 from sslpl.types import Images
 
-VIEW_BYTES = 2**29  # the most that views augmented at once may take on a GPU
-CPU_VIEW_BYTES = 2**27  # and on a CPU, where 1,536 images of 32x32 are far less
+VIEW_BYTES = 2**29  # maximum size of the float views that are augmented in one call on a GPU
+CPU_VIEW_BYTES = 2**27  # the same on a CPU; 1,536 images of 32x32 pixels take far less
 
 
 def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches in order; a last batch of one image joins the one before, for batch norm cannot train on it."""
+    """Splits an order into batches; a last batch of one image, on which batch norm fails, joins the previous one."""
     batches = list(torch.split(order, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches[-2:] = [order[-len(batches[-2]) - 1 :]]
@@ -24,28 +24,29 @@ def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def epoch_batches(index: Tensor, pool_size: int, batch_size: int, generator: Generator) -> list[Tensor]:
-    """One shuffled pass over `index`."""
+    """Returns the batches of one shuffled pass over `index`."""
     return split_batches(shuffled(index, pool_size, generator), batch_size)
 
 
 def shard_batches(world: World, batches: Sequence[Tensor], draws: WeakDraws) -> tuple[list[Tensor], WeakDraws]:
-    """What this process holds of each batch of an epoch, and the draws for these images."""
+    """Returns the shard of each batch of an epoch that belongs to this process, and the draws of its images."""
     if world.size == 1:
         return list(batches), draws
-    places = [world.paired_shard(len(batch)) for batch in batches]
-    at = [place + start for place, start in zip(places, offsets([len(batch) for batch in batches]), strict=True)]
-    return [batch[place] for batch, place in zip(batches, places, strict=True)], take_draws(draws, torch.cat(at))
+    sizes = [len(batch) for batch in batches]
+    shards = [world.paired_shard(size) for size in sizes]
+    positions = torch.cat([shard + start for shard, start in zip(shards, offsets(sizes), strict=True)])
+    return [batch[shard] for batch, shard in zip(batches, shards, strict=True)], take_draws(draws, positions)
 
 
 def unlabeled_batch_size(unlabeled: int, labeled: int, batch_size: int, limit: int = 1536) -> int:
-    """The even size that makes a pass over the labeled set one over the unlabeled set too (SSLPM's code)."""
+    """Returns the even batch size for which both sets are passed in the same number of batches (SSLPM's code)."""
     return min(unlabeled // (labeled // batch_size + 1) // 2 * 2, limit)
 
 
 def group_batches(batches: Sequence[Tensor], device: torch.device, shape: tuple[int, int, int]) -> list[list[Tensor]]:
-    """Consecutive batches that are fetched and augmented at once: one on a CPU, as many as fit on a GPU.
+    """Groups consecutive batches that are fetched and augmented in one call: one on a CPU, as many as fit on a GPU.
 
-    A GPU is launched to, not waited for: one kernel for many batches instead of many for each.
+    On a GPU one kernel launch for many batches costs less than one for each.
     """
     channels, height, width = shape
     limit = VIEW_BYTES // (4 * channels * height * width) if device.type == "cuda" else 0
@@ -61,19 +62,19 @@ def group_batches(batches: Sequence[Tensor], device: torch.device, shape: tuple[
 
 
 def augment_in_parts(augment: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Iterator[Tensor]:
-    """The views of images [B, C, H, W] uint8, as many at a time as their floats may take; at least one part.
+    """Yields the views of images [B, C, H, W] uint8 in parts that respect the memory limit; at least one part.
 
-    What a network without gradient is to see of large images need not be in memory all at once.
+    Without gradients the float views of a batch of large images need not be in memory together.
     """
-    most = VIEW_BYTES if images.is_cuda else CPU_VIEW_BYTES
-    size = max(1, most // (4 * images[0:1].numel())) if len(images) else 1
+    limit = VIEW_BYTES if images.is_cuda else CPU_VIEW_BYTES
+    size = max(1, limit // (4 * images[0:1].numel())) if len(images) else 1
     for start in range(0, max(1, len(images)), size):
-        span = slice(start, start + size)
-        yield augment(images[span], take_draws(draws, span))
+        part = slice(start, start + size)
+        yield augment(images[part], take_draws(draws, part))
 
 
 def fetch_groups(images: Images, groups: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
-    """The images of each group in turn, [B, C, H, W] uint8."""
+    """Yields the images of each group, [B, C, H, W] uint8."""
     return images.batches([torch.cat(list(group)) for group in groups])
 
 
@@ -85,10 +86,10 @@ def weak_views(
     draws: WeakDraws,
     first: int,
 ) -> Iterator[Tensor]:
-    """The weakly augmented images of each batch from `first` on; `draws` are those of the whole epoch."""
+    """Yields the weak views of each batch from position `first` on; `draws` are those of the whole epoch."""
     groups = group_batches(batches[first:], device, images.shape)
     start = sum(len(batch) for batch in batches[:first])
-    for group, fetch in zip(groups, fetch_groups(images, groups), strict=True):
-        views = augmentation.weak(fetch, take_draws(draws, slice(start, start + len(fetch))))
+    for group, fetched in zip(groups, fetch_groups(images, groups), strict=True):
+        views = augmentation.weak(fetched, take_draws(draws, slice(start, start + len(fetched))))
         yield from torch.split(views, [len(batch) for batch in group])
-        start += len(fetch)
+        start += len(fetched)

@@ -1,4 +1,4 @@
-"""The published datasets of small images, whole in memory as uint8, and scikit-learn's digits that need no files."""
+"""Published datasets of small images, held in memory as uint8, and scikit-learn's digits, which need no files."""
 
 import gzip
 import pickle
@@ -47,13 +47,13 @@ CIFAR100 = DatasetSource("CIFAR100", "cifar-100-python", CIFAR100_FILES, UNPACKE
 
 
 def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None) -> Dataset:
-    """Scikit-learn's gray digits of 8x8 pixels: 1,437 to label, 360 to test, stratified, always the same."""
+    """Loads scikit-learn's digits: gray, 8x8 pixels, 1,437 for the pool and 360 to test, a fixed stratified split."""
     del root  # they come with scikit-learn; every dataset takes the key
-    from sklearn.datasets import load_digits  # here: it takes a second to import
+    from sklearn.datasets import load_digits  # imported late: it takes a second
 
     values, labels = load_digits(return_X_y=True)
     images = np.rint(values * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-    # Every fifth image in the order of classes: stratified without a draw that a library could change.
+    # Every fifth image in the order of classes: stratified without a random draw that may change between versions.
     test = np.zeros(len(labels), dtype=bool)
     test[np.argsort(labels, kind="stable")[::5]] = True
     pool_part, test_part = ((images[rows], torch.from_numpy(labels[rows])) for rows in (~test, test))
@@ -63,20 +63,20 @@ def digits(root: str = "data", flip: bool = False, cutout: CountOrZero | None = 
 def fashion_mnist(
     root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
 ) -> Dataset:
-    """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
+    """Loads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 gray images of 28x28 pixels, 10 classes."""
     paths = locate_files(FASHION_MNIST, root, download)
 
-    def part(images_path: Path, labels_path: Path) -> Part:
+    def read_part(images_path: Path, labels_path: Path) -> Part:
         with damaged_file_error(FASHION_MNIST, root, images_path):
-            images = _idx(images_path, (28, 28))
+            images = _read_idx(images_path, (28, 28))
         with damaged_file_error(FASHION_MNIST, root, labels_path):
-            return images[:, None], _labels(_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
+            return images[:, None], _validated_labels(_read_idx(labels_path, ()), len(images), len(FASHION_CLASSES))
 
-    return _dataset(part(*paths[:2]), part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
+    return _dataset(read_part(*paths[:2]), read_part(*paths[2:]), FASHION_CLASSES, FASHION_STATISTICS, flip, cutout)
 
 
 def cifar10(root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 10 classes."""
+    """Loads CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 10 classes."""
     parts = _cifar(CIFAR10, root, download, "labels", "label_names")
     return _dataset(*parts, CIFAR10_STATISTICS, flip, cutout)
 
@@ -84,26 +84,26 @@ def cifar10(root: str = "data", flip: bool = True, cutout: CountOrZero | None = 
 def cifar100(
     root: str = "data", flip: bool = True, cutout: CountOrZero | None = None, download: bool = True
 ) -> Dataset:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 100 (fine) classes."""
+    """Loads CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 color images of 32x32 pixels, 100 (fine) classes."""
     parts = _cifar(CIFAR100, root, download, "fine_labels", "fine_label_names")
     return _dataset(*parts, CIFAR100_STATISTICS, flip, cutout)
 
 
 def svhn(root: str = "data", flip: bool = False, cutout: CountOrZero | None = None, download: bool = True) -> Dataset:
-    """SVHN (Netzer et al. 2011): 73,257 and 26,032 color images of 32x32 pixels, house numbers, one digit each."""
+    """Loads SVHN (Netzer et al. 2011): 73,257 and 26,032 color images of 32x32 pixels, digits of house numbers."""
 
-    def part(path: Path) -> Part:
+    def read_part(path: Path) -> Part:
         with damaged_file_error(SVHN, root, path):
-            from scipy.io import loadmat  # here: it takes a while to import
+            from scipy.io import loadmat  # imported late: it takes a while
 
             content = loadmat(path, variable_names=("X", "y"))
             images, digits = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"][:, 0]
             if images.dtype != np.uint8 or images.shape[1:] != (3, 32, 32):
                 raise ValueError(f"its images are {images.dtype} {images.shape[1:]}, not uint8 (3, 32, 32)")
-            # 1 to 10 in the files, where 10 is the digit 0.
-            return images, (_labels(digits.astype(np.int64) - 1, len(images), 10) + 1) % 10
+            # The files hold 1 to 10, where 10 is the digit 0.
+            return images, (_validated_labels(digits.astype(np.int64) - 1, len(images), 10) + 1) % 10
 
-    train, test = map(part, locate_files(SVHN, root, download))
+    train, test = map(read_part, locate_files(SVHN, root, download))
     return _dataset(train, test, "0123456789", SVHN_STATISTICS, flip, cutout)
 
 
@@ -111,7 +111,7 @@ def _dataset(
     train: Part, test: Part, names: Sequence[str], statistics: Statistics, flip: bool, cutout: int | None
 ) -> Dataset:
     side = train[0].shape[-1]
-    if cutout is None:  # 16 as published would hide most of a smaller image
+    if cutout is None:  # the published 16 pixels would hide most of a smaller image
         cutout = 16 if side >= 28 else side // 2
     pool, held_out = (TensorImages(torch.from_numpy(images)) for images, _ in (train, test))
     padding = side // 8
@@ -123,22 +123,22 @@ def _cifar(
 ) -> tuple[Part, Part, Sequence[str]]:
     *train_paths, test_path, meta_path = locate_files(source, root, download)
     with damaged_file_error(source, root, meta_path):
-        names = [str(name) for name in _unpickled(meta_path)[names_key]]
+        names = [str(name) for name in _unpickle(meta_path)[names_key]]
 
-    def part(path: Path) -> Part:
+    def read_part(path: Path) -> Part:
         with damaged_file_error(source, root, path):
-            batch = _unpickled(path)
-            # A row is an image: 1,024 red values, then green, then blue, each line by line.
+            batch = _unpickle(path)
+            # A row is an image: 1,024 red values, then green, then blue, each in row-major order.
             images = np.asarray(batch["data"]).reshape(-1, 3, 32, 32)
             if images.dtype != np.uint8:
                 raise ValueError(f"its pixels are {images.dtype}, not uint8")
-            return images, _labels(batch[key], len(images), len(names))
+            return images, _validated_labels(batch[key], len(images), len(names))
 
-    images, labels = zip(*map(part, train_paths), strict=True)
-    return (np.concatenate(images), torch.cat(labels)), part(test_path), names
+    images, labels = zip(*map(read_part, train_paths), strict=True)
+    return (np.concatenate(images), torch.cat(labels)), read_part(test_path), names
 
 
-def _labels(values: Any, images: int, classes: int) -> Tensor:
+def _validated_labels(values: Any, images: int, classes: int) -> Tensor:
     labels = np.asarray(values)
     if not images or labels.shape != (images,) or labels.dtype.kind not in "iu":
         raise ValueError(f"expected an integer label for each of {images} images")
@@ -147,18 +147,18 @@ def _labels(values: Any, images: int, classes: int) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _idx(path: Path, shape: tuple[int, ...]) -> Bytes:
-    """The arrays of one shape [N, *shape] in an idx file of bytes (layout: yann.lecun.com/exdb/mnist)."""
+def _read_idx(path: Path, shape: tuple[int, ...]) -> Bytes:
+    """Reads an idx file of bytes as an array [N, *shape] (layout: yann.lecun.com/exdb/mnist)."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     dimensions = 1 + len(shape)
     magic, count, *sizes = struct.unpack_from(f">{1 + dimensions}I", content)
     if magic != 0x800 + dimensions or tuple(sizes) != shape:
         raise ValueError(f"not an idx file of bytes with {dimensions} dimensions, the last ones {shape}")
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    return values.copy().reshape(count, *shape)  # a copy, because torch wants memory that it may write to
+    return values.copy().reshape(count, *shape)  # a copy, because torch needs writable memory
 
 
-# What a pickled array may call, by name: numpy has moved these functions between its modules.
+# The functions that a pickled array may call, by name alone because numpy has moved them between its modules.
 PICKLED_CALLS = {
     "ndarray": np.ndarray,
     "dtype": np.dtype,
@@ -169,16 +169,16 @@ PICKLED_CALLS = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers and arrays only: a downloaded pickle must not run code."""
+    """Unpickles containers and arrays only, so that a downloaded pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "_codecs" and name == "encode":  # the bytes of an array in Python 3's protocol 2
+        if module == "_codecs" and name == "encode":  # how Python 3 pickles the bytes of an array in protocol 2
             return str.encode
         if module.split(".")[0] == "numpy" and name in PICKLED_CALLS:
             return PICKLED_CALLS[name]
         raise pickle.UnpicklingError(f"it calls {module}.{name}, which no image file needs")
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()  # published by Python 2: its strings are bytes
+        return _ArrayUnpickler(file, encoding="latin1").load()  # pickled by Python 2, whose strings are bytes

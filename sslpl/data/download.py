@@ -1,4 +1,4 @@
-"""Where the files of published datasets lie, and their download."""
+"""Finds the files of published datasets, and downloads them if they are missing."""
 
 import io
 import sys
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 from sslpl.types import UserError
 
-SILENCE_SECONDS = 10  # a server that is silent for longer counts as unreachable
+SILENCE_SECONDS = 10  # a server that does not respond for longer counts as unreachable
 
 
 class DatasetSource(NamedTuple):
     """The files of a dataset as torchvision's reader of the same name lays them out."""
 
     name: str
-    folder: str  # below the root; the root itself may hold the files instead
+    folder: str  # below the root; the files may also lie in the root itself
     files: tuple[str, ...]  # or folders
-    origin: str  # where a user finds them
-    parts: tuple[str, ...] = ()  # that the reader downloads one by one, as its `split`
+    origin: str  # where a user can download them, for error messages
+    parts: tuple[str, ...] = ()  # values of the reader's `split` that are downloaded one by one
 
 
 def locate_files(source: DatasetSource, root: str, download: bool) -> list[Path]:
-    """The files of `source` in its order, found in the root or below it, else downloaded."""
+    """Returns the paths of a source's files in its order, found in or below the root or else downloaded; UserError."""
     folder = Path(root).expanduser()
     reason = "download failed (files are missing)" if download else "dataset.download=false"
     try:
@@ -38,30 +38,30 @@ def locate_files(source: DatasetSource, root: str, download: bool) -> list[Path]
         paths, reason = [], f"download failed ({shorten(str(error), 300)})"
     if paths:
         return paths
-    places = f"there or in {source.folder}" if source.folder else "there"
+    locations = f"there or in {source.folder}" if source.folder else "there"
     raise UserError(
-        f"dataset.root={root}: {source.name} not found: expected {', '.join(source.files)} {places}; "
+        f"dataset.root={root}: {source.name} not found: expected {', '.join(source.files)} {locations}; "
         f"{reason}; get them from {source.origin}"
     )
 
 
 def _find(source: DatasetSource, root: Path) -> list[Path]:
     for folder in (root / source.folder, root):
-        plain = [folder / name for name in source.files]
-        paths = [path if path.exists() else path.with_name(f"{path.name}.gz") for path in plain]
+        unpacked = [folder / name for name in source.files]
+        paths = [path if path.exists() else path.with_name(f"{path.name}.gz") for path in unpacked]
         if all(path.exists() for path in paths):
             return paths
     return []
 
 
 def _download(source: DatasetSource, root: Path) -> None:
-    from torchvision import datasets  # here: it takes a second to import, and most runs have their files
+    from torchvision import datasets  # imported late: it takes a second, and most runs have their files
 
     reader, timeout = getattr(datasets, source.name), getdefaulttimeout()
     parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with TemporaryDirectory(prefix=".download-", dir=parent) as folder, redirect_stderr(bars):
-        setdefaulttimeout(SILENCE_SECONDS)  # torchvision sets none
+    progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with TemporaryDirectory(prefix=".download-", dir=parent) as folder, redirect_stderr(progress):
+        setdefaulttimeout(SILENCE_SECONDS)  # torchvision sets no timeout
         try:
             for keys in [{"split": part} for part in source.parts] or [{}]:
                 reader(folder, download=True, **keys)
@@ -74,6 +74,7 @@ def _download(source: DatasetSource, root: Path) -> None:
 
 @contextmanager
 def damaged_file_error(source: DatasetSource, root: str, path: Path) -> Iterator[None]:
+    """Converts any exception inside into a UserError that names the damaged file and where to get it again."""
     try:
         yield
     except Exception as error:  # a damaged pickle raises anything

@@ -1,4 +1,4 @@
-"""The operations of the strong augmentation on batches of uint8 images, bit-equal to Pillow.
+"""The operations of the strong augmentation on batches of uint8 images, with the same bits as Pillow.
 
 FixMatch (Sohn et al. 2020) and RandAugment (Cubuk et al. 2020) as SSLPM uses them (Hwang et al. 2024).
 """
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# In families that are computed alike: maps of pixels, blends, tables of 256 values (fixed, then measured).
+# In groups that share an implementation: pixel maps, blends, tables of 256 values (fixed, then image-dependent).
 SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 BLENDED = ("Color", "Sharpness")
 FIXED = ("Brightness", "Posterize", "Solarize")
 OPERATIONS = ("Identity", *SIGNED, *BLENDED, *FIXED, "Contrast", "AutoContrast", "Equalize")
 LEVELS = 10
 GRAY = 127
-INDEX_TABLE_LIMIT = 1 << 20  # entries; for images over 102x102 the pixel maps are computed per batch instead
+INDEX_TABLE_LIMIT = 1 << 20  # entries; for images above 102x102 pixels the maps are computed per batch instead
 
 
 def affine_coefficients(name: str, magnitude: int, sign: int, height: int, width: int) -> list[int]:
-    """Pillow's map from output to source pixel of an operation in SIGNED: six 16.16 fixed-point numbers."""
+    """Returns Pillow's map from output to source pixel of an operation in SIGNED as six 16.16 fixed-point numbers."""
     share = sign * (magnitude * 0.3 / LEVELS)
     angle = -math.radians(sign * int(magnitude * 30 / LEVELS) % 360.0)
     cos, sin, x, y = round(math.cos(angle), 15), round(math.sin(angle), 15), width / 2, height / 2
@@ -37,7 +37,7 @@ def affine_coefficients(name: str, magnitude: int, sign: int, height: int, width
 
 
 def source_index(coefficients: Tensor, height: int, width: int) -> Tensor:
-    """The flat source pixel of every output pixel, int32 [n, 6] -> int64 [n, H*W]; H*W stands for black."""
+    """Computes the flat source index of every output pixel, int32 [n, 6] -> int64 [n, H*W]; H*W stands for black."""
     a, b, c, d, e, f = coefficients.view(-1, 6, 1, 1).unbind(1)
     y = torch.arange(height, device=coefficients.device, dtype=torch.int32).view(-1, 1)
     x = torch.arange(width, device=coefficients.device, dtype=torch.int32)
@@ -47,7 +47,7 @@ def source_index(coefficients: Tensor, height: int, width: int) -> Tensor:
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Pillow's luma (ITU-R 601-2 in 16.16 fixed point), uint8 [B, C, H, W] -> int32 [B, 1, H, W]."""
+    """Computes Pillow's luma (ITU-R 601-2 in 16.16 fixed point), uint8 [B, C, H, W] -> int32 [B, 1, H, W]."""
     if images.shape[1] == 1:
         return images.int()
     red, green, blue = images.int().unbind(1)
@@ -55,22 +55,22 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Pillow's SMOOTH filter, 3x3 ones with a 5 in the middle over 13; float32, border pixels unchanged."""
+    """Applies Pillow's SMOOTH filter, 3x3 ones with a 5 in the center over 13; float32, border pixels unchanged."""
     result = images.float()
-    line = result[..., :-2] + result[..., 1:-1] + result[..., 2:]
-    total = line[..., :-2, :] + line[..., 1:-1, :] + line[..., 2:, :] + 4 * result[..., 1:-1, 1:-1]
-    result[..., 1:-1, 1:-1] = ((total + 6.5) / 13).trunc_()  # thirteenths do not tie
+    row_sum = result[..., :-2] + result[..., 1:-1] + result[..., 2:]
+    total = row_sum[..., :-2, :] + row_sum[..., 1:-1, :] + row_sum[..., 2:, :] + 4 * result[..., 1:-1, 1:-1]
+    result[..., 1:-1, 1:-1] = ((total + 6.5) / 13).trunc_()  # no multiple of 1/13 is halfway between integers
     return result
 
 
 def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's blend: degenerate + factor * (images - degenerate) in float32, truncated to uint8."""
+    """Computes Pillow's blend, degenerate + factor * (images - degenerate) in float32, truncated to uint8."""
     base = degenerate.float()
     return images.float().sub(base).mul_(factor).add_(base).to(torch.uint8)
 
 
 def fixed_tables() -> Tensor:
-    """Where Brightness, Posterize and Solarize send each value, uint8 [3, LEVELS, 256]."""
+    """Returns the lookup tables of Brightness, Posterize and Solarize, uint8 [3, LEVELS, 256]."""
     value, level = torch.arange(256), torch.arange(LEVELS).view(-1, 1)
     brightness = blend(torch.zeros(()), value.expand(LEVELS, -1), blend_factors().view(-1, 1))
     posterize = value & (256 - 2 ** (4 - level * 4 // LEVELS))
@@ -79,29 +79,30 @@ def fixed_tables() -> Tensor:
 
 
 def blend_factors() -> Tensor:
-    """How much of the image Brightness, Color, Contrast and Sharpness keep, float32 [LEVELS]."""
+    """Returns the weight of the image in Brightness, Color, Contrast and Sharpness, float32 [LEVELS]."""
     return torch.tensor([level * 0.9 / LEVELS + 0.05 for level in range(LEVELS)])
 
 
 def contrast_table(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the rounded mean luma; uint8 [B, C, H, W] and [B, 1, 1] -> uint8 [B, 1, 256]."""
+    """Returns tables that blend with the mean luma, uint8 [B, C, H, W], float32 [B, 1, 1] -> uint8 [B, 1, 256]."""
     pixels = images.shape[2] * images.shape[3]
+    # The mean is rounded to the nearest integer, as in Pillow.
     mean = (2 * grayscale(images).sum((2, 3)) + pixels) // (2 * pixels)
     return blend(mean.unsqueeze(2), torch.arange(256, device=images.device), factor)
 
 
 def autocontrast_table(images: Tensor) -> Tensor:
-    """Stretch each channel to 0..255, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
+    """Returns tables that stretch each channel to 0..255, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
     pixels = images.flatten(2)
     low, high = pixels.amin(2, keepdim=True).double(), pixels.amax(2, keepdim=True).double()
     ramp = torch.arange(256, device=images.device, dtype=torch.float64)
-    # Not 255.0 / tensor: that is a reciprocal and a product, and off by one in places.
+    # Not 255.0 / tensor: torch computes a reciprocal and a product, whose rounding can be off by one gray level.
     scale = torch.full_like(low, 255.0).div_((high - low).clamp_(min=1))
     return torch.where(high > low, ramp * scale - low * scale, ramp).clamp_(0, 255).to(torch.uint8)
 
 
 def equalize_table(images: Tensor) -> Tensor:
-    """Flatten the histogram of each channel in Pillow's integers, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
+    """Returns tables that equalize the histograms in Pillow's integers, uint8 [B, C, H, W] -> uint8 [B, C, 256]."""
     pixels = images.flatten(2)
     histogram = torch.zeros(*pixels.shape[:2], 256, device=images.device, dtype=torch.int32)
     histogram.scatter_add_(2, pixels.long(), histogram.new_ones(()).expand_as(pixels))
@@ -109,21 +110,21 @@ def equalize_table(images: Tensor) -> Tensor:
     below = histogram.cumsum(2, dtype=torch.int32) - histogram + step // 2
     equalized = (below.double() / step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
     ramp = torch.arange(256, device=images.device, dtype=torch.uint8)
-    return torch.where(step > 0, equalized, ramp)  # one value, or too few pixels: unchanged
+    return torch.where(step > 0, equalized, ramp)  # a single value or too few pixels: unchanged
 
 
 def cutout_corner(center: Tensor, size: int) -> Tensor:
-    """The corner (x, y) of FixMatch's cut-out, moved inward at left and top, float64 -> int64 [B, 2]."""
+    """Returns the corner (x, y) of FixMatch's cut-out, clamped at the left and top, float64 -> int64 [B, 2]."""
     return (center - size / 2).clamp(min=0).long()
 
 
 def cutout(images: Tensor, corner: Tensor, size: int) -> Tensor:
-    """Paint gray squares in place, far corner included as in Pillow, uint8 [B, C, H, W]."""
+    """Paints gray squares in place, far corner included as in Pillow, uint8 [B, C, H, W]."""
     height, width = images.shape[2:]
     x, y = (torch.arange(side, device=images.device) for side in (width, height))
     left, top = corner.split_with_sizes([1, 1], 1)
     outside_x, outside_y = (x < left) | (x > left + size), (y < top) | (y > top + size)
-    # Masks of whole bytes, several in a word: bitwise operations are vectorized on a CPU and masked_fill is not.
+    # Byte masks packed into words: bitwise operations are vectorized on a CPU, masked_fill is not.
     word = {0: torch.int64, 4: torch.int32}.get(width % 8, torch.uint8)
     keep_x, keep_y = outside_x.byte().neg_().view(word)[:, None, None, :], outside_y.to(word).neg_()[:, None, :, None]
     keep = keep_x | keep_y
@@ -133,12 +134,12 @@ def cutout(images: Tensor, corner: Tensor, size: int) -> Tensor:
 
 
 class RandAugment:
-    """The 14 operations, with their tables for images of one size on one device."""
+    """The 14 operations with precomputed tables for images of one size on one device."""
 
     def __init__(self, height: int, width: int, device: torch.device) -> None:
         self.height, self.width = height, width
-        settings = [(name, level, sign) for name in SIGNED for sign in (1, -1) for level in range(LEVELS)]
-        maps = [affine_coefficients(*setting, height, width) for setting in settings]
+        signed_levels = [(name, level, sign) for name in SIGNED for sign in (1, -1) for level in range(LEVELS)]
+        maps = [affine_coefficients(*signed_level, height, width) for signed_level in signed_levels]
         self.coefficients = torch.tensor(maps, dtype=torch.int32, device=device)
         fits = len(maps) * height * width <= INDEX_TABLE_LIMIT
         self.index = source_index(self.coefficients, height, width) if fits else None
@@ -147,11 +148,11 @@ class RandAugment:
 
     @staticmethod
     def setting(operation: Tensor, magnitude: Tensor, negative: Tensor) -> Tensor:
-        """Operation, sign and magnitude in one number."""
+        """Encodes operation, sign and magnitude as one integer."""
         return (operation * 2 + negative) * LEVELS + magnitude
 
     def apply_(self, images: Tensor, setting: Tensor, counts: Sequence[int]) -> Tensor:
-        """Change images sorted by operation in place; `counts` says how many have each of OPERATIONS."""
+        """Applies the operations in place to images sorted by operation; `counts` says how many have each."""
         sizes = [counts[0], sum(counts[1:6]), sum(counts[6:8]), sum(counts[8:])]
         _, mapped, blended, looked_up = images.split_with_sizes(sizes)
         _, map_setting, blend_setting, table_setting = setting.split_with_sizes(sizes)
@@ -172,9 +173,9 @@ class RandAugment:
         pixels = functional.pad(images.flatten(2), (0, 1))  # one black pixel behind the last
         torch.gather(pixels, 2, index.unsqueeze(1).expand(-1, images.shape[1], -1), out=images.flatten(2))
 
-    def _blend(self, images: Tensor, setting: Tensor, colors: int) -> None:
-        gray = grayscale(images[:colors]).float().expand_as(images[:colors])
-        degenerate = torch.cat((gray, smooth(images[colors:])))
+    def _blend(self, images: Tensor, setting: Tensor, color_count: int) -> None:
+        color, sharpness = images[:color_count], images[color_count:]
+        degenerate = torch.cat((grayscale(color).float().expand_as(color), smooth(sharpness)))
         factor = self.factor.index_select(0, setting % LEVELS).view(-1, 1, 1, 1)
         images.copy_(blend(degenerate, images, factor))
 
@@ -184,15 +185,15 @@ class RandAugment:
         fixed = self.fixed.index_select(0, fixed_setting - 2 * LEVELS * OPERATIONS.index(FIXED[0]))
         factor = self.factor.index_select(0, contrast_setting % LEVELS).view(-1, 1, 1)
         shared = torch.cat((fixed.unsqueeze(1), contrast_table(contrast, factor)))
-        own = (autocontrast_table(autocontrast), equalize_table(equalize))
-        table = torch.cat((shared.expand(-1, images.shape[1], -1), *own))
+        per_channel = (autocontrast_table(autocontrast), equalize_table(equalize))
+        table = torch.cat((shared.expand(-1, images.shape[1], -1), *per_channel))
         torch.gather(table, 2, images.flatten(2).long(), out=images.flatten(2))
 
 
 def apply_operation(images: Tensor, name: str, magnitude: int = 1, negative: bool = False) -> Tensor:
-    """One of OPERATIONS at magnitude 1..9 of 10 on every image, uint8 [B, C, H, W] -> the same."""
+    """Applies one of OPERATIONS at magnitude 1..9 of 10 to every image, uint8 [B, C, H, W] -> the same shape."""
     operation, count = OPERATIONS.index(name), len(images)
     counts = [count * (k == operation) for k in range(len(OPERATIONS))]
     setting = torch.full((count,), (operation * 2 + negative) * LEVELS + magnitude, device=images.device)
-    table = RandAugment(images.shape[2], images.shape[3], images.device)
-    return table.apply_(images.clone(memory_format=torch.contiguous_format), setting, counts)
+    operations = RandAugment(images.shape[2], images.shape[3], images.device)
+    return operations.apply_(images.clone(memory_format=torch.contiguous_format), setting, counts)
