@@ -1,4 +1,4 @@
-"""Where a run comes from: command, versions, commit, device."""
+"""The provenance of a run: command, versions, commit and hardware."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ from sslpl.distributed.world import SINGLE_PROCESS, World
 
 
 def provenance(device: torch.device, world: World = SINGLE_PROCESS) -> dict[str, Any]:
-    """What a reader needs to know of how a run came about: command, versions, commit, device."""
+    """Returns the command, package versions, commit, device, threads and processes of the current run."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"sslpl": sslpl.__version__, "python": platform.python_version(), "torch": torch.__version__}
@@ -38,15 +38,15 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any]:
-    """Commit of the checkout that holds this package, and whether files differ from it; Nones outside of one."""
-    here = Path(__file__).parent
+    """Returns the commit of this package's checkout and whether tracked files differ from it; None outside of one."""
+    package = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
+            result = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return result.stdout.strip() if result.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}

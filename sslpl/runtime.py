@@ -1,4 +1,4 @@
-"""Where and how a run is executed: nothing here changes which run it is."""
+"""Device, threads and output of a run: settings that are no part of its id."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ from pydantic import Field
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.types import Count, PositiveOrZero, UserError
 
-SMALL_IMAGE = 16 * 16  # pixels below which a second thread has too little to do to make up for the waiting
+SMALL_IMAGE = 16 * 16  # pixels up to which a second thread costs more than it saves
 
 
 _DEVICES = "'auto', 'cpu' or 'cuda', or one of several GPUs as 'cuda:1'"
@@ -24,21 +24,21 @@ Device = Annotated[
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, threads, folders and what is shown."""
+    """Device, threads, output folder and progress of a run (config group `runtime`)."""
 
     device: Device = "auto"
-    jobs_per_gpu: Count = 1  # of a sweep whose launcher runs several on this machine
+    jobs_per_gpu: Count = 1  # in a sweep whose launcher runs several jobs on this machine
     compile: Literal["auto", True, False] = "auto"
-    num_threads: Count | None = None  # None: as torch chooses, but one for small images
+    num_threads: Count | None = None  # None: torch's default, but 1 for small images
     deterministic: bool = False
-    checkpoint_minutes: PositiveOrZero = 5.0  # 0: after each step
+    checkpoint_minutes: PositiveOrZero = 5.0  # 0: after every step
     output_dir: str = "outputs"
     progress: Literal["auto", "live", "plain", "none"] = "auto"
     dry_run: bool = False
-    held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
+    held_gib: PositiveOrZero | None = None  # None: see `place_images` in sslpl/data/images.py
 
     def prepare(self, world: World = SINGLE_PROCESS) -> torch.device:
-        """Sets determinism for this process and returns its device; UserError if it is not there."""
+        """Sets up torch for this process and returns its device; UserError if that device does not exist."""
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"runtime.device={self.device}: no CUDA device was found; use runtime.device=cpu or auto")
         name = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
@@ -56,7 +56,7 @@ class Runtime:
         return device
 
     def process_device(self, world: World, device: torch.device) -> torch.device:
-        """The device of one of several processes; UserError for what they cannot do together."""
+        """Returns the device of one of several processes; UserError for options that these do not support."""
         if self.compile is True:
             raise UserError("runtime.compile=true: must be auto or false with several processes")
         if ":" in self.device:
@@ -64,9 +64,9 @@ class Runtime:
         return torch.device(device.type, world.local_rank) if device.type == "cuda" else device
 
     def set_threads(self, shape: tuple[int, int, int], world: World = SINGLE_PROCESS) -> None:
-        """Sets the threads of this process for images of a shape (channels, height, width).
+        """Sets the number of threads of this process, for images of a shape (channels, height, width).
 
-        The processes of one machine share its cores; torchrun would leave each of them a single thread.
+        The processes of one machine share its cores; torchrun would give each of them a single thread.
         """
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
@@ -77,12 +77,12 @@ class Runtime:
 
 
 def threads_per_job(jobs: int, cores: int) -> int:
-    """The cores that each of some jobs has to itself, at least one."""
+    """Returns the number of cores per job, at least 1."""
     return max(1, cores // max(jobs, 1))
 
 
 def choose_gpu(device: torch.device) -> None:
-    """Makes a GPU the one that this process uses where none is named; UserError if there are not so many."""
+    """Makes a GPU the default of this process; UserError if its index is too large."""
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
         raise UserError(f"runtime.device={device}: must be below cuda:{count}, the number of GPUs that can be seen")
@@ -91,16 +91,16 @@ def choose_gpu(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory of large tensors for the next ones: page faults cost more than their contents."""
+    """Makes glibc reuse the memory of freed large tensors, because page faults cost more than filling the tensors."""
     mmap_threshold, trim_threshold = -3, -1
-    with suppress(AttributeError, OSError, TypeError):  # another C library
+    with suppress(AttributeError, OSError, TypeError):  # raised with another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 faster than in float32."""
+    """Returns True if the device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_amx_tile_supported())  # the only public sign of bf16 matrix units is private
+    return bool(torch.cpu._is_amx_tile_supported())  # torch has no public function for this

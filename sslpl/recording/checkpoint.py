@@ -1,4 +1,4 @@
-"""Checkpoints: what resuming needs, in one file with its checksum, the one before it; a finished run's weights."""
+"""Checkpoints: the state to resume from, as one file with a checksum, its predecessor, and the final weights."""
 
 import hashlib
 import io
@@ -16,17 +16,17 @@ CURRENT, PREVIOUS, WEIGHTS = "state.ckpt", "previous.ckpt", "weights.pt"
 
 
 class ModelSignature(NamedTuple):
-    """What a trained network takes and tells: all that its weights need to be of use without the dataset."""
+    """Inputs and outputs of a trained network: everything besides its weights that prediction needs."""
 
     class_names: tuple[str, ...]  # in the order of the logits
     shape: tuple[int, int, int]  # channels, height, width of an image
-    resize: int  # to which the shorter side of an image is scaled before its center is cut out
+    resize: int  # the shorter side of an image after scaling, before the center crop
     mean: tuple[float, ...]  # per channel, of pixels in 0..1
     std: tuple[float, ...]
 
 
 class SavedModel(NamedTuple):
-    """The final weights of a run, and what they were learned for."""
+    """The final weights of a run, with the signature of its network."""
 
     backbone: dict[str, torch.Tensor]
     module: dict[str, torch.Tensor] | None
@@ -34,7 +34,7 @@ class SavedModel(NamedTuple):
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` whole into `folder`; what was there becomes the previous checkpoint."""
+    """Writes `state` to `folder` atomically; the checkpoint that was there becomes the previous one."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
@@ -45,7 +45,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The newest undamaged checkpoint and, if one had to be passed over, a line that says so."""
+    """Returns the newest undamaged checkpoint, and a warning if a damaged one was skipped; None for what is missing."""
     warning = None
     for name in (CURRENT, PREVIOUS):
         path = folder / name
@@ -59,7 +59,7 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def keep_weights(folder: Path, state: Mapping[str, Any], signature: ModelSignature) -> None:
-    """Writes the final weights into `folder`: all that a finished run needs."""
+    """Writes the final weights of a finished run to `folder`."""
     buffer = io.BytesIO()
     weights = {"backbone": state["backbone"], "module": state["module"]}
     torch.save(weights | {"signature": signature._asdict()}, buffer)
@@ -67,13 +67,13 @@ def keep_weights(folder: Path, state: Mapping[str, Any], signature: ModelSignatu
 
 
 def load_weights(folder: Path) -> SavedModel:
-    """The final weights in `folder`; UserError if they are missing, damaged, or of before they had a signature."""
+    """Returns the final weights in `folder`; UserError if they are missing, damaged or without a signature."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{path}: not there, though the run is finished; remove the run's folder and run it again")
     try:
         with ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes checksums, and does not look at them
+            damaged = archive.testzip()  # torch writes checksums but does not check them
         saved = torch.load(path, map_location="cpu", weights_only=True)
         backbone, module, signature = saved["backbone"], saved["module"], saved.get("signature")
         signature = None if signature is None else ModelSignature(**signature)

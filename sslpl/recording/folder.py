@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what is written into it before a run, and where a resumed run differs from its start."""
+"""A run's folder: which run owns it, which files describe the run, and what has changed when the run is resumed."""
 
 import json
 import secrets
@@ -14,41 +14,42 @@ from sslpl.config.identity import Config, canonical, run_id, scientific_config
 from sslpl.files import write_json, write_whole
 from sslpl.types import RunInfo, UserError
 
-# Of provenance: a run that is resumed under others says so.
+# Keys of provenance whose changes a resumed run reports.
 COMPARED_FACTS = ("git", "device_name", "threads", "processes", "precision", "compiled")
 
 
 def check_folder(folder: Path, config: Config) -> None:
-    """UserError if a run's folder was written by another version, or holds the files of another config."""
-    written, origin = folder / "config.yaml", folder / "provenance.json"
+    """Raises UserError if a run's folder belongs to another config or was written by another version."""
+    config_file, provenance_file = folder / "config.yaml", folder / "provenance.json"
     advice = "remove the folder, or choose another runtime.output_dir"
     try:
-        there = scientific_config(OmegaConf.to_container(OmegaConf.load(written))) if written.exists() else None  # type: ignore[arg-type]
-        version = json.loads(origin.read_text())["versions"]["sslpl"] if origin.exists() else None
+        written: Any = OmegaConf.to_container(OmegaConf.load(config_file)) if config_file.exists() else None
+        version = json.loads(provenance_file.read_text())["versions"]["sslpl"] if provenance_file.exists() else None
+        same = written is None or canonical(scientific_config(written)) == canonical(scientific_config(config))
     except Exception as error:
         raise UserError(f"{folder}: its config.yaml or provenance.json cannot be read; {advice}") from error
-    if there is not None and canonical(there) != canonical(scientific_config(config)):
+    if not same:
         raise UserError(f"{folder}: its config.yaml is that of another run; {advice}")
     if version not in (None, __version__):
         raise UserError(f"{folder}: written by sslpl {version}, this is {__version__}; {advice}")
 
 
 def changed_weights(folder: Path, config: Config) -> str | None:
-    """The line about an earlier run beside a folder that differs by the content of the same file of weights alone."""
-    file, beside = config["backbone"].get("weights"), "weights_fingerprint"
-    if config["backbone"].get(beside) is None or folder.exists():
+    """Returns a warning if an earlier run differs from this one only in the content of its weights file, else None."""
+    file, fingerprint = config["backbone"].get("weights"), config["backbone"].get("weights_fingerprint")
+    if fingerprint is None or folder.exists():
         return None
-    for written in sorted(folder.parent.glob(f"seed{config['seed']}-*/config.yaml")):
-        with suppress(Exception):  # whatever lies there
-            other: Config = OmegaConf.to_container(OmegaConf.load(written))  # type: ignore[assignment]
-            backbone = other["backbone"] | {beside: config["backbone"][beside]}
+    for config_file in sorted(folder.parent.glob(f"seed{config['seed']}-*/config.yaml")):
+        with suppress(Exception):  # a config that cannot be read is not that of such a run
+            other: Config = OmegaConf.to_container(OmegaConf.load(config_file))  # type: ignore[assignment]
+            backbone = other["backbone"] | {"weights_fingerprint": fingerprint}
             if other["backbone"]["weights"] == file and run_id(other | {"backbone": backbone}) == run_id(config):
-                return f"backbone.weights={file}: has changed since {written.parent} began; this is another run"
+                return f"backbone.weights={file}: has changed since {config_file.parent} began; this is another run"
     return None
 
 
 def make_folder(folder: Path, output_dir: str) -> None:
-    """Makes a run's folder; UserError if it cannot be."""
+    """Creates a run's folder; UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +57,7 @@ def make_folder(folder: Path, output_dir: str) -> None:
 
 
 def open_folder(run: RunInfo) -> None:
-    """Writes what a run is and where it comes from, and clears what an earlier life has left."""
+    """Writes a run's config and provenance, and removes the error log and partial files of an earlier process."""
     write_whole(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(run.config))))
     write_json(run.folder / "provenance.json", run.provenance)
     for leftover in (run.folder / "error.log", *run.folder.rglob(".*.partial-*")):
@@ -64,9 +65,9 @@ def open_folder(run: RunInfo) -> None:
 
 
 def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a run's provenance becomes, and what differs from its start: a line each.
+    """Returns the provenance of a new or resumed run, and a line for each fact that has changed since its start.
 
-    Its `run_token` is drawn when the folder is new and kept with it: what tells the run from others of its config.
+    Its `run_token` is drawn once, for a new folder: it distinguishes the run from others with the same config.
     """
     path = folder / "provenance.json"
     token = {"run_token": secrets.token_hex(4)}
@@ -82,5 +83,5 @@ def resumed_provenance(folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def folder_run_id(config: Config, origin: Mapping[str, Any]) -> str:
-    """The id of a config's run in one folder: the config's, and the folder's `run_token` if it has one."""
+    """Returns the id of a run in one folder: the id of its config, followed by the folder's `run_token` if any."""
     return "-".join(filter(None, (run_id(config), origin.get("run_token"))))

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""File locks that let one process at a time work in a run's folder or on a GPU."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +13,18 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def run_lock(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process has a run's folder to itself; False while another one has it, unless `wait` waits for that.
+    """Locks a run's folder; yields False if another process holds the lock and `wait` is False.
 
-    The system gives up a lock with its process, however that ends: a dead owner's folder is free. OSError where the
-    folder cannot be made.
+    The operating system releases a lock when its process ends, however that happens. OSError if the folder cannot be
+    created.
     """
-    with file_lock(folder / NAME, wait) as mine:
-        yield mine
+    with file_lock(folder / NAME, wait) as acquired:
+        yield acquired
 
 
 @contextmanager
 def file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    """The same of any lock."""
+    """Locks a file; yields False if another process holds the lock and `wait` is False."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -39,21 +39,21 @@ def file_lock(path: Path, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def first_free_lock(paths: Sequence[Path], waiting: Callable[[], None]) -> Iterator[int]:
-    """The place of a lock that this process then has to itself, the first that is free; waits for one, says so once."""
-    told = False
+def first_free_lock(paths: Sequence[Path], on_wait: Callable[[], None]) -> Iterator[int]:
+    """Acquires the first free lock and yields its index; calls `on_wait` once if it has to wait for one."""
+    waiting = False
     while True:
-        for place, path in enumerate(paths):
-            with file_lock(path, wait=False) as mine:
-                if mine:
-                    yield place
+        for index, path in enumerate(paths):
+            with file_lock(path, wait=False) as acquired:
+                if acquired:
+                    yield index
                     return
-        if not told:
-            waiting()
-        told = True
+        if not waiting:
+            on_wait()
+        waiting = True
         time.sleep(POLL_SECONDS)
 
 
 def remove_lock(folder: Path) -> None:
-    """Removes the lock file of a finished run, which nobody will run again."""
+    """Removes the lock file of a finished run."""
     (folder / NAME).unlink(missing_ok=True)

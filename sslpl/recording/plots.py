@@ -18,22 +18,22 @@ from sslpl.files import write_whole
 Row = Mapping[str, float | int | None]
 Points = list[tuple[float, float]]
 
-BLUE, VERMILLION = "#0072B2", "#D55E00"  # of Okabe and Ito: told apart with any color vision
+BLUE, VERMILLION = "#0072B2", "#D55E00"  # Okabe and Ito: distinguishable with any color vision
 INK, GRAY, GRID = "#1f1f1f", "#5f5f5f", "#e4e4e4"
 WIDTH, DPI = 7.2, 160  # inches, dots per inch
-LEFT, RIGHT, BOTTOM, GAP = 0.75, 1.0, 0.7, 0.55  # inches; the label of the last point stands at the right
-CURVE, SLIM = 3.1, 1.15  # heights of the two panels in inches
+LEFT, RIGHT, BOTTOM, GAP = 0.75, 1.0, 0.7, 0.55  # inches; the right margin holds the label of the last point
+ACCURACY_HEIGHT, CORRELATION_HEIGHT = 3.1, 1.15  # of the two panels, in inches
 TITLE_CHARACTERS = 52
 
 
 def metric_points(rows: Sequence[Row], key: str) -> Points:
-    """The pairs (labeled, value) of the rows that have both."""
+    """Returns the pairs (labeled, value) of the rows in which both are present and the value is finite."""
     pairs = [(row.get("labeled"), row.get(key)) for row in rows]
     return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(y)]
 
 
 def wrap_text(text: str, width: int) -> str:
-    """The text in lines, broken after a space, slash, comma or plus, or inside an endless word."""
+    """Wraps a text after spaces, slashes, commas and plus signs, or inside a word that is longer than a line."""
     lines = [""]
     for word in re.findall(rf"[^ /,+]{{0,{width - 1}}}[ /,+]|[^ /,+]{{1,{width}}}", text):
         if lines[-1] and len((lines[-1] + word).rstrip()) > width:
@@ -43,33 +43,33 @@ def wrap_text(text: str, width: int) -> str:
 
 
 def accuracy_limits(values: Sequence[float]) -> tuple[float, float]:
-    """A range around accuracies, never so narrow that noise looks like progress."""
+    """Returns axis limits for accuracies, never so narrow that noise looks like progress."""
     low, high = min(values), max(values)
     margin = max(0.12 * (high - low), 0.02 - (high - low) / 2)
     return max(0.0, low - margin), min(1.005, high + margin)
 
 
 def correlation_limits(values: Sequence[float]) -> tuple[float, float]:
-    """A part of -1..1 in steps of a quarter that holds zero and every value."""
+    """Returns axis limits for correlations: quarters between -1 and 1 that contain zero and every value."""
     low, high = math.floor(4 * min(values)) / 4, math.ceil(4 * max(values)) / 4
     return max(-1.0, min(low, 0.0)) - 0.06, min(1.0, max(high, 0.25)) + 0.06
 
 
 def label_ticks(ax: Axes, labeled: Sequence[float]) -> None:
-    """Puts the horizontal ticks at the points themselves where there is room for their numbers."""
+    """Places the horizontal ticks at the points themselves if there is room for their numbers."""
     low, high = min(labeled), max(labeled)
     margin = 0.04 * (high - low) or 0.5 * high or 1.0
     ax.set_xlim(low - margin, high + margin)
     gaps = [after - before for before, after in pairwise(labeled)]
-    roomy = len(labeled) <= 9 and all(gap > 0.09 * (high - low) for gap in gaps)
-    ax.xaxis.set_major_locator(FixedLocator(labeled) if roomy else MaxNLocator(7, integer=True))
+    fits = len(labeled) <= 9 and all(gap > 0.09 * (high - low) for gap in gaps)
+    ax.xaxis.set_major_locator(FixedLocator(labeled) if fits else MaxNLocator(7, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def draw_line(ax: Axes, line: Points, color: str, caption: str, last: str) -> None:
-    """Draws a series with its caption above and its last value beside it."""
-    x, y = zip(*line, strict=True)
-    size = 6.5 if len(line) <= 15 else 3.5
+def draw_line(ax: Axes, points: Points, color: str, caption: str, last: str) -> None:
+    """Draws a series of points, with its caption above the axes and the text `last` beside its last point."""
+    x, y = zip(*points, strict=True)
+    size = 6.5 if len(points) <= 15 else 3.5
     ax.plot(x, y, color=color, linewidth=2.2, marker="o", markersize=size, clip_on=False, zorder=3)
     ax.annotate(
         last,
@@ -91,24 +91,24 @@ def draw_line(ax: Axes, line: Points, color: str, caption: str, last: str) -> No
 
 
 def panel(figure: Figure, top: float, height: float) -> Axes:
-    """An axes so many inches below the upper edge of a figure, and so many high."""
+    """Adds axes to a figure, `top` inches below its upper edge and `height` inches high."""
     width, total = figure.get_size_inches()
     bottom = (total - top - height) / total
     return figure.add_axes((LEFT / width, bottom, (width - LEFT - RIGHT) / width, height / total))
 
 
 def draw_learning_curve(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
-    """The figure of a learning curve, with the rank correlation of the predicted losses where it is known."""
+    """Draws a learning curve and, if it is known, the rank correlation of the predicted losses below it."""
     accuracy, correlation = metric_points(rows, "test_accuracy"), metric_points(rows, "loss_rank_correlation")
-    heading, below = wrap_text(title, TITLE_CHARACTERS), wrap_text(subtitle, 84)
-    second = 0.2 + 0.28 * len(heading.split("\n"))  # where the subtitle begins, in inches from above
-    top = second + (0.22 * len(below.split("\n")) if subtitle else 0.0) + 0.5
-    height = top + CURVE + (GAP + SLIM if correlation else 0.0) + BOTTOM
+    title, subtitle = wrap_text(title, TITLE_CHARACTERS), wrap_text(subtitle, 84)
+    subtitle_top = 0.2 + 0.28 * len(title.split("\n"))  # inches below the upper edge
+    top = subtitle_top + (0.22 * len(subtitle.split("\n")) if subtitle else 0.0) + 0.5
+    height = top + ACCURACY_HEIGHT + (GAP + CORRELATION_HEIGHT if correlation else 0.0) + BOTTOM
     figure = Figure((WIDTH, height), dpi=DPI, facecolor="white")
     style: dict[str, Any] = {"va": "top", "ha": "left", "parse_math": False, "linespacing": 1.25}
-    figure.text(0.2 / WIDTH, 1 - 0.18 / height, heading, fontsize=14, fontweight="bold", color=INK, **style)
-    figure.text(0.2 / WIDTH, 1 - second / height, below, fontsize=11, color=GRAY, **style)
-    ax = panel(figure, top, CURVE)
+    figure.text(0.2 / WIDTH, 1 - 0.18 / height, title, fontsize=14, fontweight="bold", color=INK, **style)
+    figure.text(0.2 / WIDTH, 1 - subtitle_top / height, subtitle, fontsize=11, color=GRAY, **style)
+    ax = panel(figure, top, ACCURACY_HEIGHT)
     if not accuracy:
         ax.set_axis_off()
         ax.text(0.5, 0.5, "no finished cycle yet", ha="center", fontsize=14, color=GRAY)
@@ -120,7 +120,7 @@ def draw_learning_curve(rows: Sequence[Row], title: str, subtitle: str) -> Figur
     label_ticks(ax, [x for x, _ in accuracy])
     if correlation:
         ax.tick_params(labelbottom=False)
-        ax = panel(figure, top + CURVE + GAP, SLIM)
+        ax = panel(figure, top + ACCURACY_HEIGHT + GAP, CORRELATION_HEIGHT)
         values = [y for _, y in correlation]
         last = f"{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}")
         draw_line(ax, correlation, VERMILLION, "Rank correlation of predicted and true loss", last)
@@ -133,7 +133,7 @@ def draw_learning_curve(rows: Sequence[Row], title: str, subtitle: str) -> Figur
 
 
 def learning_curve(rows: Sequence[Row], path: Path, title: str, subtitle: str = "") -> None:
-    """Writes a PNG of the test accuracy against the number of labeled images."""
+    """Writes a PNG that plots the test accuracy against the number of labeled images."""
     figure, image = draw_learning_curve(rows, title, subtitle), BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=DPI)

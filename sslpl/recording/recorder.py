@@ -1,4 +1,4 @@
-"""What a run leaves while it works: checkpoints, tables, the streamed numbers, a line for whoever watches."""
+"""Records a run as it advances: checkpoints, tables, tracked metrics and progress."""
 
 import os
 import signal
@@ -24,22 +24,23 @@ from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
 from sslpl.types import RunInfo, Step, Tracker
 
-# The end of a phase is not saved before this many times the cost of a checkpoint has passed: at most 2% of the time.
+# A phase's end is saved only if this many times the cost of a checkpoint has passed since the last one, so that saving
+# takes at most 2% of the time.
 CHECKPOINT_COST_FACTOR = 50
 
 
 class Recorder:
-    """Observes a run (see `cycle.Observer`) and files all that it leaves in its folder."""
+    """An observer of a run (see `sslpl.loop.Observer`) that writes everything in the run's folder."""
 
     def __init__(self, run: RunInfo, setup: Setup, tracker: Tracker, progress: Progress, minutes: float) -> None:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
-        self.save_every = 60 * minutes
-        self.saved_at, self.cost = time.monotonic(), 0.0
+        self.save_interval = 60 * minutes
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.signal: int | None = None
-        self.shown: tuple[int, int] | None = None  # cycle and labels
+        self.shown: tuple[int, int] | None = None  # cycle and number of labels
 
     def on_phase_start(self, setup: Setup, state: State) -> None:
-        """Shows that a phase begins or goes on."""
+        """Shows that a phase starts or is resumed."""
         owner = {"process": os.getpid(), "host": socket.gethostname()}
         write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase, **owner)
         if self.shown != (state.cycle, len(state.pool.labeled)):
@@ -54,27 +55,27 @@ class Recorder:
             self.progress.epoch(state.epoch, epochs)
 
     def on_step(self, state: State, step: Step) -> None:
-        """Shows and streams a step; saves when it is time or when a signal came."""
+        """Shows a step and tracks its metrics; saves if the checkpoint interval has passed or a signal came."""
         self.progress.advance(1, step.images)
         if step.metrics is not None:
             schedule = self.setup.schedule(state.module is not None)
             epochs = schedule.epochs(state.phase)
             self.tracker.log(schedule.tracker_step(state.cycle, state.phase, state.epoch), step.metrics)
             self.progress.epoch(min(state.epoch, epochs - 1), epochs)
-        stop = self._agreed()
-        if state.phase in RESUMABLE_PHASES and (stop or self._unsaved() >= self.save_every):
+        stop = self._shared_signal()
+        if state.phase in RESUMABLE_PHASES and (stop or self._seconds_since_save() >= self.save_interval):
             self._save(state)
         if stop:
             raise Interrupted(stop)
 
     def on_phase_end(self, state: State) -> None:
-        """Saves at the end of a cycle, of a phase if that costs little, and streams and files a cycle's numbers."""
-        stop = self._agreed()
-        cycle_ends = state.phase in ("train", FINISHED)  # or labels to begin with have come
-        asks = (
-            state.phase == "label" and self.setup.has_unknown_labels
-        )  # what people are asked is never asked otherwise
-        if cycle_ends or asks or stop or self._unsaved() >= min(self.save_every, CHECKPOINT_COST_FACTOR * self.cost):
+        """Saves at the end of a cycle, or of a phase if saving is cheap; writes and tracks a cycle's metrics."""
+        stop = self._shared_signal()
+        cycle_ends = state.phase in ("train", FINISHED)  # or the initial labels have arrived
+        # A selection that people are asked to label must survive: a resumed run may not ask for other images.
+        asks_people = state.phase == "label" and self.setup.has_unknown_labels
+        interval = min(self.save_interval, CHECKPOINT_COST_FACTOR * self.save_seconds)
+        if cycle_ends or asks_people or stop or self._seconds_since_save() >= interval:
             self._save(state)
         if cycle_ends:
             self.file(state)
@@ -87,18 +88,18 @@ class Recorder:
             raise Interrupted(stop)
 
     def pause(self, state: State) -> None:
-        """Saves a run that waits for labels, and files what is known of the cycle under way."""
+        """Saves a run that waits for labels, and writes its tables with the metrics of the unfinished cycle."""
         self._save(state)
         self.file(state)
         if state.phase == "label":
             write_whole(self.run.folder / "metrics.csv", run_tables.metrics_csv([*state.history, cycle_row(state)]))
 
     def signals(self, world: World = SINGLE_PROCESS) -> AbstractContextManager[None]:
-        """See `stopping.listening`."""
+        """Returns a context that stops the run on a signal (see `sslpl.recording.signals.listen_for_signals`)."""
         return listen_for_signals(self, lambda line: self.progress.message(line), world)
 
     def file(self, state: State) -> None:
-        """Writes the tables of the finished cycles and streams their numbers; a tracker drops what it has already."""
+        """Writes the tables of the finished cycles and tracks their metrics; a tracker drops rows that it has."""
         folder = self.run.folder
         write_whole(folder / "queries.csv", run_tables.queries_csv(state.ledger))
         if state.label_batches:
@@ -115,24 +116,24 @@ class Recorder:
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * steps - 1, metric_names(row))
 
-    def _agreed(self) -> int | None:
-        """The signal that has come to any process by now: one that comes later waits for the next step."""
+    def _shared_signal(self) -> int | None:
+        """Returns the signal that any process has received so far; a later one is seen after the next step."""
         stop = all_reduce_max(self.setup.world, self.signal)
         if stop and self.setup.world.size > 1:
             self.progress.message(f"{signal.Signals(stop).name}: saving")
         return stop
 
-    def _unsaved(self) -> float:
+    def _seconds_since_save(self) -> float:
         return time.monotonic() - self.saved_at
 
     def _save(self, state: State) -> None:
-        check_losses(state)  # the checkpoint before stays, from which a run can go on
-        since = time.monotonic()
+        check_losses(state)  # a diverged state must not replace the last checkpoint, from which the run can resume
+        start = time.monotonic()
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
-        self.cost = self.saved_at - since
+        self.save_seconds = self.saved_at - start
 
 
 def images_per_epoch(state: State) -> int:
-    """How many labeled images an epoch of the phase under way sees."""
+    """Returns the number of labeled images in an epoch of the current phase."""
     return len(joint_train_index(state) if state.phase == "train" else state.train_index)

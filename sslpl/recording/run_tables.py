@@ -1,4 +1,4 @@
-"""The tables that a run leaves, computed whole from its state."""
+"""The tables in a run's folder, computed from its state."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from sslpl.csv_text import csv_text
 
-if TYPE_CHECKING:  # the report reads tables without the seconds that torch takes to be imported
+if TYPE_CHECKING:  # the report uses this module, and importing torch would take seconds
     from sslpl.state import Ledger, Row, State
 
 
@@ -32,18 +32,18 @@ PHASE_SECONDS = ("train_seconds", "finetune_seconds", "evaluate_seconds", "query
 
 
 def metrics_csv(history: "Sequence[Row]") -> str:
-    """A row per finished cycle; what a method does not have is left empty."""
+    """Returns metrics.csv: a row per finished cycle, with empty cells for metrics that the method does not have."""
     return csv_text(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
 
 
 def queries_csv(ledger: "Ledger") -> str:
-    """A row per labeled image: the first cycle that trains on it, its position, its class, its score."""
+    """Returns queries.csv: a row per labeled image with its first training cycle, index, label and score."""
     columns = (column.tolist() for column in ledger)
     return csv_text(ledger._fields, zip(*columns, strict=True))
 
 
 def labels_csv(state: "State", paths: Sequence[str]) -> str:
-    """A row per labeled image of a run that asks people: which image, what was told, when (UTC), in which file."""
+    """Returns ledger.csv: a row per image labeled by people with its path, class, time (UTC) and source file."""
     batches = {batch.cycle: (batch.time, batch.source) for batch in state.label_batches}
     cycles, labels = state.ledger.cycle.tolist(), state.ledger.label.tolist()
     rows = (
@@ -54,12 +54,12 @@ def labels_csv(state: "State", paths: Sequence[str]) -> str:
 
 
 def classes_csv(class_names: Sequence[str]) -> str:
-    """A row per class in the order of the head's outputs: new ones are the last."""
+    """Returns classes.csv: a row per class in the order of the logits, in which new classes come last."""
     return csv_text(("label", "class"), enumerate(class_names))
 
 
 def summary(history: "Sequence[Row]") -> dict[str, Any]:
-    """Accuracy by cycle, area under the budget curve, seconds by phase."""
+    """Returns accuracy by cycle, the area under the budget curve and the seconds of each phase."""
     validation = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
     return {
         "labeled": [row["labeled"] for row in history],
@@ -72,7 +72,7 @@ def summary(history: "Sequence[Row]") -> dict[str, Any]:
 
 
 def aubc(history: Sequence[Mapping[str, float | None]]) -> float:
-    """Area under the budget curve: accuracy over labels by trapezoids, divided by the label range (0 to 1)."""
+    """Returns the area under the budget curve in 0..1: accuracy over labels by trapezoids, divided by their range."""
     labeled = np.array([row["labeled"] for row in history], dtype=float)
     accuracy = np.array([row["test_accuracy"] for row in history], dtype=float)
     if len(history) == 1:

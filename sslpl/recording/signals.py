@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves and ends between two steps, all its processes at the same one."""
+"""Signals that stop a run: all its processes save and end after the same step."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from sslpl.types import Step
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; all is saved."""
+    """Raised after a signal, once the state is saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -24,37 +24,38 @@ class Interrupted(Exception):
 
 
 class SignalListener(Protocol):
-    """Is told of a signal."""
+    """An object whose `signal` is set to the number of the last signal received."""
 
     signal: int | None
 
 
 @contextmanager
 def listen_for_signals(
-    listener: SignalListener, say: Callable[[str], None], world: World = SINGLE_PROCESS
+    listener: SignalListener, print_line: Callable[[str], None], world: World = SINGLE_PROCESS
 ) -> Iterator[None]:
-    """SIGINT, SIGTERM and a lost terminal end the run after its current step; a second signal ends it at once.
+    """Stores SIGINT, SIGTERM and SIGHUP in `listener`, so that the run ends after its current step.
 
-    So does the signal by which a scheduler tells a job to make room (SIGUSR2), where somebody listens to it.
-    In a thread nothing can be listened to. Of several processes each may be told, and more than once, and torchrun
-    tells them all when it has lost one: what follows is said and done once they agree, or why they cannot.
+    A second signal ends a single process immediately. SIGUSR2, by which a scheduler preempts a job, is handled the
+    same way where a handler for it is installed. Does nothing in a thread. With several processes any of them may be
+    signalled, also repeatedly, and torchrun signals all of them when it has lost one: they stop, and print why, once
+    they have agreed on the signal.
     """
 
-    def note(signum: int) -> None:
+    def store(signum: int) -> None:
         listener.signal = signum
         if world.size == 1:
-            say(f"{signal.Signals(signum).name}: finishing the current step, then saving")
+            print_line(f"{signal.Signals(signum).name}: finishing the current step, then saving")
 
-    with handle_signals(note, once=world.size == 1):
+    with handle_signals(store, once=world.size == 1):
         yield
 
 
 @contextmanager
-def handle_signals(note: Callable[[int], None], once: bool = True) -> Iterator[None]:
-    """Calls `note` with the signals that ask this process to end.
+def handle_signals(callback: Callable[[int], None], once: bool = True) -> Iterator[None]:
+    """Calls `callback` with the number of each signal that asks this process to end.
 
-    With `once` only with the first of each kind, a second one is left alone; without it for as long as the process
-    lives. In a thread nothing can be listened to.
+    With `once`, only the first signal of each kind is handled and the previous handlers are restored; without it, the
+    handlers stay until the process ends. Does nothing in a thread, where Python allows no handlers.
     """
     if current_thread() is not main_thread():
         yield
@@ -62,43 +63,44 @@ def handle_signals(note: Callable[[int], None], once: bool = True) -> Iterator[N
 
     def handle(signum: int, _: FrameType | None) -> None:
         if once:
-            signal.signal(signum, before[signum])
-        note(signum)
+            signal.signal(signum, previous[signum])
+        callback(signum)
 
-    named = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    named += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
-    before = {int(signum): signal.getsignal(signum) for signum in named}
-    before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}  # as nohup sets it
-    for signum in before:
+    signums = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signums += [signum for signum in scheduler_signals() if callable(signal.getsignal(signum))]
+    previous = {int(signum): signal.getsignal(signum) for signum in signums}
+    # A signal that is ignored, as nohup ignores SIGHUP, stays ignored.
+    previous = {signum: handler for signum, handler in previous.items() if handler != signal.SIG_IGN}
+    for signum in previous:
         signal.signal(signum, handle)
     try:
         yield
     finally:
-        for signum, handler in before.items() if once else ():
+        for signum, handler in previous.items() if once else ():
             signal.signal(signum, handler)
 
 
 def scheduler_signals() -> list[int]:
-    """The signals by which a scheduler tells a job to make room: the one that submitit listens to."""
+    """Returns the signals by which a scheduler preempts a job: SIGUSR2, which submitit handles, where it exists."""
     return [int(getattr(signal, name)) for name in ("SIGUSR2",) if hasattr(signal, name)]
 
 
 class FollowerObserver:
-    """Observes a run in a process that does not lead it (see `cycle.Observer`): it stops where the others do."""
+    """The observer of a process other than rank 0 (see `sslpl.loop.Observer`): it stops when the others stop."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.signal: int | None = None
 
     def on_phase_start(self, setup: Setup, state: State) -> None:
-        """Nothing is shown."""
+        """Shows nothing: only rank 0 does."""
 
     def on_step(self, state: State, step: Step) -> None:  # noqa: ARG002
-        """Stops when a signal came to any process."""
+        """Raises Interrupted if any process has received a signal."""
         if stop := all_reduce_max(self.world, self.signal):
             raise Interrupted(stop)
 
     def on_phase_end(self, state: State) -> None:
-        """The same between two phases."""
+        """Raises Interrupted if any process has received a signal and the run has not finished."""
         if (stop := all_reduce_max(self.world, self.signal)) and state.phase != FINISHED:
             raise Interrupted(stop)

@@ -8,12 +8,12 @@ from sslpl.files import write_json
 
 
 def write_status(folder: Path, state: str, **details: Any) -> None:
-    """Writes what state a run is in: running, finished, failed, interrupted or waiting."""
+    """Writes the status of a run, with further details, to its status.json."""
     write_json(folder / "status.json", {"state": state, **details})
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The status of a run; an empty one if it has not begun, or if the file is damaged."""
+    """Returns the status of a run; an empty one if it has not started or the file is damaged."""
     try:
         status = json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):

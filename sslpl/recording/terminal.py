@@ -1,4 +1,4 @@
-"""What is printed of a finished run, and where to."""
+"""The console, and the result of a finished run as it is printed there."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from rich.table import Table
 
 Row = Mapping[str, float | int | None]
 
-LEAD = ["cycle", "labeled"]
+KEY_COLUMNS = ["cycle", "labeled"]
 SHOWN = [
     *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
     *("pseudo_label_rate", "pseudo_label_accuracy"),
@@ -22,7 +22,7 @@ SHOWN = [
 
 
 def format_cell(row: Row, key: str) -> str:
-    """The text of one value, nothing where it is missing or not finite; cycles are shown from 1."""
+    """Formats one value of a row: empty if it is missing or not finite; cycles are counted from 1."""
     value = row.get(key)
     if value is None or not math.isfinite(value):
         return ""
@@ -33,42 +33,42 @@ def format_cell(row: Row, key: str) -> str:
 
 
 def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
-    """The metrics of every cycle, in as many tables below one another as the width demands."""
-    texts = {key: [format_cell(row, key) for row in rows] for key in [*LEAD, *SHOWN]}
+    """Returns the metrics of all cycles, split into several tables if one would exceed `width` characters."""
+    texts = {key: [format_cell(row, key) for row in rows] for key in [*KEY_COLUMNS, *SHOWN]}
     widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
-    groups = [[*LEAD]]
+    groups = [[*KEY_COLUMNS]]
     for key in (key for key in SHOWN if any(texts[key])):
-        if len(groups[-1]) > len(LEAD) and sum(widths[each] for each in [*groups[-1], key]) > width:
-            groups.append([*LEAD])
+        if len(groups[-1]) > len(KEY_COLUMNS) and sum(widths[column] for column in [*groups[-1], key]) > width:
+            groups.append([*KEY_COLUMNS])
         groups[-1].append(key)
     tables = [Table(box=box.SIMPLE_HEAD, show_edge=False) for _ in groups]
     for table, group in zip(tables, groups, strict=True):
         for key in group:
             table.add_column(key.replace("_", "\n"), justify="right", vertical="bottom", overflow="fold")
-        for line in zip(*(texts[key] for key in group), strict=True):
-            table.add_row(*(text or "-" for text in line))
+        for cells in zip(*(texts[key] for key in group), strict=True):
+            table.add_row(*(text or "-" for text in cells))
     return Group(*(part for table in tables for part in (table, "")))
 
 
 def print_result(console: Console, rows: Sequence[Row], folder: Path, aubc: float | None) -> None:
-    """Prints what a finished run found and where its files are."""
+    """Prints the metrics of a finished run and the folder of its files."""
     console.print("", cycles_table(rows, console.width), sep="\n")
     if aubc is not None and math.isfinite(aubc):
         console.print(f"area under the budget curve  {aubc:.2%}", highlight=False)
-    # A path stays in one piece, so that it can be copied.
+    # The path is not wrapped, so that it can be copied.
     console.print(f"files  {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 class Terminal(Console):
-    """A console that falls silent, and stops nothing, when its reader has gone (`| head`)."""
+    """A console that discards its output, instead of raising, once its reader has exited (`| head`)."""
 
     def on_broken_pipe(self) -> None:
-        """Sends the rest nowhere."""
+        """Discards all further output."""
         self.quiet = True
         silence_stdout()
 
 
 def silence_stdout() -> None:
-    """Sends what is still printed to standard output nowhere, for its reader has gone."""
+    """Redirects standard output to the null device, because its reader has exited."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
