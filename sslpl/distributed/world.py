@@ -32,7 +32,7 @@ class World(NamedTuple):
     @property
     def lost_message(self) -> str:
         """What is said when a process was lost that did not say why."""
-        return f"one of {self.size} processes was lost; what was saved before is whole, and the same command goes on"
+        return f"one of {self.size} processes was lost; rerun the same command to resume from the last checkpoint"
 
     def shard_sizes(self, count: int) -> list[int]:
         """How many of `count` things each process holds: as many as the others, or one more."""

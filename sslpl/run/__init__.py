@@ -1,1 +1,1 @@
-"""Plans the runs of a command line, executes them here or in other processes, resumes them and records their outcome."""
+"""Plans the runs of a command line, executes them in this or other processes, resumes them and reports them."""

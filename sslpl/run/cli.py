@@ -20,8 +20,7 @@ __all__ = ["CONF", "compose_config", "main"]
 
 
 def main() -> None:
-    """`python run.py` and `sslpl`: exits with code 0 if all runs are finished or wait for labels, 2 for bad input, 1 for
-    a failed run."""
+    """Runs the command line; exits with 0 if all runs finished or wait for labels, 2 for bad input, 1 if one failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print exceptions itself
     unregister_plugin_launchers()
     with process_group() as world:

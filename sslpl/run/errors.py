@@ -95,7 +95,9 @@ def composition_error(error: Exception, groups: Sequence[str] = ()) -> str:
         return sweep_without_m(match.group(1))
     if match := re.search(r"Could not override '([\w./@]+)'", message):
         key, shown = match.group(1), typed_argument(match.group(1))
-        return explain_unplaced_key(key, shown) or f"{shown}: no such key; {advice(key, known_keys(key, error, groups))}"
+        return (
+            explain_unplaced_key(key, shown) or f"{shown}: no such key; {advice(key, known_keys(key, error, groups))}"
+        )
     return message.split("\n")[0] + (f" ({full_key(message)})" if full_key(message) else "")
 
 

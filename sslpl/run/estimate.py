@@ -40,7 +40,8 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
         train_images = setup.training.epochs * counts.trained + unlabeled_views
         seconds = train_images * seconds_per_image + counts.forward_images * forward_seconds
         total += seconds
-        table.add_row(str(cycle + 1), *(f"{count:,}" for count in counts[:4]), duration(seconds))
+        *shown, _ = counts
+        table.add_row(str(cycle + 1), *(f"{count:,}" for count in shown), duration(seconds))
     console.print(table)
     data = sum(len(images) * images.shape[0] * images.shape[1] * images.shape[2] for images in (train, test))
     embedding = getattr(empty_state(setup).backbone, "channels", (512,))[-1]
