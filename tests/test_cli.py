@@ -98,7 +98,7 @@ def test_help_explains_every_group(sslpl: Command) -> None:
             assert f"\n{group.name}: " in done.out
 
 
-SCORER_AND_SELECTOR = ("query/scorer=entropy", "query/selector=top")
+QUERY_PARTS = ("query/scorer=entropy", "query/selector=top")
 GROUP_ERRORS = {
     "a top-level key that is added": (["+epochs=3"], "epochs=3: no such key; did you mean training.epochs?"),
     "a misspelled one": (["+sed=3"], "sed=3: no such key; did you mean seed? (known: backbone, budget, dataset, "),
@@ -119,14 +119,14 @@ GROUP_ERRORS = {
     "a sweep that is a range": (["seed=range(3)"], "seed=range(3): several values are a sweep, which needs -m"),
     "values that may be a list": (["training.decay_at=0.5,0.6"], "; one list is written training.decay_at=[0.5,0.6]"),
     "a scorer without selector": (
-        ["method=random", SCORER_AND_SELECTOR[0]],
+        ["method=random", QUERY_PARTS[0]],
         "query/scorer=entropy: the query chosen takes no scorer and selector; name both and no query, as in "
         "query/scorer=entropy query/selector=top, or a query that does, as in query=selective_clustering",
     ),
-    "a selector without scorer": (["method=random", SCORER_AND_SELECTOR[1]], "query/selector=top: the query chosen takes no"),
-    "a scorer for another query": (["query=random", *SCORER_AND_SELECTOR], "query/scorer=entropy: the query chosen takes no scorer"),
+    "a selector without scorer": (["method=random", QUERY_PARTS[1]], "query/selector=top: the query chosen takes no"),
+    "a scorer for another query": (["query=random", *QUERY_PARTS], "query/scorer=entropy: the query chosen takes no scorer"),
     "a scorer for some methods": (
-        ["-m", "method=sslpm,random", *SCORER_AND_SELECTOR],
+        ["-m", "method=sslpm,random", *QUERY_PARTS],
         "query/scorer=entropy: the query chosen takes no scorer",
     ),
 }  # fmt: skip
@@ -153,7 +153,7 @@ def test_the_groups_that_are_required_are_those_of_the_primary_config() -> None:
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_scorer_and_a_selector_choose_a_query_made_of_them(sslpl: Command, sweep: bool) -> None:
     arguments = ("-m", "seed=0,1", *TINY) if sweep else TINY
-    done = sslpl(*arguments, "method=random", *SCORER_AND_SELECTOR, "budget.cycles=1")
+    done = sslpl(*arguments, "method=random", *QUERY_PARTS, "budget.cycles=1")
     assert (done.code, done.err) == (0, "")
     runs = [path.parent for path in Path("outputs").glob("**/status.json")]
     assert len(runs) == 1 + sweep

@@ -13,11 +13,10 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-from sslpl import provenance, state
+from sslpl import provenance, query, state
 from sslpl.clustering import linkage
 from sslpl.config import identity
-from sslpl.learn import joint
-from sslpl.query import scorers
+from sslpl.phases import train
 from sslpl.recording import checkpoint, folder, recorder, terminal
 from sslpl.run import execute
 
@@ -182,7 +181,7 @@ def test_a_device_without_memory_names_what_to_lower(
     sslpl: Command, interrupted_run: Path, monkeypatch: Patch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(joint, "joint_step", raising(joint.joint_step, 3, error))
+        patch.setattr(train, "joint_step", raising(train.joint_step, 3, error))
         done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory: lower training.batch_size, training.unlabeled_batch_limit or budget.candidates" in done.err
@@ -199,16 +198,14 @@ def test_a_clustering_that_would_not_fit_is_not_started(sslpl: Command, monkeypa
 
 
 def test_a_strategy_that_selects_twice_ends_a_run(sslpl: Command, monkeypatch: Patch) -> None:
-    from sslpl.query import selectors
-
-    monkeypatch.setattr(selectors, "top", lambda *_: torch.zeros(24, dtype=torch.int64))
+    monkeypatch.setattr(query, "top", lambda *_: torch.zeros(24, dtype=torch.int64))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "picked an image twice" in done.err
 
 
 def test_a_strategy_that_runs_out_of_memory_is_reported(sslpl: Command, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(scorers, "entropy", lambda *_: torch.empty(2**48))
+    monkeypatch.setattr(query, "entropy", lambda *_: torch.empty(2**48))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory" in done.err
@@ -302,7 +299,7 @@ def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch
         patch.setattr(checkpoint, function, raising(getattr(checkpoint, function), 1, Killed()))
         with pytest.raises(Killed):
             sslpl(*RUN)
-    monkeypatch.setattr(joint, "joint_step", raising(joint.joint_step, 1, AssertionError("trained again")))
+    monkeypatch.setattr(train, "joint_step", raising(train.joint_step, 1, AssertionError("trained again")))
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]

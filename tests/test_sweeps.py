@@ -12,9 +12,9 @@ from conftest import TINY, Result, run_folder
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from sslpl import query
 from sslpl.config.plans import Plan
-from sslpl.learn import joint
-from sslpl.query import scorers
+from sslpl.phases import train
 from sslpl.recording import lock
 from sslpl.run import jobs
 from sslpl.run.outcome import Outcome, Slot
@@ -32,7 +32,7 @@ def states() -> dict[str, str]:
 
 
 def test_a_sweep_is_resumed(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    entropy = scorers.entropy
+    entropy = query.entropy
     calls = []
 
     def failing_once(*arguments: object) -> object:
@@ -41,7 +41,7 @@ def test_a_sweep_is_resumed(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> 
             raise RuntimeError("no entropy today")
         return entropy(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scorers, "entropy", failing_once)
+    monkeypatch.setattr(query, "entropy", failing_once)
     first = sslpl(*SWEEP)
     assert first.code == 1
     assert first.err == "sslpl: RuntimeError: no entropy today\n"
@@ -57,7 +57,7 @@ def test_a_sweep_is_resumed(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> 
     assert (second.code, second.err) == (0, "")
     assert second.out.splitlines()[-1] == "1 resumed, 3 skipped"  # from its last checkpoint, not from its start
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
-    monkeypatch.setattr(joint, "joint_step", None)
+    monkeypatch.setattr(train, "joint_step", None)
     third = sslpl(*SWEEP)
     assert (third.code, third.out.splitlines()[-1]) == (0, "4 skipped")
     assert third.out.count("finished already") == 4
