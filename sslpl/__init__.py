@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Both must be set before torch is imported. Tensors above 2 MiB on huge pages: a quarter less for an augmentation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

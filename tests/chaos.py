@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -144,6 +145,32 @@ def live(folder: Path, options: list[str], kill_after: float | None = None, doom
     return Life(process.returncode, log)
 
 
+def await_checkpoint(folder: Path, process: subprocess.Popen[str]) -> float:
+    """Waits for the first checkpoint of a run, or for its end; the time then."""
+    while process.poll() is None and not any(folder.glob("outputs/**/checkpoint/*.ckpt")):
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def timed(folder: Path, options: list[str]) -> tuple[Life, float]:
+    """Runs a process to its end; and how long that took from its first checkpoint."""
+    process = start(folder, options)
+    since = await_checkpoint(folder, process)
+    log, _ = process.communicate(timeout=DEADLINE)
+    return Life(process.returncode, log), time.monotonic() - since
+
+
+def live_until(folder: Path, options: list[str], seconds: float) -> Life:
+    """Kills a process some seconds after its first checkpoint, unless it has ended by then."""
+    process = start(folder, options)
+    await_checkpoint(folder, process)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    process.kill()
+    log, _ = process.communicate()
+    return Life(process.returncode, log)
+
+
 def result(folder: Path) -> dict[str, object]:
     """All that two equal runs must share: the metrics that are not measured times, the ledger, weights, files."""
     import torch
@@ -166,8 +193,10 @@ def killed_and_resumed(
 ) -> tuple[bool, str]:
     """Kills a run once, lets the same command finish it, compares; and what the second life said of it."""
     while True:
-        kill = {"doomed": moment} if isinstance(moment, str) else {"kill_after": moment}
-        doomed = live(folder, options, **kill)  # type: ignore[arg-type]
+        if isinstance(moment, str):
+            doomed = live(folder, options, doomed=moment)
+        else:
+            doomed = live_until(folder, options, moment)
         if doomed.code == -signal.SIGKILL:
             break
         if isinstance(moment, str) or doomed.code != 0:
@@ -185,21 +214,19 @@ def killed_and_resumed(
 
 
 def kills(scratch: Path, options: list[str], count: int, seed: int, chosen: tuple[str, ...] = ()) -> bool:
-    """Whether every one of `count` killed runs ended as an undisturbed one; those after the chosen moments at random
-    ones."""
+    """Whether every one of `count` killed runs ended as an undisturbed one: some at chosen moments, the rest at random
+    ones after the first checkpoint."""
     scratch.mkdir()
-    since = time.monotonic()
-    whole = live(scratch / "whole", options)
-    took = time.monotonic() - since
+    whole, took = timed(scratch / "whole", options)
     if whole.code != 0:
         sys.exit(f"chaos: the undisturbed run ended with {whole.code}\n{whole.log}")
     expected, generator = result(scratch / "whole"), random.Random(seed)
-    moments = [*chosen, *(generator.uniform(0.3, 1.0) * took for _ in range(count - len(chosen)))]
+    moments = [*chosen, *(generator.random() * took for _ in range(count - len(chosen)))]
 
     def one(number: int) -> bool:
         same, said = killed_and_resumed(scratch / f"killed{number}", options, moments[number], expected)
         moment = moments[number]
-        when = moment if isinstance(moment, str) else f"after {moment:.1f} s"
+        when = moment if isinstance(moment, str) else f"{moment:.1f} s after the first checkpoint"
         print(f"{'identical' if same else 'DIFFERENT'}  killed {when}: {said}", flush=True)
         return same
 

@@ -124,7 +124,7 @@ GROUP_ERRORS = {
         "query/scorer=entropy query/selector=top, or a query that does, as in query=selective_clustering",
     ),
     "a selector without scorer": (["method=random", QUERY_PARTS[1]], "query/selector=top: the query chosen takes no"),
-    "a scorer for another query": (["query=random", *QUERY_PARTS], "query/scorer=entropy: the query chosen takes no scorer"),
+    "a scorer for another query": (["query=random", *QUERY_PARTS], "query/scorer=entropy: the query chosen takes no"),
     "a scorer for some methods": (
         ["-m", "method=sslpm,random", *QUERY_PARTS],
         "query/scorer=entropy: the query chosen takes no scorer",
@@ -188,3 +188,22 @@ def test_results_are_written_where_the_command_was_started(sslpl: Command, sweep
     done = sslpl(*sweep, *TINY, *overrides, "hydra.job.chdir=true")
     assert (done.code, done.err) == (0, "")
     assert (run_folder() / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [("+epochs=3", "epochs=3: no such key; did you mean pretraining.epochs?"), ("~runtime", "runtime: must be")],
+)
+def test_a_pretraining_refuses_unknown_and_removed_groups(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str, line: str
+) -> None:
+    from sslpl.pretrain.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pretrain", argument])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert line in err
+    assert list(tmp_path.iterdir()) == []

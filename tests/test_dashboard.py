@@ -107,7 +107,7 @@ def test_runs_are_grouped_by_what_the_tracker_sends(server: WandbServer, tmp_pat
     from test_tracking import live
 
     live(tmp_path / "run", range(2))
-    (run,) = server.runs.values()  # whatever else the project holds is of another group
+    (run,) = server.runs.values()
     assert set(dashboard.GROUPED) < set(run.config)
     assert run.upsert["groupName"] == "/".join(run.config[key] for key in dashboard.GROUPED)
 

@@ -120,7 +120,7 @@ def test_a_folder_of_another_version_is_refused(
     monkeypatch.setattr(folder, "__version__", "9.0")
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "written by sslpl 0.1.0, this is 9.0" in done.err
+    assert "written by sslpl 0.2.0, this is 9.0" in done.err
 
 
 def test_a_resumed_run_prints_what_has_changed(sslpl: Command, interrupted_run: Path, monkeypatch: Patch) -> None:

@@ -19,7 +19,7 @@ from sslpl import fingerprints
 from sslpl import memory as image_sets
 from sslpl.data import scan
 from sslpl.data.decoding import ImageFormat, convert_mode, image_format, open_image, to_array
-from sslpl.data.folders import file_fingerprint, image_folder
+from sslpl.data.folders import files_fingerprint, image_folder
 from sslpl.data.images import StreamedImages, TensorImages, place_images
 from sslpl.types import Dataset, UserError
 
@@ -202,7 +202,7 @@ def test_damaged_files_are_named_once_found_and_left_out(
     (root / "train" / "bee" / "01.png").write_bytes(b"")
     (root / "train" / "cow" / "02.bmp").write_text("<html>")
     (root / "test" / "cow" / "20.bmp").write_bytes((root / "test" / "cow" / "23.bmp").read_bytes()[:90])
-    before = file_fingerprint(str(root), None, 3, **SMALL)
+    before = files_fingerprint(str(root), None, 3, **SMALL)
     data = image_folder(str(root), **SMALL)
     assert (len(data.train), len(data.test)) == (57, 14)
     assert "train/bee/00.jpg" not in data.paths
@@ -220,7 +220,7 @@ def test_damaged_files_are_named_once_found_and_left_out(
     monkeypatch.undo()
     picture(root / "train" / "bee" / "01.png", 1)
     assert len(image_folder(str(root), **SMALL).train) == 58
-    assert file_fingerprint(str(root), None, 3, **SMALL) != before
+    assert files_fingerprint(str(root), None, 3, **SMALL) != before
 
 
 def test_a_root_that_cannot_be_written_or_a_spoilt_cache_is_measured_again(
@@ -250,18 +250,18 @@ def test_only_files_that_changed_are_read_again(
     root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = (str(root), None, 3, 10, 8)
-    before = file_fingerprint(*key)
+    before = files_fingerprint(*key)
     scan.file_records.cache_clear()
     read_again: list[str] = []
     opened_first = fingerprints.content_digest
     monkeypatch.setattr(scan, "content_digest", lambda path: read_again.append(path) or opened_first(path))
     capfd.readouterr()
-    assert file_fingerprint(*key) == before
+    assert files_fingerprint(*key) == before
     assert (read_again, capfd.readouterr().err) == ([], "")
     os.utime(root / "train" / "cow" / "00.jpg", ns=(1, 1))  # touched, and the same
     picture(root / "train" / "ant" / "01.png", 2)  # replaced under the same name
     (root / "test" / "bee" / "20.bmp").unlink()
-    changed = file_fingerprint(*key)
+    changed = files_fingerprint(*key)
     assert changed != before
     assert read_again == [str(root / "train" / name) for name in ("ant/01.png", "cow/00.jpg")]
     assert capfd.readouterr().err == "sslpl: reading 2 image files, once\n"
@@ -364,7 +364,7 @@ def test_files_replaced_under_the_same_names_are_another_run(sslpl: Command, roo
 def test_a_copy_with_other_times_has_the_same_fingerprint(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(root, copy, copy_function=shutil.copy)
-    assert file_fingerprint(str(copy), None, 3, 10, 8) == file_fingerprint(str(root), None, 3, 10, 8)
+    assert files_fingerprint(str(copy), None, 3, 10, 8) == files_fingerprint(str(root), None, 3, 10, 8)
 
 
 def test_streamed_images_make_the_same_run_as_held_ones(sslpl: Command, root: Path) -> None:

@@ -24,6 +24,7 @@ from sslpl.distributed.world import SINGLE_PROCESS
 from sslpl.learn import inference, prediction_table
 from sslpl.query import limits
 from sslpl.query.badge import badge, gradient_distances, gradients_between
+from sslpl.query.cluster_margin import cluster_margin
 from sslpl.query.kmeans import kmeans
 from sslpl.query.probcover import probcover
 from sslpl.query.score_then_select import score_then_select
@@ -293,3 +294,12 @@ class TestLimits:
         assert whole.sum() == 0  # a labeled image's ball covers all of the pool
         near = probcover(pool(blobs(60)[:, :2]), 5, generator(), delta=0.3).score
         assert probcover(pool(blobs(60)[:, :2]), 5, generator(), delta=0.3, subset=10).score[0] < near[0]
+
+
+def test_cluster_margin_prints_that_its_margins_are_capped(capfd: pytest.CaptureFixture[str]) -> None:
+    query = partial(cluster_margin, margin_factor=10)
+    limits.check_pool(query, Budget(100, 50, 2, 400), 1000, torch.device("cpu"))
+    line = "cluster_margin: selects from budget.candidates=400 lowest margins instead of 500"
+    assert line in capfd.readouterr().err
+    limits.check_pool(query, Budget(100, 40, 2, 400), 1000, torch.device("cpu"))
+    assert capfd.readouterr().err == ""

@@ -255,3 +255,10 @@ def test_k_center_greedy_breaks_ties_by_the_generator_and_takes_copies_last() ->
     orders = [k_center_greedy(torch.zeros(1, 1), points, 5, seeded(seed))[0].tolist() for seed in range(20)]
     assert all(sorted(order) == [*range(5)] and 2 in order[:2] and {*order[:2]} & {0, 1} for order in orders)
     assert len({tuple(order) for order in orders}) > 4
+
+
+def test_vaal_initializes_all_linear_layers_as_published() -> None:
+    network = VAE((3, 32, 32), latent=8, width=4)
+    for layer in (network.mean, network.log_variance, network.seed):
+        assert bool((layer.bias == 0).all())
+        assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.1)

@@ -393,3 +393,13 @@ def test_the_figure_names_every_line_inside_its_edges(sweep: Path) -> None:
     assert axes.get_tightbbox().x1 <= legend.get_window_extent().x0 + 1
     low, high = axes.get_ylim()
     assert low < 0.48 < 0.9 < high
+
+
+def test_folders_with_the_shorter_ids_of_the_version_before_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "random", 0, [0.3, 0.4, 0.5, 0.6])
+    assert re.fullmatch("seed0-[0-9a-f]{12}", folder.name)
+    write_run(tmp_path, "random", 1, [0.3, 0.4, 0.5, 0.6])
+    folder.rename(folder.with_name(folder.name[:-4]))
+    runs, damaged = read_runs([tmp_path])
+    assert ([run.seed for run in runs], damaged) == ([0, 1], [])
+    assert runs[0].setting == runs[1].setting

@@ -1,6 +1,8 @@
-"""The house stands: imports point down, no package cycle, targets name public faces."""
+"""The structure of the package: imports point down, targets name public faces, names have one meaning."""
 
 import ast
+import importlib
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -67,3 +69,28 @@ def arrows() -> dict[tuple[str, str], list[str]]:
 def test_every_import_points_down() -> None:
     wrong = {arrow: files for arrow, files in arrows().items() if FLOOR[arrow[1]] >= FLOOR[arrow[0]]}
     assert not wrong
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(f"sslpl.{path.stem}") for path in (ROOT / "sslpl").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__init__", "__pycache__"} == set(FLOOR) - {"sslpl"}
+
+
+def test_every_target_is_a_public_face() -> None:
+    files = [*(ROOT / "conf").rglob("*.yaml")]
+    targets = {found for path in files for found in re.findall(r"_target_: (sslpl\.\S+)", path.read_text())}
+    assert len(targets) > 50
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        assert module.count(".") == 1, f"{target} names a file inside of a package"
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_public_names_have_one_meaning() -> None:
+    homes = defaultdict(list)
+    for path in (ROOT / "sslpl").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(str(path.relative_to(ROOT)))
+    commands = {"main", "fail", "parse_arguments"}  # each command has its own
+    assert {name: files for name, files in homes.items() if len(files) > 1 and name not in commands} == {}

@@ -17,6 +17,7 @@ from sslpl.config.plans import Plan
 from sslpl.phases import train
 from sslpl.recording import lock
 from sslpl.run import jobs
+from sslpl.run.errors import ErrorReport
 from sslpl.run.outcome import Outcome, Slot
 
 Command = Callable[..., Result]
@@ -83,20 +84,25 @@ def test_a_misspelled_option_of_a_sweep_runs_nothing(sslpl: Command) -> None:
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_run_of_another_process_is_waited_for_and_taken_over(sslpl: Command, sweep: bool) -> None:
-    assert (
-        sslpl(*TINY, "method=random", "budget.cycles=1").code == 0
-    )  # imports modules, so that they cause no delay below
+def test_a_run_of_another_process_is_waited_for_and_taken_over(
+    sslpl: Command, monkeypatch: pytest.MonkeyPatch, sweep: bool
+) -> None:
+    assert sslpl(*TINY, "method=random", "budget.cycles=1").code == 0
     folder = run_folder()
     status = folder / "status.json"
     status.write_text('{"state": "running", "process": 7, "host": "node7"}')  # as a killed process leaves it
     owner = (folder / lock.NAME).open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)  # as by another process: a lock is of an open file
-    release = Timer(4.0, owner.close)
-    release.start()
+    wait_for_other, release = jobs.wait_for_other, Timer(1.0, owner.close)
+
+    def releasing(plan: Plan, slot: Slot) -> Outcome | ErrorReport:
+        release.start()
+        return wait_for_other(plan, slot)
+
+    monkeypatch.setattr(jobs, "wait_for_other", releasing)
     overrides = [option for option in TINY if not option.startswith("budget.cycles")]
-    runs = ("-m", *overrides, "budget.cycles=1,2") if sweep else (*overrides, "budget.cycles=1")
-    done = sslpl(*runs, "method=random")
+    arguments = ("-m", *overrides, "budget.cycles=1,2") if sweep else (*overrides, "budget.cycles=1")
+    done = sslpl(*arguments, "method=random")
     release.join()
     assert done.code == 0, done.err
     assert f"waiting for process 7 on node7, which is running {folder}" in done.out

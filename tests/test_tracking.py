@@ -432,7 +432,7 @@ print(time.time())
 """
     done = in_a_process(finish, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 3  # where it is offline, how to send it, the time
     assert len([line for line in done.stderr.splitlines() if "wandb" in line or "W&B" in line]) == 1, done.stderr
     assert time.time() - float(done.stdout.splitlines()[-1]) < 3
 

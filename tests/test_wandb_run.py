@@ -1,6 +1,12 @@
 """Whole runs that stream to a W&B server on loopback."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +125,29 @@ def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
     resumed = server.runs[f"{first.config['config_id']}-{token}"]
     assert [line["_step"] for line in resumed.lines] == [line["_step"] for line in first.lines]
     assert len(cycles_once(resumed)) == len(resumed.lines)
+
+
+def test_a_run_whose_wandb_process_is_killed_ends_well_and_sends_everything(
+    tmp_path: Path,
+    server: WandbServer,  # noqa: F811
+) -> None:
+    place = [f"runtime.output_dir={tmp_path / 'outputs'}", "training.epochs=60"]
+    command = [sys.executable, "run.py", *RUN, *place]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 30
+        while not any(seen.lines for seen in server.runs.values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "wandb-core"], capture_output=True, text=True)
+        os.kill(int(found.stdout), signal.SIGKILL)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    (line,) = err.splitlines()
+    assert re.fullmatch(r"W&B: its own process ended \(.*\), and was started again; the run's files are .*", line)
+    (sent,) = server.runs.values()
+    assert len([row for row in sent.lines if "train/loss" in row]) == 120
+    assert len(cycles_once(sent)) == len(sent.lines)
+    assert sent.exit_code == 0
 
 
 def cycles_once(run: FakeRun) -> set[int]:

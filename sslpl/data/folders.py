@@ -36,7 +36,7 @@ def image_folder(
     """Images of one's own: train/<class>/, test/<class>/ and unlabeled/ below the root, or the rows of a CSV.
 
     Mean and deviation are measured over the pool (over 5,000 images of a larger one). The cut-out has half the side, as
-    FixMatch's has at 32 pixels, unless it is given. `fingerprint` is that of the files, see `file_fingerprint`.
+    FixMatch's has at 32 pixels, unless it is given. `fingerprint` is that of the files, see `files_fingerprint`.
     """
     del fingerprint  # it was compared with the files when the config was resolved
     shape = image_format(channels, resize, size)
@@ -45,12 +45,12 @@ def image_folder(
     return build_dataset(listing, shape, statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
 
 
-def file_fingerprint(root: str, csv: str | None, channels: int, resize: int, size: int) -> str:
+def files_fingerprint(root: str, csv: str | None, channels: int, resize: int, size: int) -> str:
     """Hashes names, labels, splits and contents of the files that can be read: 16 hexadecimal digits."""
     return scan_images(list_images(root, csv), image_format(channels, resize, size)).fingerprint
 
 
-image_folder.fingerprint = file_fingerprint  # type: ignore[attr-defined]  # it counts in a run's id
+image_folder.fingerprint = files_fingerprint  # type: ignore[attr-defined]  # it counts in a run's id
 
 
 def caltech101(

@@ -35,7 +35,13 @@ class VAE(nn.Module):
         self.log_variance = nn.Linear(widths[-1] * prod(sizes[-1]), latent)
         self.seed = nn.Linear(latent + conditions, prod(self.grid))
         self.decoder = nn.Sequential(*up, nn.Conv2d(widths[0], channels, 1))
-        initialize(self.encoder)
+        for part in (
+            self.encoder,
+            self.mean,
+            self.log_variance,
+            self.seed,
+        ):  # as VAAL's code: all but the decoder's maps
+            initialize(part)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, latent] of the latents of images [B, C, H, W]."""

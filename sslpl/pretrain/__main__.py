@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sslpl.config import identity
 from sslpl.config.build import read_dataset, with_fingerprints
 from sslpl.config.plans import Plan
-from sslpl.config.validation import typed_config
+from sslpl.config.validation import check_groups, typed_config
 from sslpl.data.images import place_images
 from sslpl.pretrain.workflow import WEIGHTS, print_estimate, run_pretraining, start_pretraining
 from sslpl.recording import lock
@@ -23,7 +23,8 @@ from sslpl.run.errors import CONF, ErrorReport, SweepStopped, catch_errors, prin
 from sslpl.run.jobs import group_choices
 from sslpl.runtime import Runtime
 
-WORDS = ("dataset", "backbone", "pretraining", "runtime", "seed")
+GROUPS = ("dataset", "backbone", "pretraining", "runtime")
+WORDS = (*GROUPS, "seed")
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
     def run(cfg: DictConfig) -> None:
+        os.chdir(HydraConfig.get().runtime.cwd)  # results do not move with hydra.job.chdir
         choices = group_choices(HydraConfig.get().runtime.choices)
         ends.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), WORDS)))
 
@@ -48,7 +50,9 @@ def main() -> None:
 def plan_pretraining(cfg: DictConfig, choices: identity.Choices) -> Plan:
     """Checks a config and finds out which weights it makes; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = with_fingerprints(typed_config({key: value for key, value in container.items() if key != "hydra"}))
+    config = {key: value for key, value in container.items() if key != "hydra"}
+    check_groups(config, GROUPS)
+    config = with_fingerprints(typed_config(config))
     above = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
     return Plan(config, choices, "simclr", above / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
 

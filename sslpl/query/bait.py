@@ -33,12 +33,13 @@ def bait(
     """Minimizes tr(M^-1 F), forward to `oversample` x n images and back to n (BAIT, in its binary form).
 
     F is the mean Fisher information v v' of all images, M = `regularization` x I + (the sum of v v' over the labeled
-    + n x the sum over the chosen) / (labeled + n), weighted as in the published code (Ash et al. 2021). The Fisher
-    information is that of BAIT (Binary) of Huseljic et al. 2024: a last layer that tells the most likely class, of
-    probability p, from the others, so that v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the
-    softmax has (classes x D)^2. Each step, forward or back, costs O(images x D + D^2) in float64; memory is
-    at most five float64 copies of the embeddings, of a random `subset` of the images if one is asked for (ours), which
-    then stands for the pool.
+    + n x the sum over the chosen) / (labeled + n), weighted as in the published code (Ash et al. 2021), which uses a
+    `regularization` of 0.01 on CIFAR (as `experiment=bait_cifar10` does) and of 1 elsewhere. The Fisher information
+    is that of BAIT (Binary) of Huseljic et al. 2024: a last layer that tells the most likely class, of probability p,
+    from the others, so that v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the softmax has
+    (classes x D)^2. Each step, forward or back, costs O(images x D + D^2) in float64; memory is at most five float64
+    copies of the embeddings, of a random `subset` of the images if one is asked for (ours), which then stands for the
+    pool.
     """
     context = subsample(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)  # the first of equals is then a random one

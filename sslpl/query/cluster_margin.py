@@ -14,14 +14,15 @@ from sslpl.types import Count, QueryContext, Selection
 def cluster_margin(
     context: QueryContext, n: int, rng: Generator, *, margin_factor: Count = 10, cluster_size: Count = 10
 ) -> Selection:
-    """Of the `margin_factor` x n lowest margins random ones, from clusters in turn, small ones first (Cluster-Margin).
+    """Selects random images of the lowest margins, from clusters in turn, the smallest first (Citovsky et al. 2021).
 
-    Citovsky et al. 2021, with the 10 and 10 of their largest experiment. They cluster the whole pool by average
-    linkage, once for all cycles, at a threshold that gives clusters of `cluster_size` images on average. Here the
-    `budget.candidates` of lowest margin are clustered in every cycle, as the embeddings have changed, into as many
-    clusters as give that average, by the exact complete linkage that is here already: compact clusters as well, and
-    memory that grows with the square of the candidates, not of the pool. A cluster's size counts its images among the
-    lowest margins. The score is 1 - margin.
+    As many as `margin_factor` x n lowest margins are considered, as in the paper's experiments on Open Images, but not
+    more than `budget.candidates`, of which alone the clusters are known (`check_pool` prints so). The paper clusters
+    the whole pool by average linkage, once for all cycles, cut at a threshold. Here the `budget.candidates` of lowest
+    margin are clustered in every cycle, as the embeddings have changed, by the exact complete linkage, into clusters
+    of `cluster_size` images on average (ours: the paper's value could not be confirmed). Memory grows with the square
+    of the candidates, not of the pool. The size of a cluster counts its images among the lowest margins. The score is
+    1 - margin.
     """
     score = 1 - probability_margins(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]

@@ -26,8 +26,9 @@ def core_gcn(
 ) -> Selection:
     """Greedy k-center over the graph network's hidden features, from the labeled images on (Caramalau et al. 2021).
 
-    The score is the network's probability of being unlabeled. The published code overwrites the hidden features with
-    the backbone's embeddings before it selects, which makes it CoreSet; here they are used, as the paper says.
+    The score is the network's probability of being unlabeled. The hidden features are used, as in the paper and
+    in the authors' code since April 2021 (a040272); the code of TA-VAAL overwrites them with the backbone's embeddings,
+    which makes it Core-set.
     """
     recipe = GraphRecipe(steps, hidden, dropout, rate, weight_decay, unlabeled_weight)
     context = subsample(context, n, subset, rng)

@@ -1,5 +1,6 @@
 """What a query would need of a large pool, found out before anything is trained."""
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +36,12 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     if wants.faiss and is_large(seen) and find_spec("faiss") is None:
         raise UserError(f"{name} needs faiss for more than {LARGE:,} unlabeled images: pip install faiss-cpu")
     if wants.clusters:
-        check_candidates(min(max(int(budget.candidates), int(budget.per_cycle)), seen), device)
+        candidates = max(int(budget.candidates), int(budget.per_cycle))
+        check_candidates(min(candidates, seen), device)
+        considered = int(budget.per_cycle) * (keywords.get("margin_factor") or 0)
+        if considered > candidates:
+            line = f"{name}: selects from budget.candidates={candidates:,} lowest margins instead of {considered:,}"
+            print(f"sslpl: {line} (query.margin_factor x per_cycle)", file=sys.stderr, flush=True)
 
 
 def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Dropout acts before the head alone and batch norms stay as they are, so no image passes the network again. A mask holds
 for all images: each sample is one network, as BatchBALD requires, and as the other scorers allow. The defaults are
-those of Gal et al. 2017: rate 0.5 before the last layer, 100 samples.
+those of Gal et al. 2017 and their code: rate 0.5 before the last layer, 100 samples. Their code draws a mask for each
+image, and masks the outputs of convolutions too (rate 0.25).
 """
 
 from collections.abc import Callable

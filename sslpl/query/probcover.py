@@ -36,9 +36,10 @@ def probcover(
 
     Yehuda et al. 2022: balls are open, embeddings L2-normalized, those of labeled images cover from the start.
     Without `delta` it is the largest radius at which a share `purity` of the balls of all images are pure: within one
-    cluster of k-means with as many clusters as classes. Radii under 0.0014 count as that. What is chosen once
-    everything is covered follows a random order, as do ties. The score is how many images a choice newly covers.
-    All pairs of images are compared, or of a random `subset` (ours), whose balls alone count then.
+    cluster of k-means with as many clusters as classes, as in the paper; the published code is given a radius. Radii
+    under 0.0014 count as that. What is chosen once everything is covered follows a random order, as do ties. The score
+    is how many images a choice newly covers. All pairs of images are compared, or of a random `subset` (ours), whose
+    balls alone count then.
     """
     context = subsample(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)

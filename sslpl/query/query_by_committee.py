@@ -17,7 +17,10 @@ def query_by_committee(
     snapshots: Count = 5,  # noqa: ARG001  # read by `needs`: the training keeps so many
     disagreement: Literal["vote_entropy", "consensus_kl"] = "consensus_kl",
 ) -> Tensor:
-    """Disagreement [U], in nats, of snapshots of the training (Seung et al. 1992)."""
+    """Disagreement [U], in nats, of snapshots of the training (Seung et al. 1992).
+
+    They are as many as the separately trained networks in the ensembles of Beluch et al. 2018.
+    """
     measure = {"vote_entropy": vote_entropy, "consensus_kl": mutual_information}[disagreement]
 
     def of_rows(*logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ def temporal_output_discrepancy(context: QueryContext, rng: Generator) -> Tensor
     """Distance [U] of the class probabilities from those of the cycle before, 0 to 2^0.5 (Huang et al., ICCV 2021).
 
     In the first cycle, whose predecessor has learned nothing, the nearest count most: negative distance (its code).
+    The predecessor is then the run's own initial weights, in its code an independent random network.
     """
 
     def of_rows(now: Tensor, before: Tensor) -> Tensor:

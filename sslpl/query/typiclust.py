@@ -72,7 +72,8 @@ def typical_rows(cluster: Tensor, typical: Tensor, labels: Tensor, min_cluster_s
 def typicality(points: Tensor | large_pools.GatheredRows, cluster: Tensor, neighbors: int) -> Tensor:
     """1 / mean distance [N] to the nearest others of the same cluster, at most half of it (Hacohen et al. 2022).
 
-    The distance is increased by 1e-5, as in the published code; the only one of its cluster has 0.
+    The distance is increased by 1e-5, as in the published code, which averages squared distances where the paper
+    averages distances. The only image of its cluster has 0.
     """
     typical = torch.empty(len(points), dtype=torch.float64, device=points.device)
     mean_distance = (
