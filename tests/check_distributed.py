@@ -32,7 +32,7 @@ TASKS = {"task_ssl=none": 1e-4, "task_ssl=freematch": 2e-2}
 RUN = ["budget.cycles=3", "training.epochs=4", "training.finetune_epochs=2", *COMMON]
 LONG = ["budget.cycles=2", "training.epochs=40", "training.finetune_epochs=2", *COMMON]
 DEADLINE = 600  # seconds that one command may take
-LOST = "sslpl: one of 2 processes was lost; saved files are intact, and the same command resumes the run"
+LOST = "sslpl: one of 2 processes was lost; rerun the same command to resume from the last checkpoint"
 
 
 def start(folder: Path, processes: int, options: list[str]) -> subprocess.Popen[str]:

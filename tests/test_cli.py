@@ -1,4 +1,4 @@
-"""Mistakes of a user: one line that names key, value and what is allowed, exit code 2, nothing written."""
+"""Errors of a user: one line that names key, value and what is allowed, exit code 2, nothing written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 Command = Callable[..., Result]
 
-MISTAKES = {
+ERRORS = {
     "an unknown group": (["datset=cifar10"], "datset=cifar10: no such key; did you mean dataset?"),
     "an unknown option": (["dataset=cifra10"], "dataset=cifra10: no such option; did you mean cifar10?"),
     "an unknown method": (["method=slpm"], "method=slpm: no such option; did you mean sslpm?"),
@@ -75,9 +75,9 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_line(sslpl: Command, mistake: str) -> None:
-    arguments, expected = MISTAKES[mistake]
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_gets_one_line(sslpl: Command, case: str) -> None:
+    arguments, expected = ERRORS[case]
     done = sslpl("tracker=none", *arguments)
     assert done.code == 2, done
     assert done.err.count("\n") == 1, done.err
@@ -98,8 +98,8 @@ def test_help_explains_every_group(sslpl: Command) -> None:
             assert f"\n{group.name}: " in done.out
 
 
-SCORED = ("query/scorer=entropy", "query/selector=top")
-GROUP_MISTAKES = {
+QUERY_PARTS = ("query/scorer=entropy", "query/selector=top")
+GROUP_ERRORS = {
     "a top-level key that is added": (["+epochs=3"], "epochs=3: no such key; did you mean training.epochs?"),
     "a misspelled one": (["+sed=3"], "sed=3: no such key; did you mean seed? (known: backbone, budget, dataset, "),
     "a tree that is added": (["+foo.bar=3"], "foo: no such key; known: backbone, budget, dataset, "),
@@ -119,22 +119,22 @@ GROUP_MISTAKES = {
     "a sweep that is a range": (["seed=range(3)"], "seed=range(3): several values are a sweep, which needs -m"),
     "values that may be a list": (["training.decay_at=0.5,0.6"], "; one list is written training.decay_at=[0.5,0.6]"),
     "a scorer without selector": (
-        ["method=random", SCORED[0]],
+        ["method=random", QUERY_PARTS[0]],
         "query/scorer=entropy: the query chosen takes no scorer and selector; name both and no query, as in "
         "query/scorer=entropy query/selector=top, or a query that does, as in query=selective_clustering",
     ),
-    "a selector without scorer": (["method=random", SCORED[1]], "query/selector=top: the query chosen takes no"),
-    "a scorer for another query": (["query=random", *SCORED], "query/scorer=entropy: the query chosen takes no scorer"),
+    "a selector without scorer": (["method=random", QUERY_PARTS[1]], "query/selector=top: the query chosen takes no"),
+    "a scorer for another query": (["query=random", *QUERY_PARTS], "query/scorer=entropy: the query chosen takes no"),
     "a scorer for some methods": (
-        ["-m", "method=sslpm,random", *SCORED],
+        ["-m", "method=sslpm,random", *QUERY_PARTS],
         "query/scorer=entropy: the query chosen takes no scorer",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", GROUP_MISTAKES)
-def test_a_mistake_in_the_groups_gets_one_line(sslpl: Command, mistake: str) -> None:
-    arguments, expected = GROUP_MISTAKES[mistake]
+@pytest.mark.parametrize("case", GROUP_ERRORS)
+def test_an_error_in_the_groups_gets_one_line(sslpl: Command, case: str) -> None:
+    arguments, expected = GROUP_ERRORS[case]
     done = sslpl(*arguments)
     assert (done.code, done.err.count("\n"), done.out) == (2, 1, ""), done
     assert done.err.startswith("sslpl: ")
@@ -153,7 +153,7 @@ def test_the_groups_that_are_required_are_those_of_the_primary_config() -> None:
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_scorer_and_a_selector_choose_a_query_made_of_them(sslpl: Command, sweep: bool) -> None:
     arguments = ("-m", "seed=0,1", *TINY) if sweep else TINY
-    done = sslpl(*arguments, "method=random", *SCORED, "budget.cycles=1")
+    done = sslpl(*arguments, "method=random", *QUERY_PARTS, "budget.cycles=1")
     assert (done.code, done.err) == (0, "")
     runs = [path.parent for path in Path("outputs").glob("**/status.json")]
     assert len(runs) == 1 + sweep
@@ -165,27 +165,27 @@ def test_a_scorer_and_a_selector_choose_a_query_made_of_them(sslpl: Command, swe
 
 
 @pytest.fixture
-def my_config(tmp_path: Path) -> tuple[str, ...]:
+def own_config(tmp_path: Path) -> tuple[str, ...]:
     """A primary config of the user's own, which names a further folder of options."""
-    mine, options = tmp_path / "mine", tmp_path / "further options" / "query"
-    mine.mkdir()
+    folder, options = tmp_path / "mine", tmp_path / "further options" / "query"
+    folder.mkdir()
     options.mkdir(parents=True)
     (options / "spread_out.yaml").write_text("_target_: sslpl.query.core_set\n_partial_: true\n")
     lines = ["defaults: [config, override query: spread_out, _self_]", f"hydra: {{searchpath: ['{options.parent}']}}"]
-    (mine / "my_config.yaml").write_text("\n".join(lines))
-    return ("-cd", str(mine), "-cn", "my_config")
+    (folder / "my_config.yaml").write_text("\n".join(lines))
+    return ("-cd", str(folder), "-cn", "my_config")
 
 
-def test_a_search_path_in_a_primary_config_is_honored(sslpl: Command, my_config: tuple[str, ...]) -> None:
-    done = sslpl(*my_config, *TINY, "method=random", "budget.cycles=1")
+def test_a_search_path_in_a_primary_config_is_honored(sslpl: Command, own_config: tuple[str, ...]) -> None:
+    done = sslpl(*own_config, *TINY, "method=random", "budget.cycles=1")
     assert (done.code, done.err) == (0, "")
     assert run_folder().parent.name == "random+query=spread_out"
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_results_lie_where_the_command_was_given(sslpl: Command, sweep: tuple[str, ...]) -> None:
-    once = ("method=random", "budget.cycles=1", "hydra.run.dir=elsewhere")
-    done = sslpl(*sweep, *TINY, *once, "hydra.job.chdir=true")
+def test_results_are_written_where_the_command_was_started(sslpl: Command, sweep: tuple[str, ...]) -> None:
+    overrides = ("method=random", "budget.cycles=1", "hydra.run.dir=other")
+    done = sslpl(*sweep, *TINY, *overrides, "hydra.job.chdir=true")
     assert (done.code, done.err) == (0, "")
     assert (run_folder() / "summary.json").is_file()
 

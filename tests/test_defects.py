@@ -12,7 +12,7 @@
 | full coverage, last rows of the pool (ProbCover) | test_diversity: ..._full_coverage_is_random, test_coverage_by_... |
 | k-means without a seed | test_query: test_contract |
 | seeds that depend on caches | here; test_run: test_every_method_runs_and_repeats_exactly |
-| swallowed crashes, lost results | test_worlds: ..._full_disk_..., ..._picks_twice...; test_sweeps: test_mistakes_of |
+| swallowed crashes, lost results | test_failures: ..._full_disk_..., ..._selects_twice...; test_sweeps |
 | half precision without a scaler | here: weights stay in float32, and bfloat16 has its range |
 | a fixed device | here |
 | whole matrices of the pool | test_query: test_contract; test_linkage: test_memory_is_reckoned_and_measured |

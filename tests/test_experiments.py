@@ -45,30 +45,30 @@ QUICK = (
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(sslpl: Command, method: str) -> None:
-    trains = ["query.steps=2"] if method in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn") else []
-    done = sslpl(*QUICK, f"method={method}", *trains)
+    fewer_steps = ["query.steps=2"] if method in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn") else []
+    done = sslpl(*QUICK, f"method={method}", *fewer_steps)
     assert done.code == 0, done.err
     assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3
     ledger = (run_folder() / "queries.csv").read_text().splitlines()[1:]
     assert len({line.split(",")[1] for line in ledger}) == 30
 
 
-def test_every_strategy_belongs_to_a_method_or_runs_beside_one(sslpl: Command) -> None:
+def test_every_strategy_belongs_to_a_method_or_runs_with_one(sslpl: Command) -> None:
     presets = "".join((CONF / "method" / f"{method}.yaml").read_text() for method in METHODS)
-    lonely = [name for name in STRATEGIES if f"override /query: {name}\n" not in presets]
-    assert lonely == ["class_balanced_random", "dropout_entropy", "predicted_loss"]
-    for name in lonely:
+    without_method = [name for name in STRATEGIES if f"override /query: {name}\n" not in presets]
+    assert without_method == ["class_balanced_random", "dropout_entropy", "predicted_loss"]
+    for name in without_method:
         done = sslpl(*QUICK, f"query={name}")
         assert done.code == 0, done.err
 
 
 def check_values(folder: str, name: str, values: dict[str, list[str]], *overrides: str) -> None:
-    """Each value of each key gives a valid config, beside the first of all others."""
-    first = {key: some[0] for key, some in values.items()}
+    """Checks that each value of each key gives a valid config, with the first value of every other key."""
+    first = {key: options[0] for key, options in values.items()}
     GlobalHydra.instance().clear()
     with initialize_config_dir(folder, version_base="1.3"):
-        for key, some in values.items():
-            for value in some:
+        for key, options in values.items():
+            for value in options:
                 chosen = [f"{name}={option}" for name, option in (first | {key: value}).items()]
                 cfg = compose(name, overrides=[*overrides, *chosen], return_hydra_config=True)
                 with open_dict(cfg):
@@ -77,7 +77,7 @@ def check_values(folder: str, name: str, values: dict[str, list[str]], *override
 
 
 def values_of(key: str, sweep: str) -> list[str]:
-    """What a sweep tries, the ends where that is an interval."""
+    """Lists the values that a sweep tries, the limits of an interval."""
     (override,) = OverridesParser.create().parse_overrides([f"{key}={sweep}"])
     if override.is_interval_sweep():
         return [str(override.value().start), str(override.value().end)]
@@ -87,8 +87,8 @@ def values_of(key: str, sweep: str) -> list[str]:
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
     text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
-    values = {key: values_of(key, str(some)) for key, some in text["hydra"]["sweeper"]["params"].items()}
-    assert any(len(some) > 1 for some in values.values())
+    values = {key: values_of(key, str(node)) for key, node in text["hydra"]["sweeper"]["params"].items()}
+    assert any(len(options) > 1 for options in values.values())
     check_values(str(ROOT / "multirun_sweeps"), sweep, values, f"hydra.searchpath=[file://{CONF}]")
 
 
@@ -97,33 +97,33 @@ def test_every_sweep_of_wandb_is_valid(sslpl: Command, file: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     assert sweep["metric"] == {"name": "aubc", "goal": "maximize"}
     options = {
-        key: [one["value"]] if "value" in one else one.get("values", [one.get("min"), one.get("max")])
-        for key, one in sweep["parameters"].items()
+        key: [node["value"]] if "value" in node else node.get("values", [node.get("min"), node.get("max")])
+        for key, node in sweep["parameters"].items()
     }
-    check_values(str(CONF), "config", {key: [str(value) for value in some] for key, some in options.items()})
-    given = create_sweep_command_args({"args": {key: {"value": some[-1]} for key, some in options.items()}})
+    check_values(str(CONF), "config", {key: [str(value) for value in values] for key, values in options.items()})
+    arguments = create_sweep_command_args({"args": {key: {"value": values[-1]} for key, values in options.items()}})
     assert create_sweep_command(sweep["command"]) == ["${env}", "python", "run.py", "${args_no_hyphens}"]
-    done = sslpl(*given["args_no_hyphens"], *QUICK)
+    done = sslpl(*arguments["args_no_hyphens"], *QUICK)
     assert done.code == 0, done.err
     config = yaml.safe_load((run_folder() / "config.yaml").read_text())
     assert config["seed"] == options["seed"][-1]
     assert config["training"]["finetune_rate"] == options["training.finetune_rate"][-1]
 
 
-def test_the_sweeps_cover_what_the_method_is_made_of() -> None:
+def test_the_sweeps_cover_the_components_of_the_method() -> None:
     found = {key for sweep in SWEEPS for key in yaml.safe_load(
         (ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]}  # fmt: skip
-    asked = "method ssl ranking module ssl.threshold training.finetune_epochs training.unlabeled_batch_limit"
-    asked += " budget.candidates query/selector budget training.warm_start training.trim backbone dataset.imbalance"
-    assert found >= set(asked.split())
+    expected = "method ssl ranking module ssl.threshold training.finetune_epochs training.unlabeled_batch_limit"
+    expected += " budget.candidates query/selector budget training.warm_start training.trim backbone dataset.imbalance"
+    assert found >= set(expected.split())
 
 
 @pytest.mark.parametrize(
     ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "method", "query")]
 )
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
-    beside = ["method=random"] if (group, option) == ("module", "none") else []
-    done = sslpl(*beside, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",
+    required = ["method=random"] if (group, option) == ("module", "none") else []
+    done = sslpl(*required, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",
                  "budget.initial=20", "budget.per_cycle=20", "budget.cycles=2")  # fmt: skip
     assert done.code == 0, done.err
 
@@ -149,7 +149,9 @@ def test_every_experiment_runs_a_cycle(sslpl: Command, tmp_path: Path, experimen
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_ceiling_goes_with_every_experiment(sslpl: Command, tmp_path: Path, experiment: str) -> None:
+def test_the_fully_supervised_ceiling_works_with_every_experiment(
+    sslpl: Command, tmp_path: Path, experiment: str
+) -> None:
     write_dataset(experiment, tmp_path / "files")
     done = sslpl(f"experiment={experiment}", "method=full", f"dataset.root={tmp_path / 'files'}", "tracker=none",
                  "runtime.dry_run=true")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which run a config is: what changes its id, what does not, and how it is labeled."""
+"""The identity of a run: what changes its id, what does not, and its method name."""
 
 import copy
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ def config_of(*overrides: str) -> tuple[dict, dict]:
 def composed(*overrides: str) -> tuple[dict, dict]:
     config, choices = config_of(*overrides)
     with initialize_config_dir(str(errors.CONF), version_base="1.3"):
-        label = identity.method_name(config, choices, lambda changed: jobs.compose_config(tuple(changed)))
-    return config, {"label": label, "id": identity.run_id(config)}
+        name = identity.method_name(config, choices, lambda changed: jobs.compose_config(tuple(changed)))
+    return config, {"method_name": name, "id": identity.run_id(config)}
 
 
 @pytest.mark.parametrize(
     "override",
     [
         "runtime.device=cpu", "runtime.compile=false", "runtime.num_threads=3", "runtime.deterministic=true",
-        "runtime.checkpoint_minutes=1", "runtime.output_dir=elsewhere", "runtime.progress=none", "runtime.dry_run=true",
-        "tracker=none", "tracker.project=other", "tracker.mode=offline", "dataset.root=elsewhere", "oracle=simulated",
+        "runtime.checkpoint_minutes=1", "runtime.output_dir=other", "runtime.progress=none", "runtime.dry_run=true",
+        "tracker=none", "tracker.project=other", "tracker.mode=offline", "dataset.root=other", "oracle=simulated",
         "runtime.held_gib=1",
     ],
 )  # fmt: skip
@@ -94,20 +94,20 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("overrides", [[], ["dataset=cifar100", "method=learning_loss", "ranking=margin"]])
-def test_every_value_of_a_config_counts_but_where_and_how_it_runs(overrides: list[str]) -> None:
+def test_every_value_counts_except_where_and_how_a_run_executes(overrides: list[str]) -> None:
     config, run = composed(*overrides)
     for path in leaves(config):
-        other = copy.deepcopy(config)
-        node = other
+        changed = copy.deepcopy(config)
+        node = changed
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = "something else"
-        places = (("dataset", "root"), ("dataset", "download"))
-        free = path[0] in ("runtime", "tracker") or path in places
-        assert (identity.run_id(other) == run["id"]) == free, path
+        locations = (("dataset", "root"), ("dataset", "download"))
+        ignored = path[0] in ("runtime", "tracker") or path in locations
+        assert (identity.run_id(changed) == run["id"]) == ignored, path
 
 
-def test_of_a_file_of_weights_the_content_counts_and_not_its_place() -> None:
+def test_a_file_of_weights_counts_by_content_not_by_path() -> None:
     config = config_of()[0]
     ids = {
         identity.run_id(
@@ -129,20 +129,20 @@ def test_every_option_of_a_scientific_group_is_a_run_of_its_own(group: str) -> N
             continue
         try:
             run = identity.run_id(config_of(f"{group}={option}")[0])
-        except UserError:  # it needs another choice beside it
+        except UserError:  # it requires another choice
             continue
         assert run not in ids, (option, ids[run])
         ids[run] = option
     assert len(ids) > 1
 
 
-def test_a_whole_number_is_the_same_as_a_float_where_a_float_is_asked_for() -> None:
+def test_an_int_is_the_same_as_a_float_where_a_float_is_expected() -> None:
     assert composed("training.rate=1", "ssl.threshold=1")[1] == composed("training.rate=1.0", "ssl.threshold=1.0")[1]
     assert composed("budget.initial=1")[1] != composed("budget.initial=1.0")[1]  # one image, all images
 
 
 @pytest.mark.parametrize(
-    ("overrides", "label"),
+    ("overrides", "method_name"),
     [
         ([], "sslpm"),
         (["method=scal"], "scal"),
@@ -160,10 +160,12 @@ def test_a_whole_number_is_the_same_as_a_float_where_a_float_is_asked_for() -> N
         (["module=pooled", "module.width=64"], "sslpm+module=pooled+module.width=64"),
     ],
 )
-def test_a_label_is_the_method_and_what_differs_from_its_preset(overrides: list[str], label: str) -> None:
-    assert composed(*overrides)[1]["label"] == label
+def test_a_method_name_is_the_method_and_its_differences_from_the_preset(
+    overrides: list[str], method_name: str
+) -> None:
+    assert composed(*overrides)[1]["method_name"] == method_name
 
 
-def test_a_folder_has_dataset_label_seed_and_id() -> None:
+def test_a_folder_has_dataset_method_name_seed_and_id() -> None:
     config, run = composed("seed=3")
-    assert str(identity.run_folder(config, "digits", run["label"])) == f"outputs/digits/sslpm/seed3-{run['id']}"
+    assert str(identity.run_folder(config, "digits", run["method_name"])) == f"outputs/digits/sslpm/seed3-{run['id']}"

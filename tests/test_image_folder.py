@@ -341,7 +341,7 @@ def test_the_same_files_elsewhere_are_the_same_run(sslpl: Command, root: Path, t
     pinned = yaml.safe_load((folder / "config.yaml").read_text())["dataset"]["fingerprint"]
     done = sslpl(*command, f"dataset.fingerprint='{pinned}'")
     assert done.code == 2
-    assert f"dataset.fingerprint={pinned}: the files that are there have " in done.err
+    assert f"dataset.fingerprint={pinned}: the files have the fingerprint " in done.err
     done = sslpl(*command, "runtime.output_dir=other")
     assert done.code == 0, done.err
     assert run_folder(Path("other")).name != folder.name

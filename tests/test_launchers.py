@@ -1,4 +1,4 @@
-"""Sweeps in other processes: what is planned, handed out, shared and told; the processes are in check_launchers.py."""
+"""Sweeps in other processes: planning, launching, sharing, results; real processes are in check_launchers.py."""
 
 import os
 import signal
@@ -27,14 +27,14 @@ from sslpl.runtime import Runtime, choose_gpu, threads_per_job
 from sslpl.types import UserError
 
 Command = Callable[..., Result]
-OURS = [path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")]
+LAUNCHERS = [path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")]
 
 
 class InThisProcess(Launcher):
-    """Stands for the plugins' launchers: runs everything here, and is lost after some jobs if it is told to be."""
+    """Replaces the plugins' launchers: runs all jobs in this process; fails after `max_jobs`."""
 
     launched: list[Sequence[str]] = []  # noqa: RUF012
-    lasts = 100
+    max_jobs = 100
 
     def __init__(self, **options: Any) -> None:
         assert "plugin" not in options
@@ -43,14 +43,14 @@ class InThisProcess(Launcher):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:  # noqa: ARG002
-        done = []
+        returned = []
         for overrides in job_overrides:
-            if len(self.launched) == self.lasts:
+            if len(self.launched) == self.max_jobs:
                 raise RuntimeError("a worker was killed.\nIts log: none")
             self.launched.append(overrides)
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            done.append(run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context))
-        return done
+            returned.append(run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context))
+        return returned
 
 
 @pytest.fixture
@@ -64,24 +64,24 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 def test_a_sweep_goes_through_a_launcher(
     sslpl: Command, launched: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = ("-m", "hydra/launcher=joblib", *TINY, "method=random", "budget.cycles=1")
-    sweep = (*once, "seed=0,-1,1")
-    monkeypatch.setattr(InThisProcess, "lasts", 1)
+    command = ("-m", "hydra/launcher=joblib", *TINY, "method=random", "budget.cycles=1")
+    sweep = (*command, "seed=0,-1,1")
+    monkeypatch.setattr(InThisProcess, "max_jobs", 1)
     first = sslpl(*sweep)
     bad, lost = first.err.splitlines()
     assert bad == "sslpl: seed=-1: must be greater than or equal to 0"
-    assert lost == "sslpl: RuntimeError: a worker was killed; the same command goes on from what was saved"
+    assert lost == "sslpl: RuntimeError: a worker was killed; rerun the same command to resume"
     assert first.code == 2
     assert first.out.splitlines()[-1] == "1 finished, 2 failed"
-    monkeypatch.setattr(InThisProcess, "lasts", 100)
+    monkeypatch.setattr(InThisProcess, "max_jobs", 100)
     launched.clear()
     second = sslpl(*sweep)
     assert second.code == 2
     assert second.err == bad + "\n"
     assert second.out.splitlines()[-1] == "1 skipped, 1 failed, 1 finished"
-    assert [each[-1] for each in launched] == ["seed=1"]  # what is finished is not handed out again
-    third = sslpl(*once, "budget.initial=24,2000")
-    assert (third.code, third.err.count("\n")) == (2, 1)  # a mistake that only the run itself could find
+    assert [overrides[-1] for overrides in launched] == ["seed=1"]  # finished runs are not launched again
+    third = sslpl(*command, "budget.initial=24,2000")
+    assert (third.code, third.err.count("\n")) == (2, 1)  # an error that only the run itself can find
     assert third.out.splitlines()[-1] == "1 skipped, 1 failed"
     assert [path.name for path in Path().iterdir()] == ["outputs"]
     assert [path.name for path in Path("outputs").iterdir()] == ["digits"]
@@ -99,14 +99,14 @@ def test_the_plugin_may_be_missing(sslpl: Command, monkeypatch: pytest.MonkeyPat
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("launcher", OURS)
-def test_our_launchers_stand_in_for_those_of_the_plugins(sslpl: Command, launcher: str) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_our_launchers_replace_those_of_the_plugins(sslpl: Command, launcher: str) -> None:
     done = sslpl(f"hydra/launcher={launcher}", "--cfg", "hydra", "-p", "hydra.launcher")
     assert (done.code, done.err) == (0, "")
     assert "_target_: hydra_plugins.sslpl_launcher.SweepLauncher" in done.out
 
 
-def test_jobs_at_once() -> None:
+def test_concurrent_runs() -> None:
     assert gpus.concurrent_runs(None, gpus=0, jobs_per_gpu=1, cores=8) == 8
     assert gpus.concurrent_runs(None, gpus=4, jobs_per_gpu=2, cores=64) == 8
     assert gpus.concurrent_runs(3, gpus=4, jobs_per_gpu=1, cores=64) == 3
@@ -114,7 +114,7 @@ def test_jobs_at_once() -> None:
     assert [threads_per_job(jobs, 8) for jobs in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
 
 
-def test_gpus_fill_one_by_one() -> None:
+def test_runs_are_spread_over_gpus() -> None:
     assert gpus.gpu_slots([], 3) == []
     assert gpus.gpu_slots(["0", "1"], 1) == [(0, "0-0"), (1, "1-0")]
     assert gpus.gpu_slots(["0", "1"], 2) == [(0, "0-0"), (1, "1-0"), (0, "0-1"), (1, "1-1")]
@@ -123,7 +123,7 @@ def test_gpus_fill_one_by_one() -> None:
     assert gpus.gpu_names({"CUDA_VISIBLE_DEVICES": ""}, 0) == []
 
 
-def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_as_many_runs_as_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -134,8 +134,8 @@ def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.Mon
             found.append(device)
 
     with gpus.reserve_gpu(2, 1, "first") as first:
-        with gpus.reserve_gpu(2, 1, "second") as second, gpus.reserve_gpu(2, 2, "beside") as beside:
-            assert (first, second, beside) == ("cuda:0", "cuda:1", "cuda:0")
+        with gpus.reserve_gpu(2, 1, "second") as second, gpus.reserve_gpu(2, 2, "shared") as shared:
+            assert (first, second, shared) == ("cuda:0", "cuda:1", "cuda:0")
             waiting = Thread(target=third)
             waiting.start()
             time.sleep(0.7)
@@ -148,19 +148,19 @@ def test_a_gpu_has_as_many_runs_as_asked(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of GPU locks in a temporary folder that all users share; nothing is there yet."""
+    """The folder of GPU locks in a temporary folder that all users share; it does not exist yet."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     return tmp_path / f"sslpl-gpus-{os.getuid()}"
 
 
-def test_locks_lie_in_the_users_runtime_folder(
+def test_locks_are_in_the_users_runtime_folder(
     shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     assert gpus.lock_folder() == tmp_path / "runtime" / "sslpl-gpus"
-    (tmp_path / "runtime").chmod(0o777)  # of anybody
+    (tmp_path / "runtime").chmod(0o777)  # writable by everybody
     assert gpus.lock_folder() == shared_folder
     for missing in ("", str(tmp_path / "missing"), "relative"):
         monkeypatch.setenv("XDG_RUNTIME_DIR", missing)
@@ -168,31 +168,31 @@ def test_locks_lie_in_the_users_runtime_folder(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     (tmp_path / "runtime").chmod(0o700)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(UserError):  # the runtime folder is not ours: nor is the other, which was made by us
+    with pytest.raises(UserError):  # neither folder belongs to this user
         gpus.lock_folder()
 
 
-def test_locks_lie_in_no_folder_of_others(shared_folder: Path, tmp_path: Path) -> None:
+def test_locks_are_in_no_folder_of_other_users(shared_folder: Path, tmp_path: Path) -> None:
     assert gpus.lock_folder() == shared_folder
     assert shared_folder.stat().st_mode & 0o777 == 0o700
     assert gpus.lock_folder() == shared_folder
     shared_folder.chmod(0o755)
     with pytest.raises(
-        UserError, match=r"sslpl-gpus-\d+: must be a folder of this user's alone \(mode 700\); remove it"
+        UserError, match=r"sslpl-gpus-\d+: must be a private folder of this user \(mode 700\); remove it"
     ):
         gpus.lock_folder()
     shared_folder.rmdir()
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    shared_folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="must be a folder of this user's alone"):
+    (tmp_path / "other").mkdir(mode=0o700)
+    shared_folder.symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="must be a private folder of this user"):
         gpus.lock_folder()
     shared_folder.unlink()
     shared_folder.touch(mode=0o700)
-    with pytest.raises(UserError, match="must be a folder of this user's alone"), gpus.reserve_gpu(1, 1, "run"):
+    with pytest.raises(UserError, match="must be a private folder of this user"), gpus.reserve_gpu(1, 1, "run"):
         raise AssertionError("a GPU without a lock")
 
 
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     chosen = []
@@ -209,15 +209,15 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_stops_a_job(tmp_path: Path) -> None:
-    flag, handler = tmp_path / "stop", signal.getsignal(signal.SIGTERM)
+    stop_file, handler = tmp_path / "stop", signal.getsignal(signal.SIGTERM)
 
     def job(seconds: float) -> None:
-        with stopping_on_request(flag, "joblib"):
-            flag.touch()
+        with stopping_on_request(stop_file, "joblib"):
+            stop_file.touch()
             time.sleep(seconds)
             raise AssertionError("not stopped")
 
-    for seconds in (10, 0):  # in the middle, and before the beginning
+    for seconds in (10, 0):  # during the job, and before it starts
         with pytest.raises(Interrupted):
             job(seconds)
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -230,56 +230,56 @@ def test_a_signal_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         os.kill(os.getpid(), signal.SIGINT)
         write_status(plan.folder, "interrupted")
         deadline = time.monotonic() + 10
-        while not stop.flag.exists() and time.monotonic() < deadline:
+        while not stop.file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert (stop.signum, stop.flag.exists()) == (signal.SIGINT, True)
+        assert (stop.signum, stop.file.exists()) == (signal.SIGINT, True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert signal.getsignal(signal.SIGINT) is handler
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    said = capsys.readouterr().out
-    assert "SIGINT: every run finishes its current step, then saves" in said
-    assert f"1 of 1  interrupted  {plan.folder}" in said
+    out = capsys.readouterr().out
+    assert "SIGINT: every run finishes its current step, then saves" in out
+    assert f"1 of 1  interrupted  {plan.folder}" in out
 
 
-def test_the_signal_of_a_scheduler_is_obeyed_where_somebody_listens_to_it() -> None:
-    heard = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
+def test_the_signal_of_a_scheduler_is_handled_if_it_has_a_handler() -> None:
+    received = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: received.append(1))
     recorder = SimpleNamespace(signal=None, progress=SimpleNamespace(message=print))
     try:
         with Recorder.signals(recorder):  # type: ignore[arg-type]
             signal.raise_signal(signal.SIGUSR2)
-        assert (recorder.signal, heard) == (signal.SIGUSR2, [])
-        signal.raise_signal(signal.SIGUSR2)  # all is saved: as `work` does it
-        assert heard == [1]
+        assert (recorder.signal, received) == (signal.SIGUSR2, [])
+        signal.raise_signal(signal.SIGUSR2)  # after saving, as `run_sweep_job` does
+        assert received == [1]
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_a_thread_listens_to_no_signal() -> None:
-    left = []
+def test_a_thread_handles_no_signal() -> None:
+    completed = []
 
     def run() -> None:
         with Recorder.signals(SimpleNamespace(signal=None)):  # type: ignore[arg-type]
-            left.append("whole")
+            completed.append(True)
 
     thread = Thread(target=run)
     thread.start()
     thread.join()
-    assert left == ["whole"]
+    assert completed == [True]
 
 
-def test_what_became_of_a_lost_process(tmp_path: Path) -> None:
+def test_the_result_of_a_lost_process(tmp_path: Path) -> None:
     plan, lost = Plan({}, {}, "random", tmp_path / "run"), RuntimeError("killed. See the log")
-    assert launchers.job_end(Outcome("resumed", 0.5), plan) == Outcome("resumed", 0.5)
-    end = launchers.job_end(lost, plan)
-    assert end == ErrorReport("RuntimeError: killed; the same command goes on from what was saved", 1)
+    assert launchers.job_result(Outcome("resumed", 0.5), plan) == Outcome("resumed", 0.5)
+    result = launchers.job_result(lost, plan)
+    assert result == ErrorReport("RuntimeError: killed; rerun the same command to resume", 1)
     write_status(plan.folder, "failed", error="no luck")
-    assert launchers.job_end(lost, plan) == ErrorReport("no luck", 1)
+    assert launchers.job_result(lost, plan) == ErrorReport("no luck", 1)
     write_status(plan.folder, "finished", aubc=0.25)
-    assert launchers.job_end(lost, plan) == Outcome("finished", 0.25)
+    assert launchers.job_result(lost, plan) == Outcome("finished", 0.25)
 
 
-def test_a_job_can_be_sent_away() -> None:
+def test_a_job_can_be_pickled() -> None:
     import pickle
     from functools import partial
 
@@ -287,12 +287,12 @@ def test_a_job_can_be_sent_away() -> None:
     assert pickle.loads(pickle.dumps(task)).args == task.args
 
 
-def test_ray_is_not_told_what_a_cluster_has_to_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gets_no_local_options_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     init = {"address": None, "num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
     local = launchers.launcher_options("ray", {"ray": {"init": init, "remote": {"num_cpus": 1}}}, jobs=2, gpus=0)
     assert local["ray"].init == {"num_cpus": 2, "object_store_memory": 5, "logging_level": "warning"}
-    there = launchers.launcher_options(
+    cluster = launchers.launcher_options(
         "ray", {"ray": {"init": init | {"address": "auto"}, "remote": {}}}, jobs=2, gpus=0
     )
-    assert there["ray"].init == {"address": "auto", "object_store_memory": None, "logging_level": "warning"}
+    assert cluster["ray"].init == {"address": "auto", "object_store_memory": None, "logging_level": "warning"}

@@ -243,7 +243,7 @@ def test_what_needs_all_labels_is_refused(sslpl: Command, overrides: list[str], 
 def test_a_dry_run_says_that_people_are_asked(sslpl: Command, tmp_path: Path) -> None:
     command = (*QUICK, FILES[0], "runtime.dry_run=true", "method=random")
     done = sslpl(*command, "oracle=file")
-    assert "waits for people's labels: 24 images to begin with, 2 times 8 more" in done.out
+    assert "waits for people's labels: 24 images at the start, 2 times 8 more" in done.out
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "known.json").write_text("[1, 2, 5]")
     assert "waits for people's labels: 2 times 8 more" in sslpl(*command, "oracle=file").out

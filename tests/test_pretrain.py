@@ -192,7 +192,7 @@ class TestCommand:
             patch.setattr(checkpoint, "save", dying_save)
             for _ in range(3):
                 killed = pretrain(*QUICK, "runtime.output_dir=killed", "runtime.checkpoint_minutes=0")
-                assert (killed.code, killed.err) == (130, "sslpl: interrupted; the same command goes on\n")
+                assert (killed.code, killed.err) == (130, "sslpl: interrupted; rerun the same command to resume\n")
         done = pretrain(*QUICK, "runtime.output_dir=killed", "runtime.progress=plain")
         assert done.code == 0, done.err
         assert "resumed at epoch" in done.out
@@ -210,7 +210,7 @@ class TestCommand:
         with monkeypatch.context() as patch:
             patch.setattr(progress.Progress, "advance", signalled)
             done = pretrain(*QUICK)
-        assert (done.code, done.err) == (143, "sslpl: interrupted by SIGTERM; the same command goes on\n")
+        assert (done.code, done.err) == (143, "sslpl: interrupted by SIGTERM; rerun the same command to resume\n")
         assert [path.name for path in (made() / "checkpoint").iterdir()] == ["state.ckpt"]
 
     def test_other_images_under_the_same_names_make_other_weights(self, pretrain: Command, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class TestCommand:
     def test_a_dry_run_writes_nothing(self, pretrain: Command) -> None:
         done = pretrain(*QUICK, "runtime.dry_run=true")
         assert done.code == 0, done.err
-        assert "2 epochs of 4 steps, 1,437 images\nreckoned time" in done.out
+        assert "2 epochs of 4 steps, 1,437 images\nestimated time" in done.out
         assert list(Path().iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ class TestStart:
     def test_the_key_that_it_was_once_names_the_new_one(self, sslpl: Command, argument: str) -> None:
         done = sslpl(*TINY, argument)
         assert done.code == 2
-        assert done.err == f"sslpl: {argument.lstrip('+')}: no such key; it is backbone.weights=FILE now\n"
+        assert done.err == f"sslpl: {argument.lstrip('+')}: no such key; it is now backbone.weights=FILE\n"
 
     def test_code_in_a_file_is_not_run(self, tmp_path: Path) -> None:
         torch.save({"backbone": Path("x")}, tmp_path / "code.pt")
@@ -456,8 +456,8 @@ class TestColdStart:
         ("arguments", "said"),
         [
             (["method=typiclust"], "backbone.weights must be imagenet or a file of weights"),
-            (["method=entropy", "backbone.weights=a.pt"], "query must need no labels, as typiclust"),
-            (["method=sslpm", "backbone.weights=a.pt"], "query must need no labels, as typiclust"),
+            (["method=entropy", "backbone.weights=a.pt"], "query must be a strategy that needs no labels"),
+            (["method=sslpm", "backbone.weights=a.pt"], "query must be a strategy that needs no labels"),
         ],
     )
     def test_who_cannot_is_told_so(self, sslpl: Command, arguments: list[str], said: str) -> None:

@@ -159,7 +159,7 @@ def test_a_signal_saves_and_ends_with_its_code(sslpl: Command, monkeypatch: pyte
     monkeypatch.setattr(recorder.Recorder, "on_step", signalled)
     done = sslpl(*TINY)
     assert done.code == 128 + signal.SIGTERM
-    assert done.err == "sslpl: interrupted by SIGTERM; the same command goes on\n"
+    assert done.err == "sslpl: interrupted by SIGTERM; rerun the same command to resume\n"
     assert json.loads((run_folder() / "status.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(recorder.Recorder, "on_step", step)
     assert sslpl(*TINY).code == 0
@@ -205,7 +205,7 @@ def test_unusual_budgets_and_batches_are_legal(sslpl: Command, extra: tuple[str,
 def test_a_dry_run_writes_nothing(sslpl: Command) -> None:
     done = sslpl(*TINY, "runtime.dry_run=true")
     assert done.code == 0, done.err
-    assert "reckoned time" in done.out
+    assert "estimated time" in done.out
     assert list(Path().iterdir()) == []
 
 

@@ -83,14 +83,14 @@ def test_what_is_held_out_is_labeled_and_never_learned_from(monkeypatch: Patch, 
         assert not set(held) & {*excluded, *learned}
     assert len(state.excluded) == 0  # nothing is trimmed before the last cycle
     assert [row["labeled"] for row in state.history] == [260, 284, 308]
-    for cycle in range(3):  # the dry run reckons what happened
+    for cycle in range(3):  # the dry run estimates what happened
         labeled, _, steps, tuned, _ = cycle_counts(setup, cycle)
         assert labeled == 260 + 24 * cycle
         assert steps == watching.steps.count(f"train {cycle}")
         assert tuned == watching.steps.count(f"finetune {cycle}")
 
 
-def test_the_dry_run_reckons_with_what_is_held_out() -> None:
+def test_the_dry_run_excludes_held_out_images() -> None:
     plain, validated = (cycle_counts(setup_of(*TINY, "budget.initial=400", v), 1)
                         for v in ("budget.validation=0.0", "budget.validation=0.25"))  # fmt: skip
     assert plain[:2] == (424, 420)

@@ -1,4 +1,4 @@
-"""From a checked config to the parts of a run."""
+"""Builds the objects of a run from a checked config."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -30,13 +30,13 @@ Networks = tuple[nn.Module, nn.Module | None]
 
 
 def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: World = SINGLE_PROCESS) -> Setup:
-    """The dataset on its device, the losses, the strategy, the budget in images, for a run with a folder."""
+    """Builds the fixed parts of a run: dataset on its device, networks, losses, query strategy, budget in images."""
     device = runtime.prepare(world)
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
-    known = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # if some images are labeled and some not
-    budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), known)
+    labeled = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # 0 if all labels are known
+    budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), labeled)
     limit = None if runtime.held_gib is None else int(runtime.held_gib * 2**30)
     dataset = dataset._replace(
         train=place_images(dataset.train, device, limit), test=place_images(dataset.test, device, limit)
@@ -51,7 +51,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         device=device,
     )
     build = network_builder(config, dataset, device, compiled=runtime.compile is True)
-    build(0)  # what is wrong with a backbone or its weights is said before anything is written
+    build(0)  # reports errors in the backbone or its weights before anything is written
     check_pool(query, budget, len(dataset.train), device)
     return Setup(
         dataset,
@@ -78,23 +78,23 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
 
 
 def read_dataset(node: Config, seed: int) -> Dataset:
-    """What the function of a dataset returns, as the variant that the other keys ask for."""
+    """Reads a dataset and applies the variant (imbalance, label noise) of its config."""
     reader, variant = split_config(node, PoolVariant)
     dataset: Dataset = instantiate(reader)
     return apply_variant(dataset, variant, seed)
 
 
 def split_config(node: Config, kind: type[T]) -> tuple[Config, T]:
-    """The config of an object without the keys that stand beside its own, and these as what they are."""
+    """Splits a config into an object's own keys and a `kind` (a dataclass) built from the rest."""
     keys = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     own = {key: value for key, value in node.items() if key not in keys}
     return own, kind(**{key: value for key, value in node.items() if key in keys})
 
 
 def with_fingerprints(config: Config) -> Config:
-    """A config with the fingerprints of the user's files, images and weights, which count in a run's id.
+    """Returns a config with the fingerprints of the user's images and weights, which are part of a run's id.
 
-    UserError if the config holds another one.
+    Raises a UserError if the config contains another fingerprint.
     """
     return config | {
         "dataset": with_images_fingerprint(config["dataset"]),
@@ -103,58 +103,58 @@ def with_fingerprints(config: Config) -> Config:
 
 
 def with_images_fingerprint(node: Config) -> Config:
-    """The config of a dataset with the fingerprint of its files, where its function has one."""
-    found = getattr(get_object(node["_target_"]), "fingerprint", None)
-    if found is None:
+    """Returns the config of a dataset with the fingerprint of its files, if its function defines one."""
+    compute = getattr(get_object(node["_target_"]), "fingerprint", None)
+    if compute is None:
         return node
-    here = found(**{key: node[key] for key in signature(found).parameters})
-    if node["fingerprint"] not in (None, here):
-        raise UserError(f"dataset.fingerprint={node['fingerprint']}: the files that are there have {here}")
-    return node | {"fingerprint": here}
+    actual = compute(**{key: node[key] for key in signature(compute).parameters})
+    if node["fingerprint"] not in (None, actual):
+        raise UserError(f"dataset.fingerprint={node['fingerprint']}: the files have the fingerprint {actual}")
+    return node | {"fingerprint": actual}
 
 
 def with_weights_fingerprint(node: Config) -> Config:
-    """The config of a backbone with the fingerprint of its file of weights, if it starts from one."""
+    """Returns the config of a backbone with the fingerprint of its file of weights, if it starts from one."""
     start = split_config(node, Start)[1]
-    given = start.weights_fingerprint
+    expected = start.weights_fingerprint
     if start.file is None:
-        if given is not None:
-            raise UserError(f"backbone.weights_fingerprint={given}: must be null unless backbone.weights is a file")
+        if expected is not None:
+            raise UserError(f"backbone.weights_fingerprint={expected}: must be null unless backbone.weights is a file")
         return node
-    here = weights_fingerprint(start.file)
-    if given not in (None, here):
-        raise UserError(f"backbone.weights_fingerprint={given}: {start.file} has {here}")
-    return node | {"weights_fingerprint": here}
+    actual = weights_fingerprint(start.file)
+    if expected not in (None, actual):
+        raise UserError(f"backbone.weights_fingerprint={expected}: {start.file} has the fingerprint {actual}")
+    return node | {"weights_fingerprint": actual}
 
 
 def backbone_builder(node: Config, shape: tuple[int, int, int], weights: bool = True) -> Callable[[int], nn.Module]:
-    """What builds the backbone of a config for some number of classes and for images of a shape.
+    """Returns a function that builds a config's backbone for a number of classes and images [C, H, W] of a shape.
 
-    Without `weights` it does not begin with those that the config names, because others follow. A file of weights is
-    read once, here.
+    With `weights=False` the starting weights of the config are ignored, because the caller loads others. A file of
+    weights is read a single time, when this function is called.
     """
-    own, start = split_config(node, Start)
-    backbone_of = partial(instantiate(own), in_channels=shape[0])
-    if "image_size" in signature(backbone_of).parameters:
-        backbone_of = partial(backbone_of, image_size=shape[1])
+    own_keys, start = split_config(node, Start)
+    new_backbone = partial(instantiate(own_keys), in_channels=shape[0])
+    if "image_size" in signature(new_backbone).parameters:
+        new_backbone = partial(new_backbone, image_size=shape[1])
     start = start if weights else replace(start, weights=None)
-    known = None if start.file is None else file_weights(start.file, start.weights_fingerprint)
-    return lambda classes: start_backbone(backbone_of(num_classes=classes), start, known)
+    loaded = None if start.file is None else file_weights(start.file, start.weights_fingerprint)
+    return lambda classes: start_backbone(new_backbone(num_classes=classes), start, loaded)
 
 
 def network_builder(
     config: Config, dataset: Dataset, device: torch.device, compiled: bool
 ) -> Callable[[int], Networks]:
-    """What builds fresh networks for a cycle, of the dataset's classes if no number is given.
+    """Returns a function that builds fresh networks for a cycle, by default for the classes of the dataset.
 
-    Their initial weights depend on seed, cycle and classes alone, or are those of `backbone.weights`.
+    Their initial weights depend only on seed, cycle and number of classes, or are those of `backbone.weights`.
     """
-    module_of, seed, known = instantiate(config["module"]), config["seed"], len(dataset.class_names)
-    backbone_of = backbone_builder(config["backbone"], dataset.train.shape)
+    new_module, seed, num_classes = instantiate(config["module"]), config["seed"], len(dataset.class_names)
+    new_backbone = backbone_builder(config["backbone"], dataset.train.shape)
 
-    def build(cycle: int, classes: int = known) -> Networks:
-        backbone: Any = build_seeded(lambda: backbone_of(classes), seed, f"backbone {cycle}")
-        module = build_seeded(lambda: module_of(channels=backbone.channels), seed, f"module {cycle}")
+    def build(cycle: int, classes: int = num_classes) -> Networks:
+        backbone: Any = build_seeded(lambda: new_backbone(classes), seed, f"backbone {cycle}")
+        module = build_seeded(lambda: new_module(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:
             backbone.compile(dynamic=False)

@@ -1,4 +1,4 @@
-"""What a command is to do: checked configs, which runs they are, and what becomes of them."""
+"""Plans: a checked config with the identity of its run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,10 @@ from sslpl.config.validation import validated_config
 
 
 class Plan(NamedTuple):
-    """A checked config, and which run it is."""
+    """A checked config with the method name and folder of its run."""
 
     config: identity.Config
-    choices: identity.Choices  # the option that it has in each group
+    choices: identity.Choices  # the option chosen in each group
     method_name: str
     folder: Path
 
@@ -23,10 +23,10 @@ class Plan(NamedTuple):
 def make_plan(
     cfg: DictConfig,
     choices: identity.Choices,
-    composed: Callable[[list[str]], tuple[identity.Config, identity.Choices]],
+    compose: Callable[[list[str]], tuple[identity.Config, identity.Choices]],
 ) -> Plan:
-    """Checks a config and finds out which run it is; UserError for the first mistake."""
+    """Checks a config and identifies its run; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = with_fingerprints(validated_config({key: value for key, value in container.items() if key != "hydra"}))
-    method_name = identity.method_name(config, choices, composed)
+    method_name = identity.method_name(config, choices, compose)
     return Plan(config, choices, method_name, identity.run_folder(config, choices["dataset"], method_name))

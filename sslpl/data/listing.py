@@ -61,7 +61,9 @@ def from_root(root: str) -> ImageListing:
         for label in subfolders(folder / part):
             names = images_below(folder, f"{part}/{label}")
             files += [ImageFile(name, str(folder / name), label, part == "test") for name in names]
-        if (folder / part).is_dir() and (stray := [path.name for path in (folder / part).iterdir() if is_image(path.name)]):
+        if (folder / part).is_dir() and (
+            stray := [path.name for path in (folder / part).iterdir() if is_image(path.name)]
+        ):
             raise UserError(f"{source}: {part}/{stray[0]} is in no class; expected {part}/<class>/{stray[0]}")
     return validated_listing(ImageListing(source, folder / ".sslpl.json", pool_first(files), tuple(sorted(classes))))
 
@@ -116,7 +118,9 @@ def row_file(location: str, folder: Path, row: Mapping[str, str | None]) -> Imag
     """Converts a CSV row to an image file; UserError if the row is invalid."""
     name, label, split = ((row[column] or "").strip() for column in COLUMNS)
     if split not in SPLITS or not name:
-        raise UserError(f"{location}: split={split or 'empty'} path={name or 'empty'}: split must be {', '.join(SPLITS)}")
+        raise UserError(
+            f"{location}: split={split or 'empty'} path={name or 'empty'}: split must be {', '.join(SPLITS)}"
+        )
     if (split == "test" and not label) or (split == "unlabeled" and label):
         expected = "a label" if split == "test" else "no label"
         raise UserError(f"{location}: an image of split={split} must have {expected} ({name})")

@@ -32,7 +32,7 @@ class World(NamedTuple):
     @property
     def lost_message(self) -> str:
         """The error message when a process was lost without publishing why."""
-        return f"one of {self.size} processes was lost; saved files are intact, and the same command resumes the run"
+        return f"one of {self.size} processes was lost; rerun the same command to resume from the last checkpoint"
 
     def shard_sizes(self, count: int) -> list[int]:
         """Returns the shard size of each rank for `count` items; sizes differ by at most one."""

@@ -28,8 +28,8 @@ WORDS = (*GROUPS, "seed")
 
 
 def main() -> None:
-    """Exit code 0 when the weights are there, 2 for bad input, 1 for a failure; see --help."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `guarded`
+    """Exits with code 0 if the weights exist, 2 for bad input, 1 for a failure; see --help."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `catch_errors`
     ends: list[Any] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
@@ -43,7 +43,7 @@ def main() -> None:
         try:
             ends.append(print_error(catch_errors(run, WORDS)))
         except SweepStopped as stop:
-            ends.append(print_error(stop.mistake))
+            ends.append(print_error(stop.report))
     sys.exit(max((end.code for end in ends if isinstance(end, ErrorReport)), default=0))
 
 

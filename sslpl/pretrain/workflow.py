@@ -76,7 +76,7 @@ def print_estimate(task: Pretraining, state: PretrainState, folder: Path) -> Non
             break
     seconds = (time.perf_counter() - since) / images * task.options.epochs * len(task.images)
     print(f"{task.options.epochs:,} epochs of {batches_per_epoch(task):,} steps, {len(task.images):,} images")
-    print(f"reckoned time {duration(seconds)} from a few timed steps; nothing was written\nfolder {folder}")
+    print(f"estimated time {duration(seconds)} from a few timed steps; nothing was written\nfolder {folder}")
 
 
 def batches_per_epoch(task: Pretraining) -> int:

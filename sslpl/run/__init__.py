@@ -1,1 +1,1 @@
-"""From a command line to runs: planned, run here or handed to other processes, resumed, finished."""
+"""Plans the runs of a command line, executes them in this or other processes, resumes them and reports them."""

@@ -1,4 +1,4 @@
-"""Every mistake becomes one line and an exit code."""
+"""Turns exceptions into one line and an exit code."""
 
 import re
 import sys
@@ -18,47 +18,50 @@ from sslpl.types import InvalidLabels, UserError
 
 T = TypeVar("T")
 CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.exists())
-PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options of Hydra's that a package brings
-BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128  # exit codes; the last plus the number of the signal
+PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options that another package adds to Hydra
+BAD_INPUT, FAILED = 2, 1  # exit codes
+SIGNAL_BASE = 128  # the exit code after a signal is this plus the signal's number
+INTERRUPTED = "interrupted; rerun the same command to resume"
 
 
 class ErrorReport(NamedTuple):
-    """What went wrong, in one line, and the exit code for it."""
+    """An error as one line, and the exit code for it."""
 
     line: str
     code: int
-    more: tuple[str, ...] = ()  # lines beside it
+    details: tuple[str, ...] = ()  # further lines
 
 
 class SweepStopped(BaseException):
-    """A signal ended the whole sweep; no Exception, because Hydra catches those of a job."""
+    """A signal ended the whole sweep; not an Exception, because Hydra catches those of a job."""
 
-    def __init__(self, mistake: ErrorReport) -> None:
-        super().__init__(mistake.line)
-        self.mistake = mistake
+    def __init__(self, report: ErrorReport) -> None:
+        super().__init__(report.line)
+        self.report = report
 
 
-def catch_errors(action: Callable[[], T], words: Sequence[str] = ()) -> T | ErrorReport:
-    """What `action` returns, or what went wrong; Stopped after a signal.
+def catch_errors(action: Callable[[], T], groups: Sequence[str] = ()) -> T | ErrorReport:
+    """Returns what `action` returns, or a report of the error that it raised; raises SweepStopped after a signal.
 
-    `words` are what a command knows without a dot, if not the groups of `python run.py`.
+    `groups` are the top-level keys that a message suggests, by default those of `python run.py`.
     """
     try:
         return action()
     except InvalidLabels as error:
-        first, *more = error.args
-        return ErrorReport(first, BAD_INPUT, tuple(more))
+        first, *details = error.args
+        return ErrorReport(first, BAD_INPUT, tuple(details))
     except UserError as error:
         return error_report(str(error), BAD_INPUT)
-    except InstantiationException as error:  # Hydra's wrapping of what a constructor raised
+    except InstantiationException as error:  # Hydra wraps what a constructor raised
         cause = error.__cause__ or error
         return error_report(str(cause), BAD_INPUT if isinstance(cause, UserError) else FAILED)
     except (HydraException, OmegaConfBaseException) as error:
-        return error_report(composition_error(error, words), BAD_INPUT)
+        return error_report(composition_error(error, groups), BAD_INPUT)
     except Interrupted as error:
-        raise SweepStopped(error_report(f"{error}; the same command goes on", SIGNALLED + error.signum)) from error
+        line = f"{error}; rerun the same command to resume"
+        raise SweepStopped(error_report(line, SIGNAL_BASE + error.signum)) from error
     except KeyboardInterrupt as error:
-        raise SweepStopped(error_report("interrupted; the same command goes on", 130)) from error
+        raise SweepStopped(error_report(INTERRUPTED, SIGNAL_BASE + 2)) from error
     except RunFailed as error:
         return error_report(str(error), FAILED)
     except Exception as error:
@@ -66,20 +69,20 @@ def catch_errors(action: Callable[[], T], words: Sequence[str] = ()) -> T | Erro
 
 
 def error_report(text: str, code: int) -> ErrorReport:
-    """A mistake whose text is brought into one line."""
+    """Builds a report whose text is joined into one line."""
     return ErrorReport(" ".join(text.split()), code)
 
 
-def print_error(end: T | ErrorReport) -> T | ErrorReport:
-    """The same, after a mistake has been printed to standard error."""
-    if isinstance(end, ErrorReport):
-        for line in (end.line, *end.more):
+def print_error(result: T | ErrorReport) -> T | ErrorReport:
+    """Prints a report to standard error; returns its argument, report or not."""
+    if isinstance(result, ErrorReport):
+        for line in (result.line, *result.details):
             print("sslpl:", line, file=sys.stderr, flush=True)
-    return end
+    return result
 
 
-def composition_error(error: Exception, words: Sequence[str] = ()) -> str:
-    """What is wrong with an override or an option, with the nearest known name."""
+def composition_error(error: Exception, groups: Sequence[str] = ()) -> str:
+    """Explains an error of Hydra or OmegaConf about an override or option, with the nearest known name."""
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -88,28 +91,30 @@ def composition_error(error: Exception, words: Sequence[str] = ()) -> str:
         return f"{group}={option}: no such option; {nearest_name(option, list(error.options))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {message.splitlines()[0]}"
-    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", message):
-        return sweep_without_m(found.group(1))
-    if found := re.search(r"Could not override '([\w./@]+)'", message):
-        key, shown = found.group(1), typed_argument(found.group(1))
-        return explain_unplaced_key(key, shown) or f"{shown}: no such key; {advice(key, known_keys(key, error, words))}"
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", message):
+        return sweep_without_m(match.group(1))
+    if match := re.search(r"Could not override '([\w./@]+)'", message):
+        key, shown = match.group(1), typed_argument(match.group(1))
+        return (
+            explain_unplaced_key(key, shown) or f"{shown}: no such key; {advice(key, known_keys(key, error, groups))}"
+        )
     return message.split("\n")[0] + (f" ({full_key(message)})" if full_key(message) else "")
 
 
 def typed_argument(key: str) -> str:
-    """The argument as the user typed it."""
+    """Returns the command-line argument that sets a key, as the user typed it."""
     return next((argument for argument in sys.argv[1:] if argument.lstrip("+~").startswith(f"{key}=")), key)
 
 
 def full_key(message: str) -> str:
-    """The full key that a config error names."""
-    found = re.search(r"full_key: (\S+)", message)
-    return found.group(1) if found else ""
+    """Extracts the full key that an error of OmegaConf names; empty if it names none."""
+    match = re.search(r"full_key: (\S+)", message)
+    return match.group(1) if match else ""
 
 
-def known_keys(key: str, error: Exception, words: Sequence[str] = ()) -> list[str]:
-    """The keys that stand where a misspelled one was looked for; the groups for a word without a dot."""
+def known_keys(key: str, error: Exception, groups: Sequence[str] = ()) -> list[str]:
+    """Returns the siblings of a misspelled key, or the top-level groups if the key has no dot."""
     parent = getattr(error.__cause__, "parent_node", None)
     if "." in key and parent is not None:
         return [str(name) for name in parent]
-    return [*words] or [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]
+    return [*groups] or [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"] + ["seed"]

@@ -1,7 +1,8 @@
-"""What a run would take, reckoned without running it."""
+"""The dry run: estimates what a run would take without running it."""
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,30 +19,38 @@ from sslpl.setup import Setup
 from sslpl.trimming import trim_size
 
 
+class CycleCounts(NamedTuple):
+    """Images and optimizer steps of one cycle."""
+
+    labeled: int
+    trained: int  # images of the joint training: without held-out and excluded ones
+    joint_steps: int
+    finetune_steps: int
+    forward_images: int  # images that pass the frozen backbone
+
+
 def dry_run(setup: Setup, console: Console, folder: Path) -> None:
-    """Prints cycles, budget, memory and time as reckoned from a few timed steps."""
-    seconds_per_image, forward = measured_speeds(setup)
-    table = Table("cycle", "labeled", "trained on", "train steps", "fine-tune steps", "reckoned time", box=None)
-    total = 0.0
+    """Prints cycles, budget and memory, and the time estimated from a few timed steps."""
+    seconds_per_image, forward_seconds = measured_speeds(setup)
+    table = Table("cycle", "labeled", "trained on", "train steps", "fine-tune steps", "estimated time", box=None)
+    train, test, total = setup.dataset.train, setup.dataset.test, 0.0
     for cycle in range(setup.budget.cycles):
-        labeled, trained, steps, tuned, views = cycle_counts(setup, cycle)
-        images = setup.training.epochs * trained + steps * unlabeled_views_per_step(
-            setup, len(setup.dataset.train) - labeled
-        )
-        seconds = images * seconds_per_image + views * forward
+        counts = cycle_counts(setup, cycle)
+        unlabeled_views = counts.joint_steps * unlabeled_views_per_step(setup, len(train) - counts.labeled)
+        train_images = setup.training.epochs * counts.trained + unlabeled_views
+        seconds = train_images * seconds_per_image + counts.forward_images * forward_seconds
         total += seconds
-        table.add_row(str(cycle + 1), f"{labeled:,}", f"{trained:,}", f"{steps:,}", f"{tuned:,}", duration(seconds))
+        *shown, _ = counts
+        table.add_row(str(cycle + 1), *(f"{count:,}" for count in shown), duration(seconds))
     console.print(table)
-    train = setup.dataset.train
-    data = sum(len(part) * train.shape[0] * train.shape[1] * train.shape[2] for part in (train, setup.dataset.test))
+    data = sum(len(images) * images.shape[0] * images.shape[1] * images.shape[2] for images in (train, test))
     embedding = getattr(empty_state(setup).backbone, "channels", (512,))[-1]
     clustering = complete_linkage_bytes(int(setup.budget.candidates), int(embedding))
     console.print(
-        f"pool {len(train):,} images, test {len(setup.dataset.test):,}; "
-        f"dataset {data / 2**20:,.0f} MiB on {setup.device}; "
+        f"pool {len(train):,} images, test {len(test):,}; dataset {data / 2**20:,.0f} MiB on {setup.device}; "
         f"clustering {int(setup.budget.candidates):,} candidates would take {clustering / 2**20:,.0f} MiB\n"
         f"{labeling_note(setup)}"
-        f"reckoned time {duration(total)} from a few timed steps, queries aside; nothing was run or written\n"
+        f"estimated time {duration(total)} from a few timed steps, without queries; nothing was run or written\n"
         f"folder {folder}",
         highlight=False,
         soft_wrap=True,
@@ -49,56 +58,54 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
 
 
 def labeling_note(setup: Setup) -> str:
-    """What people will be asked for, as a line; empty if nobody will be."""
+    """Returns the line that says how many labels people will be asked for; empty if all labels are known."""
     if not setup.has_unknown_labels:
         return ""
-    budget, known = setup.budget, bool((setup.dataset.train_labels >= 0).any())
-    begin = "" if known else f"{int(budget.initial):,} images to begin with, "
-    return f"waits for people's labels: {begin}{budget.cycles - 1} times {int(budget.per_cycle):,} more\n"
+    budget, any_labeled = setup.budget, bool((setup.dataset.train_labels >= 0).any())
+    initial = "" if any_labeled else f"{int(budget.initial):,} images at the start, "
+    return f"waits for people's labels: {initial}{budget.cycles - 1} times {int(budget.per_cycle):,} more\n"
 
 
-def cycle_counts(setup: Setup, cycle: int) -> tuple[int, int, int, int, int]:
-    """Labeled, trained on, joint steps, fine-tune steps, and images that a frozen backbone sees, in one cycle."""
+def cycle_counts(setup: Setup, cycle: int) -> CycleCounts:
+    """Computes the images and optimizer steps of one cycle (from 0)."""
     training, budget = setup.training, setup.budget
     schedule = setup.schedule(has_module(setup))
     labeled = int(budget.labeled_after(cycle))
-    held_out = budget.held_out_after(cycle)
-    learned, first = labeled - held_out, int(budget.initial) - budget.held_out_after(0)
-    trained = learned - (trim_size(first) if schedule.is_trimmed(cycle) else 0)
-    steps = training.epochs * schedule.steps_per_epoch(trained)
-    tuned, views = 0, len(setup.dataset.test) + len(setup.dataset.train) - labeled + training.epochs * held_out
+    held_out, unlabeled = budget.held_out_after(cycle), len(setup.dataset.train) - labeled
+    train_size, initial_size = labeled - held_out, int(budget.initial) - budget.held_out_after(0)
+    trained = train_size - (trim_size(initial_size) if schedule.is_trimmed(cycle) else 0)
+    joint_steps = training.epochs * schedule.steps_per_epoch(trained)
+    finetune_steps, forward_images = 0, len(setup.dataset.test) + unlabeled + training.epochs * held_out
     if schedule.has_finetune(cycle):
-        batches = schedule.steps_per_epoch(learned)
-        unlabeled = len(setup.dataset.train) - labeled
-        size = unlabeled_batch_size(unlabeled, learned, training.batch_size, training.unlabeled_batch_limit)
-        tuned = training.finetune_epochs * batches
-        views += training.finetune_epochs * (
-            learned + ((setup.num_weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0)
-        )
-    return labeled, trained, steps, tuned, views
+        batches = schedule.steps_per_epoch(train_size)
+        size = unlabeled_batch_size(unlabeled, train_size, training.batch_size, training.unlabeled_batch_limit)
+        unlabeled_views = (setup.num_weak_views + 1) * min(size * batches, unlabeled) if setup.ssl else 0
+        finetune_steps = training.finetune_epochs * batches
+        forward_images += training.finetune_epochs * (train_size + unlabeled_views)
+    return CycleCounts(labeled, trained, joint_steps, finetune_steps, forward_images)
 
 
 def unlabeled_views_per_step(setup: Setup, unlabeled: int) -> int:
-    """How many views of unlabeled images pass the backbone in a joint step; those that a teacher sees aside."""
+    """Counts the views of unlabeled images that pass the backbone in a joint step, without those for a teacher."""
     method = setup.task_ssl
     return 0 if method is None else method.num_forward_views * task_batch_size(setup, unlabeled)
 
 
 def has_module(setup: Setup) -> bool:
-    """Whether the run has a loss prediction module."""
+    """True if the run has a loss prediction module."""
     return setup.build(0)[1] is not None
 
 
 def measured_speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
-    """Seconds an image takes in joint training and, as a third of that, in a frozen forward pass."""
+    """Times joint training; returns seconds per image there and, as a third of that, in a frozen forward pass."""
     state = empty_state(setup)
     optimizer = joint_optimizer(setup, state)
     size = min(setup.training.batch_size, len(setup.dataset.train))
     views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))
     labels = torch.zeros(size, dtype=torch.int64, device=setup.device)
-    since = 0.0
+    start = 0.0
     for step in range(steps + 1):
-        since = time.perf_counter() if step == 1 else since  # the first step warms up
+        start = time.perf_counter() if step == 1 else start  # the first step is a warm-up
         joint_step(setup, state, optimizer, JointInputs(views, labels, size), detached=False).tolist()
-    seconds = (time.perf_counter() - since) / (steps * size)
+    seconds = (time.perf_counter() - start) / (steps * size)
     return seconds, seconds / 3

@@ -1,4 +1,4 @@
-"""The loop of one run, from its last checkpoint to its end."""
+"""Executes one run from its last checkpoint to its end."""
 
 import traceback
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ from sslpl.types import InvalidLabels, RunInfo, Tracker, UserError, WaitingForLa
 
 
 def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
-    """Runs the loop from its last checkpoint, if there is one, and leaves a status whatever happens."""
-    facts: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
-    facts["compiled"] = setup.capture_steps or runtime.compile
-    facts["label"] = plan.method_name  # whole; the folder's name may be shortened
-    origin, changes = resumed_provenance(plan.folder, provenance(setup.device, setup.world) | facts)
+    """Runs the loop from its last checkpoint, if there is one, and writes a status whatever happens."""
+    settings: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
+    settings["compiled"] = setup.capture_steps or runtime.compile
+    settings["label"] = plan.method_name  # in full: the folder's name may be shortened
+    origin, changes = resumed_provenance(plan.folder, provenance(setup.device, setup.world) | settings)
     run = run_info(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
@@ -44,11 +44,11 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
         try:
             with recorder.signals(setup.world):
                 open_folder(run)
-                state, resumed, lines = load_state(setup, run.folder)
-                for line in [*lines, *(changes if resumed else [])]:
+                state, resumed, warnings = load_state(setup, run.folder)
+                for line in [*warnings, *(changes if resumed else [])]:
                     progress.message(line)
                 tracker.start(run)
-                if state.history:  # a kill may have come between the checkpoint and the tables
+                if state.history:  # the process may have been killed between writing the checkpoint and the tables
                     recorder.file(state)
                 run_active_learning(setup, state, recorder)
             area = finish_run(run, setup, state)
@@ -59,19 +59,19 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
             raise
         except Exception as error:
             with suppress(OSError):
-                parts = published_failure(setup.world, TRACEBACK), traceback.format_exc()
-                write_whole(run.folder / "error.log", "\n".join(filter(None, parts)))
+                tracebacks = published_failure(setup.world, TRACEBACK), traceback.format_exc()
+                write_whole(run.folder / "error.log", "\n".join(filter(None, tracebacks)))
             end_early(run.folder, tracker, "failed", state, error=failure_message(error))
             raise RunFailed(failure_message(error)) from error
     if runtime.progress != "none" and not name:
         print_result(console, state.history, run.folder, area)
-    final = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
-    tracker.finish(0, final, [run.folder / "queries.csv"])
+    summary = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
+    tracker.finish(0, summary, [run.folder / "queries.csv"])
     return Outcome("resumed" if resumed else "finished", area)
 
 
 def follow(plan: Plan, setup: Setup) -> Outcome:
-    """Computes along with the process that executes a plan; writes and shows nothing."""
+    """Runs the loop in a process other than rank 0, which executes the plan; writes and prints nothing."""
     follower = FollowerObserver(setup.world)
     try:
         with listen_for_signals(follower, lambda _: None, setup.world):
@@ -88,16 +88,16 @@ def follow(plan: Plan, setup: Setup) -> Outcome:
 
 
 def run_info(plan: Plan, origin: Mapping[str, Any]) -> RunInfo:
-    """What a tracker is told of a plan's run."""
+    """Describes the run of a plan to a tracker."""
     config, folder = plan.config, plan.folder
     names = {"dataset": folder.parts[-3], "setting": identity.setting_id(config), "config_id": identity.run_id(config)}
     return RunInfo(folder_run_id(config, origin), folder.name, plan.method_name, folder, config, origin, **names)
 
 
 def load_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
-    """The state that a run goes on from, whether that is a checkpoint's, and what is to be told of it.
+    """Loads the state that a run starts from; returns also whether it is a checkpoint's, and lines to print.
 
-    The first of several processes reads the checkpoint: the others need not see its disk.
+    Rank 0 reads the checkpoint, and the other processes receive it: they need not see its disk.
     """
     saved, warning = on_rank_zero(setup.world, lambda: checkpoint.load(folder / "checkpoint"))
     lines = [warning] if warning is not None else []
@@ -108,6 +108,6 @@ def load_state(setup: Setup, folder: Path) -> tuple[State, bool, list[str]]:
         state.load(saved)
         cycle, phase, epoch, step = saved["position"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to begin anew") from error
-    within = f", epoch {epoch + 1}, step {step + 1}" if phase in RESUMABLE_PHASES else ""
-    return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}{within}"]
+        raise UserError(f"{folder}: its checkpoint does not fit this run; remove the folder to start again") from error
+    position = f", epoch {epoch + 1}, step {step + 1}" if phase in RESUMABLE_PHASES else ""
+    return state, True, [*lines, f"resumed at cycle {cycle + 1}, {phase}{position}"]

@@ -1,4 +1,4 @@
-"""How a run ends: finished, waiting for labels, or early; what it leaves in each case."""
+"""Ends a run: finished, waiting for labels, or early; writes its status and final files."""
 
 import errno
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import InvalidLabels, RunInfo, Tracker, UserError, WaitingForLabels
 
-# What a machine can get over, whereupon the same command succeeds; a name that is too long stays too long.
-PASSING = {
+# Errors after which the same command can succeed once the machine recovers; a name that is too long stays too long.
+TRANSIENT = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENFILE", "EMFILE", "ENOMEM", "ETIMEDOUT", "EHOSTDOWN")
     if hasattr(errno, name)
@@ -26,7 +26,7 @@ PASSING = {
 def pause_run(
     pause: WaitingForLabels | InvalidLabels, recorder: Recorder, tracker: Tracker, state: State | None
 ) -> str:
-    """Leaves a run that waits for labels as it is saved; returns what is to be done, raises what is to be mended."""
+    """Saves a run that waits for labels; returns the line that says what to do, raises InvalidLabels again."""
     assert state is not None
     assert state.selection is not None
     recorder.pause(state)
@@ -37,7 +37,7 @@ def pause_run(
 
 
 def finish_run(run: RunInfo, setup: Setup, state: State) -> float:
-    """Leaves a finished run with its final weights alone; returns the area under its budget curve."""
+    """Reduces the checkpoint of a finished run to its weights; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
     checkpoint.keep_weights(folder, state.to_dict(), model_signature(run.config, setup, state))
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
@@ -47,7 +47,7 @@ def finish_run(run: RunInfo, setup: Setup, state: State) -> float:
 
 
 def model_signature(config: Mapping[str, Any], setup: Setup, state: State) -> checkpoint.ModelSignature:
-    """What the networks of a run take and tell; images that were not made from files are taken whole."""
+    """Describes the networks' inputs and classes; images that were not decoded from files are used unresized."""
     data = setup.dataset
     shape, resize = data.train.shape, int(config["dataset"].get("resize") or min(data.train.shape[1:]))
     mean, std = (tuple(map(float, values)) for values in (data.mean, data.std))
@@ -57,23 +57,23 @@ def model_signature(config: Mapping[str, Any], setup: Setup, state: State) -> ch
 def end_early(
     folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
 ) -> None:
-    """Writes the status of a run that ends early, if that can be written at all, and tells the tracker."""
+    """Writes the status of a run that ends early, if the disk allows it, and finishes its tracker."""
     with suppress(OSError):
-        where = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
-        write_status(folder, status, **where, **details)
+        position = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
+        write_status(folder, status, **position, **details)
     tracker.finish(code, {}, [])
 
 
 def failure_message(error: Exception) -> str:
-    """Why a run failed, in one line that says what its user can do."""
+    """Explains in one line why a run failed and what its user can do."""
     line = " ".join(str(error).split()).removeprefix("[Errno None] ")
-    if isinstance(error, UserError | ProcessLost):  # whose line may be that of another process
+    if isinstance(error, UserError | ProcessLost):  # whose line is complete, perhaps with the number of another process
         return line
-    if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA, on a CPU
+    if "out of memory" in line.lower() or "can't allocate memory" in line:  # on CUDA; on a CPU
         keys = "training.batch_size, training.unlabeled_batch_limit or budget.candidates"
         return f"out of memory: lower {keys} ({line[:200]})"
     if isinstance(error, OSError) and error.strerror is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        passing = ": what was saved before is whole, and the same command goes on from there"
-        return f"{error.strerror}{where}" + (passing if error.errno in PASSING else "")
+        file = f" ({error.filename})" if error.filename else ""
+        advice = ": everything saved before is intact; rerun the same command to resume"
+        return f"{error.strerror}{file}" + (advice if error.errno in TRANSIENT else "")
     return f"{type(error).__name__}: {line}"

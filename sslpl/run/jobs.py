@@ -1,4 +1,4 @@
-"""The runs of one command: which they are, and what became of each."""
+"""The jobs of one command: each run with its plan and its result."""
 
 import os
 from collections import Counter
@@ -18,26 +18,28 @@ from sslpl.config.validation import typed_config, validated_config
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.recording.status import read_status
 from sslpl.recording.terminal import Terminal
-from sslpl.run.errors import BAD_INPUT, SIGNALLED, ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.run.errors import BAD_INPUT, SIGNAL_BASE, ErrorReport, SweepStopped, catch_errors, print_error
 from sslpl.run.launch import launch
 from sslpl.run.outcome import Outcome, Slot
 from sslpl.run.search import is_search
 
+JobResult = Outcome | ErrorReport
+
 
 class Job(NamedTuple):
-    """One run of a sweep, or the only one: its folder (its overrides while its config is not valid) and its end."""
+    """One run of a sweep, or the only run of a command, and its result."""
 
-    name: str
-    end: Outcome | ErrorReport
+    name: str  # the run's folder; its overrides if its config is not valid
+    result: JobResult
 
 
 class Command:
-    """What one command has done so far: its jobs in their order."""
+    """Executes the runs of one command and keeps their results in order."""
 
     def __init__(self, world: World = SINGLE_PROCESS) -> None:
         self.slot = Slot(world=world)
         self.jobs: list[Job] = []
-        self.deferred: dict[int, Plan] = {}  # runs of other commands, by their place among the jobs
+        self.deferred: dict[int, Plan] = {}  # runs that other processes hold, by position among the jobs
         self.presets = cache(preset)
 
     def run(self, cfg: DictConfig) -> float | None:
@@ -45,80 +47,82 @@ class Command:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN:
             self.refuse_sweep()
-        os.chdir(hydra_config.runtime.cwd)  # whatever hydra.job.chdir says: a run's folder is runtime.output_dir's
+        os.chdir(
+            hydra_config.runtime.cwd
+        )  # Hydra may have changed it (hydra.job.chdir), and output_dir is relative to it
         plan = print_error(job_plan(cfg, hydra_config, self.presets))
         if isinstance(plan, ErrorReport):
             return self.add(Job(hydra_config.job.override_dirname or "run", plan))
         return self.add(Job(str(plan.folder), print_error(catch_errors(partial(self.attempt, plan)))))
 
-    def attempt(self, plan: Plan) -> Outcome | ErrorReport:
-        """Runs a plan; one that another process is running is waited for now in a search, later otherwise."""
-        end = catch_errors(partial(launch, plan, slot=self.slot))
-        if isinstance(end, Outcome) and end.state == "elsewhere":
-            if is_search():  # which needs the area now
+    def attempt(self, plan: Plan) -> JobResult:
+        """Runs a plan; if another process is running it, waits for that now in a search, after the other jobs else."""
+        result = catch_errors(partial(launch, plan, slot=self.slot))
+        if isinstance(result, Outcome) and result.state == "running":
+            if is_search():  # the next trial depends on the result
                 return wait_for_other(plan, self.slot)
             self.deferred[len(self.jobs)] = plan
-        return end
+        return result
 
     def refuse_sweep(self) -> None:
-        """Stopped if several processes would run a sweep together."""
+        """Raises SweepStopped if several processes would run a sweep together."""
         if self.slot.world.size > 1:
-            line = "torchrun: several processes share one run, not a sweep; give its runs one after the other"
+            line = "torchrun: several processes share one run, not a sweep; start its runs one after the other"
             raise SweepStopped(ErrorReport(line, BAD_INPUT))
 
     def add(self, job: Job) -> float | None:
-        """Takes the next job's end; returns its area under the budget curve."""
+        """Appends a job; returns its area under the budget curve."""
         self.jobs.append(job)
-        return None if isinstance(job.end, ErrorReport) else job.end.aubc
+        return None if isinstance(job.result, ErrorReport) else job.result.aubc
 
-    def wait_for_others(self) -> None:
-        """Waits until other commands have ended with their runs; runs what they have left undone."""
-        for place, plan in self.deferred.items():
-            self.jobs[place] = Job(str(plan.folder), print_error(wait_for_other(plan, self.slot)))
+    def run_deferred(self) -> None:
+        """Waits for the runs that other processes hold; completes those that they left unfinished."""
+        for position, plan in self.deferred.items():
+            self.jobs[position] = Job(str(plan.folder), print_error(wait_for_other(plan, self.slot)))
 
 
-def wait_for_other(plan: Plan, slot: Slot) -> Outcome | ErrorReport:
-    """Waits until another command has ended with a run; runs what it has left undone."""
+def wait_for_other(plan: Plan, slot: Slot) -> JobResult:
+    """Waits until no other process holds a run; completes it if it is unfinished."""
     print(f"waiting for {describe_owner(plan)}, which is running {plan.folder}", flush=True)
     return catch_errors(partial(launch, plan, wait=True, slot=slot))
 
 
 def describe_owner(plan: Plan) -> str:
-    """Who is running a plan, as its status says."""
+    """Names the process that runs a plan, from the run's status."""
     status = read_status(plan.folder)
     return f"process {status.get('process', '?')} on {status.get('host', '?')}"
 
 
 def job_plan(cfg: DictConfig, hydra_config: Any, presets: Callable[..., Any]) -> Plan | ErrorReport:
-    """Which run a composed config is."""
+    """Plans the run of a composed config; a report if the config is not valid."""
 
     def plan() -> Plan:
-        searched = search_path_override(hydra_config.searchpath)
+        search_path = search_path_override(hydra_config.searchpath)
         choices = group_choices(hydra_config.runtime.choices)
-        return make_plan(cfg, choices, lambda overrides: presets((searched, *overrides)))
+        return make_plan(cfg, choices, lambda overrides: presets((search_path, *overrides)))
 
     return catch_errors(plan)
 
 
 def search_path_override(folders: Sequence[str]) -> str:
-    """The override that gives a composition the folders of options of a command line or of a primary config."""
+    """Returns the override by which a composition sees the config folders of a command line or a primary config."""
     quoted = (folder.replace("'", "\\'") for folder in folders)
     return "hydra.searchpath=[" + ",".join(f"'{folder}'" for folder in quoted) + "]"
 
 
 def group_choices(choices: Any) -> dict[str, str]:
-    """The option chosen in each group, without Hydra's own."""
+    """Returns the option chosen in each group, without Hydra's own groups."""
     return {str(key): str(value) for key, value in choices.items() if not str(key).startswith("hydra")}
 
 
 def compose_config(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The checked config that a list of overrides gives, and the option that it has in each group."""
+    """Composes and checks a config; returns it and the option chosen in each group."""
     config, choices = preset(overrides)
     return validated_config(config), choices
 
 
 def preset(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same without checking that the values go together: a preset may need what is chosen beside it."""
+    """Does the same without checks between groups, because a preset may require another choice."""
     cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     choices = group_choices(cfg.hydra.runtime.choices)
     with open_dict(cfg):
@@ -127,23 +131,28 @@ def preset(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     return typed_config(config), choices
 
 
-def end_state(end: Outcome | ErrorReport) -> str:
-    """What became of a job, in a word."""
-    if isinstance(end, ErrorReport):
-        return "interrupted" if end.code > SIGNALLED else "failed"
-    return end.state
+def result_state(result: JobResult) -> str:
+    """Returns the state of a job in one word."""
+    if isinstance(result, ErrorReport):
+        return "interrupted" if result.code > SIGNAL_BASE else "failed"
+    return result.state
+
+
+def result_text(result: JobResult) -> str:
+    """Returns the area under the budget curve, or the reason for not having one."""
+    if isinstance(result, ErrorReport):
+        return result.line
+    return result.note if result.aubc is None else f"{result.aubc:.2%}"
 
 
 def print_jobs(jobs: list[Job]) -> None:
-    """The table at the end of a sweep: what became of each run."""
-    states = [end_state(job.end) for job in jobs]
-    table = Table("run", "state", "aubc, or why not", box=None, pad_edge=False)
+    """Prints the table at the end of a sweep: state and result of each run."""
+    states = [result_state(job.result) for job in jobs]
+    table = Table("run", "state", "aubc or reason", box=None, pad_edge=False)
     for job, state in zip(jobs, states, strict=True):
-        area = None if isinstance(job.end, ErrorReport) else job.end.aubc
-        said = job.end.line if isinstance(job.end, ErrorReport) else job.end.note if area is None else f"{area:.2%}"
-        table.add_row(Text(job.name, overflow="fold"), state, Text(said, overflow="fold"))
+        table.add_row(Text(job.name, overflow="fold"), state, Text(result_text(job.result), overflow="fold"))
     console = Terminal()
     if not console.is_terminal:
-        console.width = 250  # in a log a path stays in one piece
+        console.width = 250  # keeps each path on one line of a log
     console.print("", table, sep="\n")
     console.print(", ".join(f"{count} {state}" for state, count in Counter(states).items()), highlight=False)

@@ -1,4 +1,4 @@
-"""A checked config becomes a run: skipped if it is finished, waited for or taken over, resumed or begun."""
+"""Launches the run of a plan: skips a finished one, resumes or starts any other, one process at a time."""
 
 import csv
 import json
@@ -27,24 +27,24 @@ from sslpl.types import Tracker, UserError
 
 
 def launch(plan: Plan, wait: bool = False, slot: Slot = THIS_PROCESS) -> Outcome:
-    """Runs what a plan describes, or goes on with it; "elsewhere" while another process does, unless it is to wait."""
+    """Starts or resumes the run of a plan; while another process holds it, waits or returns the outcome "running"."""
     world = slot.world
     check_same_run(plan, world)
     if (outcome := on_rank_zero(world, lambda: finished_outcome(plan))) is not None:
         return outcome
-    given = {} if slot.device is None else {"device": slot.device}
-    runtime: Runtime = instantiate(plan.config["runtime"], **given)
-    if runtime.dry_run and not world.is_rank_zero:  # a single process is reckoned with
-        return Outcome("reckoned")
+    overrides = {} if slot.device is None else {"device": slot.device}
+    runtime: Runtime = instantiate(plan.config["runtime"], **overrides)
+    if runtime.dry_run and not world.is_rank_zero:  # the estimate is for a single process
+        return Outcome("estimated")
     setup = build_setup(plan.config, runtime, plan.folder, SINGLE_PROCESS if runtime.dry_run else world)
     runtime.set_threads(setup.dataset.train.shape, setup.world)
     if runtime.dry_run:
         dry_run(setup, Terminal(), plan.folder)
-        return Outcome("reckoned")
-    on_rank_zero(world, lambda: open_place(plan))
+        return Outcome("estimated")
+    on_rank_zero(world, lambda: create_folder(plan))
     with ExitStack() as stack:
         if not on_rank_zero(world, lambda: stack.enter_context(lock.run_lock(plan.folder, wait))):
-            return Outcome("elsewhere")
+            return Outcome("running")
         outcome = on_rank_zero(world, lambda: finished_outcome(plan))
         if outcome is None:
             outcome = execute(plan, setup, runtime, slot.name) if world.is_rank_zero else follow(plan, setup)
@@ -53,31 +53,31 @@ def launch(plan: Plan, wait: bool = False, slot: Slot = THIS_PROCESS) -> Outcome
     return outcome
 
 
-def open_place(plan: Plan) -> None:
-    """Makes a run's folder, and says so if a file of weights was another one in an earlier run of the same command."""
+def create_folder(plan: Plan) -> None:
+    """Creates a run's folder; prints a line if the content of its file of weights has changed since an earlier run."""
     if (line := changed_weights(plan.folder, plan.config)) is not None:
         print(f"sslpl: {line}", file=sys.stderr, flush=True)
     make_folder(plan.folder, plan.config["runtime"]["output_dir"])
 
 
 def check_same_run(plan: Plan, world: World) -> None:
-    """UserError in a process that would compute another run than the first one, with other files or another version."""
+    """Raises a UserError in a process whose files or version make its run another one than that of rank 0."""
     own = identity.run_id(plan.config), __version__
-    theirs = on_rank_zero(world, lambda: own)
-    if own != theirs:
-        first = " of version ".join(theirs)
+    expected = on_rank_zero(world, lambda: own)
+    if own != expected:
+        first = " of version ".join(expected)
         raise UserError(f"run {own[0]} of version {own[1]}: must be that of the first process, {first}")
 
 
 def finished_outcome(plan: Plan) -> Outcome | None:
-    """The outcome of a run that is finished already; UserError if its folder holds another run."""
+    """Returns the outcome of a finished run, None for any other; UserError if its folder holds another run."""
     if not plan.folder.exists():
         return None
     check_folder(plan.folder, plan.config)
     status = read_status(plan.folder)
     if status.get("state") != "finished":
         return None
-    checkpoint.discard(plan.folder / "checkpoint")  # a kill may have come just before
+    checkpoint.discard(plan.folder / "checkpoint")  # the process may have been killed just before this
     lock.remove_lock(plan.folder)
     print(f"finished already: {plan.folder}", flush=True)
     if in_wandb_sweep():
@@ -86,7 +86,7 @@ def finished_outcome(plan: Plan) -> Outcome | None:
 
 
 def resend_to_tracker(plan: Plan, area: float) -> None:
-    """Sends what a finished run gave to the W&B run that an agent opened for its config, which else ends empty."""
+    """Sends the metrics of a finished run to the W&B run that an agent opened for it, which would stay empty."""
     tracker: Tracker = instantiate(plan.config["tracker"])
     tracker.start(run_info(plan, json.loads((plan.folder / "provenance.json").read_text())))
     accuracy = 0.0

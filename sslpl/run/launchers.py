@@ -1,4 +1,4 @@
-"""Sweeps whose runs go to other processes: planned here, handed to a launcher of Hydra's, and told of at the end."""
+"""Plans the runs of a sweep, executes them in other processes by a launcher of Hydra, and collects their results."""
 
 import os
 import sys
@@ -19,27 +19,32 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from sslpl.config.plans import Plan
 from sslpl.recording import lock
 from sslpl.recording.status import read_status
-from sslpl.run.errors import FAILED, SIGNALLED, ErrorReport, SweepStopped, catch_errors, error_report, print_error
+from sslpl.run.errors import (
+    FAILED,
+    INTERRUPTED,
+    SIGNAL_BASE,
+    ErrorReport,
+    SweepStopped,
+    catch_errors,
+    error_report,
+    print_error,
+)
 from sslpl.run.gpus import concurrent_runs
-from sslpl.run.jobs import Command, Job, describe_owner, job_plan
+from sslpl.run.jobs import Command, Job, JobResult, describe_owner, job_plan
 from sslpl.run.launch import finished_outcome
 from sslpl.run.monitor import monitored
 from sslpl.run.outcome import Outcome
-from sslpl.run.worker import JobEnd, SweepCommand, run_sweep_job
+from sslpl.run.worker import SweepCommand, run_sweep_job
 from sslpl.runtime import threads_per_job
 from sslpl.types import UserError
 
-LOST_JOB = ErrorReport("no end was seen; the same command goes on", FAILED)
-LOCAL_CLUSTER_OPTIONS = (
-    "num_cpus",
-    "num_gpus",
-    "object_store_memory",
-    "include_dashboard",
-)  # of a cluster of Ray's own
+LOST_JOB = ErrorReport("the job returned no result; rerun the same command to resume", FAILED)
+# Options with which Ray starts a local cluster; it refuses them for an existing one.
+LOCAL_CLUSTER_OPTIONS = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
 
 
 class LauncherConfig(NamedTuple):
-    """What Hydra and the launcher's file say of a sweep."""
+    """The settings of a sweep from Hydra and from the launcher's config."""
 
     plugin: str
     options: dict[str, Any]
@@ -48,35 +53,35 @@ class LauncherConfig(NamedTuple):
 
     @property
     def launcher(self) -> str:
-        """What the user calls the launcher."""
+        """The name of the launcher in `hydra/launcher`."""
         return str(self.config.hydra.runtime.choices["hydra/launcher"])
 
 
 def launch_sweep(
     sweep: LauncherConfig, command: Command, overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Finishes every run of a sweep; Hydra's sweeper gets the area under the budget curve of each, or None."""
+    """Executes every run of a sweep; returns the area under the budget curve of each, or None, to Hydra's sweeper."""
     command.refuse_sweep()
     plugin = launcher_class(sweep)
-    plans = [print_error(plan_job(sweep, command, each, first + place)) for place, each in enumerate(overrides)]
-    ends: dict[int, JobEnd] = {place: plan for place, plan in enumerate(plans) if isinstance(plan, ErrorReport)}
+    plans = [print_error(plan_job(sweep, command, job, number)) for number, job in enumerate(overrides, first)]
+    results: dict[int, JobResult] = {i: plan for i, plan in enumerate(plans) if isinstance(plan, ErrorReport)}
     areas = []
     try:
-        while todo := unfinished_plans(plans, ends):
-            found, signum = run_with_launcher(plugin, sweep, todo, {place: overrides[place] for place in todo}, first)
-            ends |= found
+        while todo := unfinished_plans(plans, results):
+            new_results, signum = run_with_launcher(plugin, sweep, todo, {i: overrides[i] for i in todo}, first)
+            results |= new_results
             if signum is not None:
-                raise SweepStopped(ErrorReport("interrupted; the same command goes on", SIGNALLED + signum))
+                raise SweepStopped(ErrorReport(INTERRUPTED, SIGNAL_BASE + signum))
     finally:
-        for place, plan in enumerate(plans):
-            name = " ".join(overrides[place]) if isinstance(plan, ErrorReport) else str(plan.folder)
-            areas.append(command.add(Job(name, ends.get(place, LOST_JOB))))
+        for i, plan in enumerate(plans):
+            name = " ".join(overrides[i]) if isinstance(plan, ErrorReport) else str(plan.folder)
+            areas.append(command.add(Job(name, results.get(i, LOST_JOB))))
     pairs = zip(overrides, areas, strict=True)
-    return [JobReturn(overrides=each, status=JobStatus.COMPLETED, _return_value=area) for each, area in pairs]
+    return [JobReturn(overrides=job, status=JobStatus.COMPLETED, _return_value=area) for job, area in pairs]
 
 
 def launcher_class(sweep: LauncherConfig) -> type[Launcher]:
-    """The launcher of Hydra's; UserError if it is not installed."""
+    """Imports Hydra's launcher; UserError if it is not installed."""
     try:
         plugin: type[Launcher] = get_class(sweep.plugin)
     except Exception as error:
@@ -86,9 +91,9 @@ def launcher_class(sweep: LauncherConfig) -> type[Launcher]:
 
 
 def plan_job(sweep: LauncherConfig, command: Command, overrides: Sequence[str], number: int) -> Plan | ErrorReport:
-    """Which run the overrides of a job are."""
+    """Plans the run that the overrides of a job describe."""
     cfg = sweep.context.config_loader.load_sweep_config(sweep.config, list(overrides))
-    before = HydraConfig.instance().cfg
+    original = HydraConfig.instance().cfg
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.job.num = number
     HydraConfig.instance().set_config(cfg)
@@ -98,23 +103,23 @@ def plan_job(sweep: LauncherConfig, command: Command, overrides: Sequence[str], 
     try:
         return job_plan(task_cfg, HydraConfig.get(), command.presets)
     finally:
-        HydraConfig.instance().cfg = before
+        HydraConfig.instance().cfg = original
 
 
-def unfinished_plans(plans: Sequence[Plan | ErrorReport], ends: dict[int, JobEnd]) -> dict[int, Plan]:
-    """The plans, by their place, that are not finished; notes those that are, waits for those of other commands."""
-    for place, plan in enumerate(plans):
-        if isinstance(plan, ErrorReport) or (place in ends and ends[place] != Outcome("elsewhere")):
+def unfinished_plans(plans: Sequence[Plan | ErrorReport], results: dict[int, JobResult]) -> dict[int, Plan]:
+    """Returns the unfinished plans by index; adds finished ones to `results`, waits for those of other commands."""
+    for i, plan in enumerate(plans):
+        if isinstance(plan, ErrorReport) or (i in results and results[i] != Outcome("running")):
             continue
-        if ends.pop(place, None) is not None:
+        if results.pop(i, None) is not None:
             wait_for_owner(plan)
-        if (end := print_error(catch_errors(partial(finished_outcome, plan)))) is not None:
-            ends[place] = end
-    return {place: plan for place, plan in enumerate(plans) if isinstance(plan, Plan) and place not in ends}
+        if (result := print_error(catch_errors(partial(finished_outcome, plan)))) is not None:
+            results[i] = result
+    return {i: plan for i, plan in enumerate(plans) if isinstance(plan, Plan) and i not in results}
 
 
 def wait_for_owner(plan: Plan) -> None:
-    """Waits until no process has a run's folder."""
+    """Waits until no process holds a run's folder."""
     print(f"waiting for {describe_owner(plan)}, which is running {plan.folder}", flush=True)
     with lock.run_lock(plan.folder, wait=True):
         pass
@@ -126,63 +131,64 @@ def run_with_launcher(
     todo: dict[int, Plan],
     overrides: dict[int, Sequence[str]],
     first: int,
-) -> tuple[dict[int, JobEnd], int | None]:
-    """What became of each plan, by its place, in the hands of the launcher; and the signal that stopped them."""
+) -> tuple[dict[int, JobResult], int | None]:
+    """Executes plans with the launcher; returns their results by index, and the signal that stopped them, if any."""
     plans, runtime = list(todo.values()), sweep.config.runtime
     gpus = torch.cuda.device_count() if runtime.device in ("auto", "cuda") else 0
-    asked = sweep.options.get("n_jobs")
-    jobs = min(concurrent_runs(asked, gpus, runtime.jobs_per_gpu, cpu_count()), len(plans))
+    requested = sweep.options.get("n_jobs")
+    jobs = min(concurrent_runs(requested, gpus, runtime.jobs_per_gpu, cpu_count()), len(plans))
     with monitored(plans, sweep.launcher) as stop:
         launcher = plugin(**launcher_options(sweep.launcher, sweep.options, jobs, gpus))
-        task = partial(run_sweep_job, SweepCommand(tuple(sys.argv), os.getpid(), sweep.launcher, str(stop.flag)))
+        task = partial(run_sweep_job, SweepCommand(tuple(sys.argv), os.getpid(), sweep.launcher, str(stop.file)))
         launcher.setup(hydra_context=sweep.context, task_function=task, config=without_sweep_folder(sweep.config))
-        if sweep.launcher == "submitit_local":  # which would start all at once
+        if sweep.launcher == "submitit_local":  # which would start all jobs at the same time
             with ThreadPoolExecutor(jobs) as pool:
-                batches = pool.map(lambda each: launcher_results(launcher, [each], first), overrides.values())
-                found = [end for batch in batches for end in batch]
+                batches = pool.map(lambda job: launcher_results(launcher, [job], first), overrides.values())
+                returned = [value for batch in batches for value in batch]
         else:
-            found = launcher_results(launcher, list(overrides.values()), first)
-    ends = {place: job_end(each, todo[place]) for place, each in zip(todo, found, strict=True)}
-    once = {id(each): end for each, end in zip(found, ends.values(), strict=True)}  # an error may be that of many
-    for end in once.values():
-        if not isinstance(end, ErrorReport) or end.code < SIGNALLED:
-            print_error(end)
-    return ends, stop.signum
+            returned = launcher_results(launcher, list(overrides.values()), first)
+    results = {i: job_result(value, todo[i]) for i, value in zip(todo, returned, strict=True)}
+    # The exception that ended a launcher is that of many jobs: it is printed a single time.
+    distinct = {id(value): result for value, result in zip(returned, results.values(), strict=True)}
+    for result in distinct.values():
+        if not isinstance(result, ErrorReport) or result.code < SIGNAL_BASE:
+            print_error(result)
+    return results, stop.signum
 
 
 def launcher_results(launcher: Launcher, overrides: list[Sequence[str]], first: int) -> list[Any]:
-    """What the tasks of some jobs returned, or the exception that ended the launcher, for each."""
+    """Returns for each job what its task returned, or the exception that ended the launcher."""
     try:
         results = launcher.launch(overrides, initial_job_idx=first)
-        return [result._return_value for result in results]  # the public one raises, after a line of its own
+        return [result._return_value for result in results]  # the public attribute logs and raises
     except Exception as error:
         return [error] * len(overrides)
 
 
-def job_end(result: JobEnd | Exception, plan: Plan) -> JobEnd:
-    """The end of a job; where its process was lost, what its folder says."""
-    if isinstance(result, Outcome | ErrorReport):
-        return result
+def job_result(returned: JobResult | Exception, plan: Plan) -> JobResult:
+    """Returns the result of a job, from the status in its folder if its process was lost."""
+    if isinstance(returned, Outcome | ErrorReport):
+        return returned
     status = read_status(plan.folder)
     if status.get("state") == "finished":
         return Outcome("finished", float(status["aubc"]))
     if status.get("state") == "failed":
         return error_report(str(status.get("error")), FAILED)
-    said = " ".join(str(result).splitlines()[:2]).split(". ")[0].rstrip(".")
-    return error_report(f"{type(result).__name__}: {said[:300]}; the same command goes on from what was saved", FAILED)
+    cause = " ".join(str(returned).splitlines()[:2]).split(". ")[0].rstrip(".")
+    return error_report(f"{type(returned).__name__}: {cause[:300]}; rerun the same command to resume", FAILED)
 
 
 def launcher_options(launcher: str, options: dict[str, Any], jobs: int, gpus: int) -> dict[str, Any]:
-    """The options as the launcher's plugin takes them, with what was left to this machine filled in."""
+    """Returns the options as the launcher's plugin takes them, with this machine's defaults filled in."""
     options = dict(options)
-    if launcher == "joblib":  # which gives each process its share of the cores itself, as Ray and Slurm do
+    if launcher == "joblib":  # which divides the cores among its processes, as Ray and Slurm do
         options["n_jobs"] = jobs
     if launcher == "submitit_local":
         options.pop("n_jobs")
         options["gpus_per_node"] = options["gpus_per_node"] or gpus
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_job(jobs, cpu_count())))
     if launcher == "ray":
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # or it holds lines back that differ in their numbers alone
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # or Ray drops lines that differ in numbers only
         init = {key: value for key, value in options["ray"]["init"].items() if value is not None}
         if "address" in init or "RAY_ADDRESS" in os.environ:
             init = {key: value for key, value in init.items() if key not in LOCAL_CLUSTER_OPTIONS} | {
@@ -193,7 +199,7 @@ def launcher_options(launcher: str, options: dict[str, Any], jobs: int, gpus: in
 
 
 def without_sweep_folder(config: DictConfig) -> DictConfig:
-    """The config for the processes of a sweep: Hydra makes no folder there either."""
+    """Returns the config for the processes of a sweep, in which Hydra creates no folder."""
     config = config.copy()
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.overrides.hydra.append("hydra.sweep.dir=.")

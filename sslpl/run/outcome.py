@@ -1,4 +1,4 @@
-"""What became of a run, and where it runs."""
+"""The outcome of a run, and the slot in which it is executed."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,16 @@ from sslpl.distributed.world import SINGLE_PROCESS, World
 
 
 class Outcome(NamedTuple):
-    """What became of a plan: finished, resumed (and finished), skipped, reckoned, waiting (for labels), or elsewhere
-    (another process's)."""
+    """The outcome of a plan: finished, resumed (and finished), skipped, estimated (a dry run), waiting (for labels), or
+    running (in another process)."""
 
     state: str
     aubc: float | None = None
-    note: str = ""  # what a person is to do
+    note: str = ""  # what a person has to do
 
 
 class Slot(NamedTuple):
-    """Where one of several processes runs a plan: the GPU that it was given, the name that its lines begin with, and
-    the processes that share the run."""
+    """Where a plan is executed: a GPU, the name that its printed lines begin with, and the processes that share it."""
 
     device: str | None = None
     name: str = ""
@@ -27,4 +26,4 @@ THIS_PROCESS = Slot()
 
 
 class RunFailed(Exception):
-    """A run ended before its time; its one line says why."""
+    """A run failed; its one line says why."""

@@ -1,4 +1,4 @@
-"""Bad worlds: full disks, damaged files, other versions, no memory, numbers that are none. Nothing is lost."""
+"""Failures: full disks, damaged files, other versions, no memory, losses that are not finite. No work is lost."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY, Result, run_folder, timeless
 
-from sslpl import provenance, state
+from sslpl import provenance, query, state
 from sslpl.clustering import linkage
 from sslpl.config import identity
 from sslpl.phases import train
@@ -26,14 +26,14 @@ RUN = (*TINY, "method=entropy")
 
 
 class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
+    """Ends a run as abruptly as a test in one process can."""
 
 
 def status() -> dict[str, Any]:
     return json.loads((run_folder() / "status.json").read_text())
 
 
-def dying(function: Callable[..., Any], call: int, error: BaseException) -> Callable[..., Any]:
+def raising(function: Callable[..., Any], call: int, error: BaseException) -> Callable[..., Any]:
     """A function that raises at one of its calls (from 1)."""
     calls = []
 
@@ -47,18 +47,18 @@ def dying(function: Callable[..., Any], call: int, error: BaseException) -> Call
 
 
 @pytest.fixture
-def half_done(sslpl: Command, monkeypatch: Patch) -> Path:
+def interrupted_run(sslpl: Command, monkeypatch: Patch) -> Path:
     """The folder of a run that was killed after its first cycle."""
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying(checkpoint.save, 9, Killed()))
+        patch.setattr(checkpoint, "save", raising(checkpoint.save, 9, Killed()))
         with pytest.raises(Killed):
             sslpl(*RUN, "runtime.checkpoint_minutes=0")
     return run_folder()
 
 
-def whole_run(sslpl: Command) -> list[dict[str, str]]:
-    assert sslpl(*RUN, "runtime.output_dir=whole").code == 0
-    return timeless(run_folder(Path("whole")))
+def uninterrupted_metrics(sslpl: Command) -> list[dict[str, str]]:
+    assert sslpl(*RUN, "runtime.output_dir=reference").code == 0
+    return timeless(run_folder(Path("reference")))
 
 
 @pytest.mark.parametrize("call", [5, 14, 20])
@@ -66,45 +66,45 @@ def test_a_full_disk_ends_a_run_and_loses_nothing(sslpl: Command, monkeypatch: P
     full = OSError(errno.ENOSPC, "No space left on device", "state.ckpt")
     calls, flush = [], os.fsync
 
-    def filled(file: int) -> None:
+    def fails_when_full(file: int) -> None:
         calls.append(1)
-        if len(calls) >= call:  # from then on, for the status too
+        if len(calls) >= call:  # from then on, also for the status
             raise full
         flush(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", filled)
+        patch.setattr(os, "fsync", fails_when_full)
         done = sslpl(*RUN, "runtime.checkpoint_minutes=0")
     assert done.code == 1
     assert done.err == (
-        "sslpl: No space left on device (state.ckpt): what was saved before is whole, and the same command goes on "
-        "from there\n"
+        "sslpl: No space left on device (state.ckpt): everything saved before is intact; rerun the same command to "
+        "resume\n"
     )
     assert sslpl(*RUN).code == 0
-    assert timeless(run_folder()) == whole_run(sslpl)
+    assert timeless(run_folder()) == uninterrupted_metrics(sslpl)
     assert not list(Path("outputs").rglob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["{", "", "[]", "null"])
-def test_a_damaged_status_does_not_matter(sslpl: Command, half_done: Path, damage: str) -> None:
-    (half_done / "status.json").write_text(damage)
+def test_a_damaged_status_does_not_matter(sslpl: Command, interrupted_run: Path, damage: str) -> None:
+    (interrupted_run / "status.json").write_text(damage)
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "provenance.json"])
-def test_a_folder_that_cannot_be_understood_is_refused(sslpl: Command, half_done: Path, file: str) -> None:
-    (half_done / file).write_text("{]")
-    before = {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()}
+def test_a_folder_that_cannot_be_read_is_refused(sslpl: Command, interrupted_run: Path, file: str) -> None:
+    (interrupted_run / file).write_text("{]")
+    before = {path: path.read_bytes() for path in interrupted_run.rglob("*") if path.is_file()}
     done = sslpl(*RUN)
     assert done.code == 2
     assert "cannot be read; remove the folder, or choose another runtime.output_dir" in done.err
     assert done.err.count("\n") == 1
-    assert {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in interrupted_run.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_of_another_config_is_refused(sslpl: Command, half_done: Path) -> None:
-    config = half_done / "config.yaml"
+def test_a_folder_of_another_config_is_refused(sslpl: Command, interrupted_run: Path) -> None:
+    config = interrupted_run / "config.yaml"
     config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (2, 1)
@@ -113,7 +113,7 @@ def test_a_folder_of_another_config_is_refused(sslpl: Command, half_done: Path) 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_folder_of_another_version_is_refused(
-    sslpl: Command, half_done: Path, monkeypatch: Patch, finished: bool
+    sslpl: Command, interrupted_run: Path, monkeypatch: Patch, finished: bool
 ) -> None:
     if finished:
         assert sslpl(*RUN).code == 0
@@ -123,11 +123,11 @@ def test_a_folder_of_another_version_is_refused(
     assert "written by sslpl 0.2.0, this is 9.0" in done.err
 
 
-def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, monkeypatch: Patch) -> None:
-    facts = provenance.provenance
+def test_a_resumed_run_prints_what_has_changed(sslpl: Command, interrupted_run: Path, monkeypatch: Patch) -> None:
+    original = provenance.provenance
 
-    def moved(*where: Any) -> dict[str, Any]:
-        return facts(*where) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
+    def moved(*arguments: Any) -> dict[str, Any]:
+        return original(*arguments) | {"device_name": "another machine", "git": {"commit": "abc", "dirty": False}}
 
     monkeypatch.setattr(execute, "provenance", moved)
     done = sslpl(*RUN, "runtime.progress=plain")
@@ -138,9 +138,11 @@ def test_a_resumed_run_tells_what_has_changed(sslpl: Command, half_done: Path, m
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
 @pytest.mark.parametrize("both", [False, True])
-def test_a_damaged_checkpoint_is_told_and_passed_over(sslpl: Command, half_done: Path, damage: str, both: bool) -> None:
+def test_a_damaged_checkpoint_is_reported_and_skipped(
+    sslpl: Command, interrupted_run: Path, damage: str, both: bool
+) -> None:
     names = [checkpoint.CURRENT, checkpoint.PREVIOUS][: 1 + both]
-    for path in (half_done / "checkpoint" / name for name in names):
+    for path in (interrupted_run / "checkpoint" / name for name in names):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes({"truncated": data[:-9], "flipped": bytes(data), "emptied": b""}[damage])
@@ -148,14 +150,14 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(sslpl: Command, half_done:
     assert done.code == 0, done.err
     assert "is damaged (its checksum does not match)" in done.out
     assert ("resumed at" in done.out) != both
-    assert timeless(run_folder()) == whole_run(sslpl)
+    assert timeless(run_folder()) == uninterrupted_metrics(sslpl)
 
 
-def test_a_checkpoint_of_something_else_is_refused(sslpl: Command, half_done: Path) -> None:
-    checkpoint.save(half_done / "checkpoint", {"weights": torch.zeros(3)})
+def test_a_checkpoint_of_another_kind_is_refused(sslpl: Command, interrupted_run: Path) -> None:
+    checkpoint.save(interrupted_run / "checkpoint", {"weights": torch.zeros(3)})
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "its checkpoint does not fit this run; remove the folder to begin anew" in done.err
+    assert "its checkpoint does not fit this run; remove the folder to start again" in done.err
 
 
 def test_a_loss_that_is_not_finite_ends_a_run(sslpl: Command) -> None:
@@ -176,18 +178,18 @@ def test_a_loss_that_is_not_finite_ends_a_run(sslpl: Command) -> None:
     ],
 )
 def test_a_device_without_memory_names_what_to_lower(
-    sslpl: Command, half_done: Path, monkeypatch: Patch, error: Exception
+    sslpl: Command, interrupted_run: Path, monkeypatch: Patch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train, "joint_step", dying(train.joint_step, 3, error))
+        patch.setattr(train, "joint_step", raising(train.joint_step, 3, error))
         done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory: lower training.batch_size, training.unlabeled_batch_limit or budget.candidates" in done.err
     assert sslpl(*RUN).code == 0
-    assert timeless(run_folder()) == whole_run(sslpl)
+    assert timeless(run_folder()) == uninterrupted_metrics(sslpl)
 
 
-def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatch: Patch) -> None:
+def test_a_clustering_that_would_not_fit_is_not_started(sslpl: Command, monkeypatch: Patch) -> None:
     monkeypatch.setattr(linkage, "free_memory", lambda _: 10)  # after the check before the training
     done = sslpl(*TINY)
     assert (done.code, done.err.count("\n")) == (1, 1)
@@ -195,54 +197,53 @@ def test_a_clustering_that_would_not_fit_is_not_begun(sslpl: Command, monkeypatc
     assert status()["phase"] == "query"
 
 
-def test_a_strategy_that_picks_twice_ends_a_run(sslpl: Command, monkeypatch: Patch) -> None:
-
-    monkeypatch.setattr("sslpl.query.top", lambda *_: torch.zeros(24, dtype=torch.int64))
+def test_a_strategy_that_selects_twice_ends_a_run(sslpl: Command, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(query, "top", lambda *_: torch.zeros(24, dtype=torch.int64))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "selected an image twice" in done.err
 
 
-def test_a_strategy_that_runs_out_of_real_memory_is_told(sslpl: Command, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("sslpl.query.entropy", lambda *_: torch.empty(2**48))
+def test_a_strategy_that_runs_out_of_memory_is_reported(sslpl: Command, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(query, "entropy", lambda *_: torch.empty(2**48))
     done = sslpl(*RUN)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "out of memory" in done.err
 
 
 def test_a_folder_that_is_removed_is_written_again(sslpl: Command, monkeypatch: Patch) -> None:
-    border, removed = recorder.Recorder.on_phase_end, []
+    on_phase_end, removed = recorder.Recorder.on_phase_end, []
 
     def removing(self: recorder.Recorder, state: state.State) -> None:
         if state.cycle == 1 and not removed:
             removed.append(shutil.rmtree(self.run.folder))
-        border(self, state)
+        on_phase_end(self, state)
 
     monkeypatch.setattr(recorder.Recorder, "on_phase_end", removing)
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
-    assert timeless(run_folder()) == whole_run(sslpl)
+    assert timeless(run_folder()) == uninterrupted_metrics(sslpl)
 
 
 @pytest.fixture
-def hang_up() -> Iterator[Callable[[Any], None]]:
-    """Sets what a lost terminal does to this process, which may itself have been started with `nohup`."""
-    before = signal.getsignal(signal.SIGHUP)
+def set_hangup_handler() -> Iterator[Callable[[Any], None]]:
+    """Sets the SIGHUP handler of this process, which may itself have been started with `nohup`."""
+    original = signal.getsignal(signal.SIGHUP)
     yield lambda handler: signal.signal(signal.SIGHUP, handler) and None
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, original)
 
 
 def test_a_lost_terminal_saves_and_ends_with_its_code(
-    sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
+    sslpl: Command, monkeypatch: Patch, set_hangup_handler: Callable[[Any], None]
 ) -> None:
-    step, seen = recorder.Recorder.on_step, []
-    hang_up(signal.SIG_DFL)
+    on_step, steps = recorder.Recorder.on_step, []
+    set_hangup_handler(signal.SIG_DFL)
 
     def lost(self: recorder.Recorder, *arguments: Any) -> None:
-        seen.append(1)
-        if len(seen) == 3:
+        steps.append(1)
+        if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGHUP)
-        step(self, *arguments)
+        on_step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "on_step", lost)
@@ -252,23 +253,23 @@ def test_a_lost_terminal_saves_and_ends_with_its_code(
 
 
 def test_a_terminal_that_is_ignored_as_by_nohup_stays_ignored(
-    sslpl: Command, monkeypatch: Patch, hang_up: Callable[[Any], None]
+    sslpl: Command, monkeypatch: Patch, set_hangup_handler: Callable[[Any], None]
 ) -> None:
-    step = recorder.Recorder.on_step
-    hang_up(signal.SIG_IGN)
+    on_step = recorder.Recorder.on_step
+    set_hangup_handler(signal.SIG_IGN)
 
     def hung_up(self: recorder.Recorder, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
-        step(self, *arguments)
+        on_step(self, *arguments)
 
     monkeypatch.setattr(recorder.Recorder, "on_step", hung_up)
     assert sslpl(*RUN).code == 0
 
 
-def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -> None:
-    hushed = []
+def test_a_broken_pipe_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -> None:
+    silenced = []
 
-    class Gone(terminal.Terminal):
+    class BrokenTerminal(terminal.Terminal):
         class _File:
             encoding = "utf-8"
 
@@ -284,21 +285,21 @@ def test_a_reader_that_has_gone_does_not_stop_a_run(sslpl: Command, monkeypatch:
         def __init__(self) -> None:
             super().__init__(file=self._File())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(execute, "Terminal", Gone)
-    monkeypatch.setattr(terminal, "silence_stdout", lambda: hushed.append(1))
+    monkeypatch.setattr(execute, "Terminal", BrokenTerminal)
+    monkeypatch.setattr(terminal, "silence_stdout", lambda: silenced.append(1))
     done = sslpl(*RUN, "runtime.progress=plain")
     assert done.code == 0, done.err
-    assert hushed
+    assert silenced
     assert status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("place", ["keep_weights", "discard"])
-def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch: Patch, place: str) -> None:
+@pytest.mark.parametrize("function", ["keep_weights", "discard"])
+def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch: Patch, function: str) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, place, dying(getattr(checkpoint, place), 1, Killed()))
+        patch.setattr(checkpoint, function, raising(getattr(checkpoint, function), 1, Killed()))
         with pytest.raises(Killed):
             sslpl(*RUN)
-    monkeypatch.setattr(train, "joint_step", dying(train.joint_step, 1, AssertionError("trained again")))
+    monkeypatch.setattr(train, "joint_step", raising(train.joint_step, 1, AssertionError("trained again")))
     assert sslpl(*RUN).code == 0
     assert status()["state"] == "finished"
     assert [path.name for path in (run_folder() / "checkpoint").iterdir()] == ["weights.pt"]
@@ -306,30 +307,30 @@ def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch
 
 
 def test_a_folder_of_another_config_with_the_same_id_is_refused(
-    sslpl: Command, half_done: Path, monkeypatch: Patch
+    sslpl: Command, interrupted_run: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(identity, "run_id", lambda _: half_done.name.removeprefix("seed0-"))
+    monkeypatch.setattr(identity, "run_id", lambda _: interrupted_run.name.removeprefix("seed0-"))
     monkeypatch.setattr(folder, "run_id", identity.run_id, raising=False)
     done = sslpl(*RUN, "training.rate=0.07")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "its config.yaml is that of another run" in done.err
 
 
-def test_a_run_keeps_its_own_random_part_whoever_goes_on_with_it(sslpl: Command, half_done: Path) -> None:
-    token = json.loads((half_done / "provenance.json").read_text())["run_token"]
+def test_a_resumed_run_keeps_its_random_token(sslpl: Command, interrupted_run: Path) -> None:
+    token = json.loads((interrupted_run / "provenance.json").read_text())["run_token"]
     assert len(token) == 8
     assert sslpl(*RUN).code == 0
-    assert json.loads((half_done / "provenance.json").read_text())["run_token"] == token
-    assert sslpl(*RUN, "runtime.output_dir=elsewhere").code == 0
-    other = json.loads((run_folder(Path("elsewhere")) / "provenance.json").read_text())["run_token"]
+    assert json.loads((interrupted_run / "provenance.json").read_text())["run_token"] == token
+    assert sslpl(*RUN, "runtime.output_dir=other").code == 0
+    other = json.loads((run_folder(Path("other")) / "provenance.json").read_text())["run_token"]
     assert other != token
 
 
-def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, monkeypatch: Patch) -> None:
+def test_a_method_name_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, monkeypatch: Patch) -> None:
     from sslpl.report.read import read_runs
 
-    label = identity.method_name
-    monkeypatch.setattr(identity, "method_name", lambda *arguments: label(*arguments) + "+some.key=0.125" * 30)
+    original = identity.method_name
+    monkeypatch.setattr(identity, "method_name", lambda *arguments: original(*arguments) + "+some.key=0.125" * 30)
     assert sslpl(*RUN).code == 0
     name = run_folder().parent.name
     assert len(name) == 255
@@ -340,7 +341,7 @@ def test_a_label_too_long_for_a_folder_is_shortened_and_kept(sslpl: Command, mon
     assert (again.code, again.out.startswith("finished already")) == (0, True)
 
 
-def test_long_labels_have_folders_of_their_own() -> None:
+def test_long_method_names_have_folders_of_their_own() -> None:
     from sslpl.config.identity import folder_name
 
     first, second = ("m" * 300 + end for end in "ab")
@@ -350,12 +351,12 @@ def test_long_labels_have_folders_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "goes_on"), [("ENOSPC", True), ("EIO", True), ("ENAMETOOLONG", False), ("EISDIR", False)]
+    ("code", "resumable"), [("ENOSPC", True), ("EIO", True), ("ENAMETOOLONG", False), ("EISDIR", False)]
 )
-def test_that_the_same_command_goes_on_is_said_where_it_is_true(code: str, goes_on: bool) -> None:
+def test_only_transient_errors_advise_to_rerun(code: str, resumable: bool) -> None:
     from sslpl.run.finish import failure_message
 
     number = getattr(errno, code)
     line = failure_message(OSError(number, os.strerror(number), "some/file"))
     assert line.startswith(f"{os.strerror(number)} (some/file)")
-    assert line.endswith("and the same command goes on from there") == goes_on
+    assert line.endswith("rerun the same command to resume") == resumable
