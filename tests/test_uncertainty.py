@@ -58,7 +58,7 @@ def test_confidence_by_hand(scorer: Callable[..., Tensor], expected: list[float]
 def test_expected_gradient_length_by_automatic_differentiation() -> None:
     seen = context()
     known, head = seen.predictions, seen.backbone.head
-    score = expected_gradient_length.expected_gradient_length(seen, seeded())
+    score = expected_gradient_length(seen, seeded())
     for row in range(5):
         expected = 0.0
         for label in range(CLASSES):
@@ -73,9 +73,9 @@ def test_temporal_discrepancy_is_the_distance_of_probabilities_and_its_opposite_
     seen = context()
     now, before = seen.predictions.logits.softmax(1), seen.previous.logits.softmax(1)
     expected = [math.dist(a.tolist(), b.tolist()) for a, b in zip(now, before, strict=True)]
-    later = temporal_output_discrepancy.temporal_output_discrepancy(replace(seen, cycle=1), seeded())
+    later = temporal_output_discrepancy(replace(seen, cycle=1), seeded())
     torch.testing.assert_close(later.tolist(), expected, atol=1e-6, rtol=0)
-    assert torch.equal(temporal_output_discrepancy.temporal_output_discrepancy(seen, seeded()), -later)
+    assert torch.equal(temporal_output_discrepancy(seen, seeded()), -later)
 
 
 def test_a_committee_by_explicit_loops() -> None:
@@ -88,8 +88,8 @@ def test_a_committee_by_explicit_loops() -> None:
         pairs = [pair for row in rows for pair in zip(row, consensus, strict=True)]
         divergences.append(sum(p * math.log(p / q) for p, q in pairs) / 3)
         entropies.append(entropy([count / 3 for count in Counter(row.index(max(row)) for row in rows).values()]))
-    by_divergence = query_by_committee.query_by_committee(seen, seeded(), disagreement="consensus_kl")
-    by_votes = query_by_committee.query_by_committee(seen, seeded(), disagreement="vote_entropy")
+    by_divergence = query_by_committee(seen, seeded(), disagreement="consensus_kl")
+    by_votes = query_by_committee(seen, seeded(), disagreement="vote_entropy")
     torch.testing.assert_close(by_divergence.tolist(), divergences)
     torch.testing.assert_close(by_votes.tolist(), entropies)
 
