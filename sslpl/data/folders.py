@@ -88,8 +88,7 @@ def build_dataset(
     """Builds a dataset whose images are read from their files on demand."""
     pool, test = ([file for file in listing.files if file.test is is_test] for is_test in (False, True))
     sets = [
-        StreamedImages(image_reader([file.path for file in part], fmt), len(part), fmt.shape)
-        for part in (pool, test)
+        StreamedImages(image_reader([file.path for file in part], fmt), len(part), fmt.shape) for part in (pool, test)
     ]
     labels = [class_indices(part, listing.classes) for part in (pool, test)]
     fields = (sets[0], labels[0], sets[1], labels[1], listing.classes, *statistics, flip, cutout, padding)
