@@ -35,7 +35,7 @@ class Runtime:
     output_dir: str = "outputs"
     progress: Literal["auto", "live", "plain", "none"] = "auto"
     dry_run: bool = False
-    held_gib: PositiveOrZero | None = None  # None: see `placed` in sslpl/data/images.py
+    held_gib: PositiveOrZero | None = None  # None: see `place_images` in sslpl/data/images.py
 
     def prepare(self, world: World = SINGLE_PROCESS) -> torch.device:
         """Sets determinism for this process and returns its device; UserError if it is not there."""

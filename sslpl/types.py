@@ -197,7 +197,7 @@ class Oracle(Protocol):
         ...
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """The labels; Waiting if they are not there yet, LabelsRefused if they cannot be taken."""
+        """The labels; WaitingForLabels if there are none yet, InvalidLabels if they cannot be accepted."""
         ...
 
 
