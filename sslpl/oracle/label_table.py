@@ -79,7 +79,7 @@ def validate_labels(
     partial: bool,
     new_classes: bool,
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Returns the label of each requested path (-1 if unlabeled) and all class names; InvalidLabels lists the errors."""
+    """Returns the label of each requested path (-1 if unlabeled) and all class names; InvalidLabels if any is wrong."""
     problems: list[str] = []
     names, first = [*class_names], dict[str, LabelRow]()
     requested_set = set(requested)

@@ -46,7 +46,7 @@ class FileOracle:
         return dataset._replace(train_labels=torch.full_like(dataset.train_labels, -1), true_labels=None)
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """Returns the labels in the batch's folder; WaitingForLabels if there are none, InvalidLabels if any is wrong."""
+        """Returns the labels in the batch's folder; WaitingForLabels if there are none, InvalidLabels on errors."""
         folder = batch_folder(request)
         found = [path for path in (folder / LABELS, folder / EXPORT) if path.exists()]
         if not found:
