@@ -85,19 +85,17 @@ def validate_labels(
     requested_set = set(requested)
 
     def hint(word: str, known: Sequence[str]) -> str:
-        return (
-            suggestion(word, known) if len(problems) < SHOWN else ""
-        )  # suggestions for every line of a long file would take minutes
+        # Searched for the problems that are shown only: for every line of a long file it would take minutes.
+        return suggestion(word, known) if len(problems) < SHOWN else ""
 
     for row in rows:
         path = row.path if row.path in requested_set else row.path.replace("\\", "/")
         if path not in requested_set:
             problems.append(f"{file}, {row.location}: path {row.path!r} was not asked for{hint(row.path, requested)}")
         elif path in first:
-            duplicate = "the same" if first[path].label == row.label else "another"
-            problems.append(
-                f"{file}, {row.location}: path {path!r} has {duplicate} label in {first[path].location}: keep one row"
-            )
+            which = "the same" if first[path].label == row.label else "another"
+            earlier = f"{which} label in {first[path].location}"
+            problems.append(f"{file}, {row.location}: path {path!r} has {earlier}: keep one row")
         else:
             first[path] = row
             if row.label and row.label not in names and (not new_classes or differs_by_case(row.label, names)):
