@@ -32,12 +32,12 @@ def apply_variant(dataset: Dataset, variant: PoolVariant, seed: int) -> Dataset:
         raise UserError("dataset.imbalance and dataset.label_noise need the label of every image of the pool")
     if variant.imbalance != "none":
         sizes = class_sizes(dataset.train_labels, classes, variant.imbalance, variant.imbalance_ratio or 1.0)
-        kept = sample_per_class(dataset.train_labels, sizes, rng(0, "imbalance"))
+        index = sample_per_class(dataset.train_labels, sizes, rng(0, "imbalance"))
         dataset = dataset._replace(
-            train=subset_images(dataset.train, kept),
-            train_labels=dataset.train_labels[kept],
-            true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
-            paths=tuple(dataset.paths[i] for i in kept.tolist()) if dataset.paths else (),
+            train=subset_images(dataset.train, index),
+            train_labels=dataset.train_labels[index],
+            true_labels=None if dataset.true_labels is None else dataset.true_labels[index],
+            paths=tuple(dataset.paths[i] for i in index.tolist()) if dataset.paths else (),
         )
     if variant.label_noise > 0:
         if classes < 2:
