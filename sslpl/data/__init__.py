@@ -1,4 +1,4 @@
-"""Datasets, augmentation of whole batches on the device, batches."""
+"""Datasets, batches, and augmentation of whole batches on the device."""
 
 from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist, svhn
 from sslpl.data.folders import caltech101, image_folder

@@ -40,14 +40,14 @@ class ImageListing(NamedTuple):
 
 
 def list_images(root: str, csv: str | None) -> ImageListing:
-    """Lists the images of a CSV, or of a root with train/<class>/, test/<class>/ and optionally unlabeled/; UserError."""
+    """Lists the images of a CSV, or of a root with train/<class>/, test/<class>/ and maybe unlabeled/; UserError."""
     try:
-        return from_root(root) if csv is None else from_csv(csv)
+        return list_root(root) if csv is None else list_csv(csv)
     except (OSError, UnicodeDecodeError, Error) as error:
         raise UserError(f"{f'dataset.root={root}' if csv is None else f'dataset.csv={csv}'}: {error}") from error
 
 
-def from_root(root: str) -> ImageListing:
+def list_root(root: str) -> ImageListing:
     """Lists the images below a root; UserError if it lacks the expected folders."""
     folder, source = Path(root).expanduser(), f"dataset.root={root}"
     if not (folder / "test").is_dir() or not any((folder / part).is_dir() for part in ("train", "unlabeled")):
@@ -61,17 +61,16 @@ def from_root(root: str) -> ImageListing:
         for label in subfolders(folder / part):
             names = images_below(folder, f"{part}/{label}")
             files += [ImageFile(name, str(folder / name), label, part == "test") for name in names]
-        if (folder / part).is_dir() and (
-            stray := [path.name for path in (folder / part).iterdir() if is_image(path.name)]
-        ):
+        names = [file.name for file in (folder / part).iterdir()] if (folder / part).is_dir() else []
+        if stray := [name for name in names if is_image(name)]:
             raise UserError(f"{source}: {part}/{stray[0]} is in no class; expected {part}/<class>/{stray[0]}")
     return validated_listing(ImageListing(source, folder / ".sslpl.json", pool_first(files), tuple(sorted(classes))))
 
 
 def subfolders(folder: Path) -> list[str]:
     """Returns the names of the folders in a folder, without hidden ones; none if the folder does not exist."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [path.name for path in found if path.is_dir() and not path.name.startswith(".")]
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path.name for path in paths if path.is_dir() and not path.name.startswith(".")]
 
 
 def images_below(root: Path, folder: str) -> list[str]:
@@ -95,8 +94,8 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def from_csv(name: str) -> ImageListing:
-    """Lists the images of a CSV with the columns path, label and split; paths are absolute or relative to its folder."""
+def list_csv(name: str) -> ImageListing:
+    """Lists the images of a CSV with the columns path, label and split; a relative path begins at its folder."""
     path, source = Path(name).expanduser(), f"dataset.csv={name}"
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = DictReader(file)
@@ -114,16 +113,14 @@ def from_csv(name: str) -> ImageListing:
     return validated_listing(ImageListing(source, cache_path, pool_first(files), tuple(sorted(classes))))
 
 
-def row_file(location: str, folder: Path, row: Mapping[str, str | None]) -> ImageFile:
+def row_file(line: str, folder: Path, row: Mapping[str, str | None]) -> ImageFile:
     """Converts a CSV row to an image file; UserError if the row is invalid."""
     name, label, split = ((row[column] or "").strip() for column in COLUMNS)
     if split not in SPLITS or not name:
-        raise UserError(
-            f"{location}: split={split or 'empty'} path={name or 'empty'}: split must be {', '.join(SPLITS)}"
-        )
+        raise UserError(f"{line}: split={split or 'empty'} path={name or 'empty'}: split must be {', '.join(SPLITS)}")
     if (split == "test" and not label) or (split == "unlabeled" and label):
         expected = "a label" if split == "test" else "no label"
-        raise UserError(f"{location}: an image of split={split} must have {expected} ({name})")
+        raise UserError(f"{line}: an image of split={split} must have {expected} ({name})")
     return ImageFile(name, str(folder / name), label or None, split == "test")
 
 

@@ -1,4 +1,4 @@
-"""Oracles: labels of a simulated annotator, or of people by way of files."""
+"""Oracles: a simulated annotator, and people who label through files."""
 
 from sslpl.oracle.oracles import FileOracle, SimulatedOracle
 

@@ -1,8 +1,8 @@
-"""Label Studio's files: tasks to import, the interface that shows them, and the exports JSON and JSON-MIN.
+"""Label Studio files: tasks to import, the labeling interface, and exports in JSON and JSON-MIN.
 
-Written from its documentation: labelstud.io/guide/tasks (basic JSON format), /guide/predictions, /guide/storage_local,
+Source: its documentation, labelstud.io/guide/tasks (basic JSON format), /guide/predictions, /guide/storage_local,
 /guide/task_format (JSON), /guide/export (JSON-MIN), /tags/choices. Tasks carry `path` among their data, which every
-export gives back.
+export returns.
 """
 
 import json
@@ -15,22 +15,22 @@ from xml.etree import ElementTree
 from sslpl.oracle.label_table import SHOWN, LabelRow
 from sslpl.types import InvalidLabels
 
-CONTROL, IMAGE = "label", "image"  # names of the interface's parts
-Annotation = tuple[str, str, str]  # who, when, which class (empty: none)
+CONTROL, IMAGE = "label", "image"  # tag names in the interface
+Annotation = tuple[str, str, str]  # annotator, time, class name (empty: none)
 
 
-def tasks(paths: Sequence[str], files: Sequence[str], guesses: Sequence[tuple[str, float] | None]) -> str:
-    """Tasks to import: files below the document root of the local storage, the model's guesses with probabilities."""
-    found = []
-    for number, (path, file, guess) in enumerate(zip(paths, files, guesses, strict=True), start=1):
+def tasks(paths: Sequence[str], files: Sequence[str], predictions: Sequence[tuple[str, float] | None]) -> str:
+    """Formats tasks to import: files below the document root of the local storage, predictions with probabilities."""
+    content = []
+    for number, (path, file, predicted) in enumerate(zip(paths, files, predictions, strict=True), start=1):
         data = {IMAGE: f"/data/local-files/?d={quote(file)}", "path": path}
-        predictions = [prediction(number, *guess)] if guess is not None else []
-        found.append({"id": number, "data": data, "predictions": predictions})
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        shown = [prediction(number, *predicted)] if predicted is not None else []
+        content.append({"id": number, "data": data, "predictions": shown})
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def prediction(number: int, name: str, probability: float) -> dict[str, Any]:
-    """A guess as Label Studio shows it before anybody has labeled."""
+    """Returns a prediction in the format that Label Studio shows before annotation."""
     choice = {
         "id": f"guess{number}",
         "from_name": CONTROL,
@@ -42,7 +42,7 @@ def prediction(number: int, name: str, probability: float) -> dict[str, Any]:
 
 
 def interface(class_names: Sequence[str]) -> str:
-    """The labeling interface: an image, and one of the classes."""
+    """Returns the labeling interface as XML: an image and a single choice of the classes."""
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name=IMAGE, value=f"${IMAGE}")
     choices = ElementTree.SubElement(view, "Choices", name=CONTROL, toName=IMAGE, choice="single", showInline="true")
@@ -53,33 +53,33 @@ def interface(class_names: Sequence[str]) -> str:
 
 
 def export_rows(path: Path) -> list[LabelRow]:
-    """What people said in an export, JSON or JSON-MIN; of one annotator the last word, skipped tasks say nothing.
+    """Reads the labels in an export, JSON or JSON-MIN: the last one of each annotator; skipped tasks have no label.
 
-    LabelsRefused for a file that is no export, an annotation of several classes, and annotators who disagree.
+    InvalidLabels if the file is no export, an annotation has several classes, or annotators disagree.
     """
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        export = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InvalidLabels(f"{path}: cannot be read as JSON ({error}): export it again") from error
-    if not isinstance(found, list) or not all(isinstance(task, dict) for task in found):
+    if not isinstance(export, list) or not all(isinstance(task, dict) for task in export):
         raise InvalidLabels(f"{path}: must be an export of Label Studio, JSON or JSON-MIN: a list of tasks")
     by_path: dict[str, tuple[str, list[Annotation]]] = {}
     problems = []
-    for number, task in enumerate(found, start=1):
-        place = f"task {task.get('id', number)}"
+    for number, task in enumerate(export, start=1):
+        location = f"task {task.get('id', number)}"
         try:
-            name, said = task_path(task), list(annotations(task))
+            name, answers = task_path(task), list(annotations(task))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problems.append(f"{path}, {place}: {error.args[0] if type(error) is ValueError else NO_TASK}")
+            problems.append(f"{path}, {location}: {error.args[0] if type(error) is ValueError else NO_TASK}")
             continue
-        by_path.setdefault(name, (place, []))[1].extend(said)  # JSON-MIN repeats a task for each annotation
+        by_path.setdefault(name, (location, []))[1].extend(answers)  # JSON-MIN repeats a task for each annotation
     rows = []
-    for name, (place, said) in by_path.items():
-        last = {who: label for who, when, label in sorted(said, key=lambda one: one[1])}
-        labels = sorted({label for label in last.values() if label})
+    for name, (location, answers) in by_path.items():
+        latest = {person: label for person, _, label in sorted(answers, key=lambda answer: answer[1])}
+        labels = sorted({label for label in latest.values() if label})
         if len(labels) > 1:
-            problems.append(f"{path}, {place}: {name!r} has {len(labels)} labels by different people: {labels}")
-        rows.append(LabelRow(place, name, labels[0] if labels else ""))
+            problems.append(f"{path}, {location}: {name!r} has {len(labels)} labels by different people: {labels}")
+        rows.append(LabelRow(location, name, labels[0] if labels else ""))
     if problems:
         raise InvalidLabels(*problems[:SHOWN])
     return rows
@@ -89,49 +89,49 @@ NO_TASK = "must be a task with `data` and `annotations` (JSON) or with `image` (
 
 
 def task_path(task: Mapping[str, Any]) -> str:
-    """The path of a task's image, as it was asked for."""
+    """Returns the path of a task's image as it is written in the request."""
     data = task["data"] if "annotations" in task else task
     if isinstance(path := data.get("path"), str):
         return path.strip()
-    address = urlsplit(data[IMAGE])
-    return str(parse_qs(address.query).get("d", [address.path])[0])
+    url = urlsplit(data[IMAGE])
+    return str(parse_qs(url.query).get("d", [url.path])[0])
 
 
 def annotations(task: Mapping[str, Any]) -> Iterator[Annotation]:
-    """Who said what when, of a task in either format."""
+    """Yields the annotations of a task in either format; ValueError for an answer in another control."""
     if "annotations" not in task:
         yield annotator(task.get("annotator")), submitted_at(task), single_class(chosen_classes(task.get(CONTROL)))
         return
     for annotation in task["annotations"]:
         if annotation.get("was_cancelled"):
             continue
-        answers = [part for part in annotation["result"] if part.get("type") == "choices"]
-        ours = [part["value"] for part in answers if part.get("from_name", CONTROL) == CONTROL]
-        if answers and not ours:
-            names = ", ".join(sorted({part["from_name"] for part in answers}))
+        results = [result for result in annotation["result"] if result.get("type") == "choices"]
+        values = [result["value"] for result in results if result.get("from_name", CONTROL) == CONTROL]
+        if results and not values:
+            names = ", ".join(sorted({result["from_name"] for result in results}))
             raise ValueError(f"must be answered in the control {CONTROL} of label_studio.xml, not in {names}")
-        yield annotator(annotation.get("completed_by")), submitted_at(annotation), single_class(chosen_classes(ours))
+        yield annotator(annotation.get("completed_by")), submitted_at(annotation), single_class(chosen_classes(values))
 
 
 def chosen_classes(value: Any) -> list[Any]:
-    """What was chosen: one choice is text in JSON-MIN, several are a mapping, several results a list of either."""
+    """Returns the chosen classes; JSON-MIN has text for one, a mapping for several, a list for several results."""
     if isinstance(value, list):
         return [choice for part in value for choice in chosen_classes(part)]
     return list(value["choices"]) if isinstance(value, dict) else [value] if value else []
 
 
 def single_class(choices: Sequence[str]) -> str:
-    """The one class of an annotation; empty for an empty one, ValueError for several."""
+    """Returns the only class of an annotation, empty if there is none; ValueError if there are several."""
     if len(choices) > 1:
         raise ValueError(f"must have one class, has {len(choices)}: {', '.join(map(str, choices))}")
     return str(choices[0]).strip() if choices else ""
 
 
 def annotator(person: Any) -> str:
-    """An annotator, told by number or by a mapping."""
+    """Returns an annotator's id, which exports give directly or in a mapping."""
     return str(person.get("id", person) if isinstance(person, dict) else person)
 
 
 def submitted_at(annotation: Mapping[str, Any]) -> str:
-    """When an annotation was last submitted, as Label Studio writes it: text that sorts by time."""
+    """Returns when an annotation was last submitted, as Label Studio's text, which sorts by time."""
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")

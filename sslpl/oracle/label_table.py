@@ -1,4 +1,4 @@
-"""People's labels: read from a table, and checked against what was asked. Nothing is guessed, nothing is changed."""
+"""Reads annotators' labels from a table and validates them against the request, without correcting anything."""
 
 import csv
 import io
@@ -10,23 +10,23 @@ from typing import NamedTuple
 from sslpl.csv_text import unescape_formula
 from sslpl.types import InvalidLabels
 
-SHOWN = 10  # problems, of a file that has more
-KNOWN = 20  # classes, in a line that lists them
+SHOWN = 10  # maximum number of problems that an error lists
+LISTED = 20  # maximum number of classes that an error line lists
 
 
 class LabelRow(NamedTuple):
-    """What a file says of one image."""
+    """The label of one image in a file."""
 
-    place: str  # `row 5`
+    location: str  # such as `row 5`, for error messages
     path: str
-    label: str  # empty: nothing
+    label: str  # class name; empty: unlabeled
 
 
 def read_table(path: Path) -> list[LabelRow]:
-    """The rows of a table with the columns path and label, whatever program saved it; LabelsRefused if it is none.
+    """Reads a table with the columns path and label as any spreadsheet program saves it; InvalidLabels otherwise.
 
-    Commas, semicolons or tabs between the cells; UTF-8 with or without its mark, UTF-16 with it, or Windows' Latin
-    letters; any further columns, any order of them.
+    Cells are separated by commas, semicolons or tabs. The text is UTF-8, UTF-16 with a byte order mark, or
+    Windows-1252. Further columns and any order of them are allowed.
     """
     try:
         text = decode_text(path.read_bytes())
@@ -36,19 +36,18 @@ def read_table(path: Path) -> list[LabelRow]:
     table = next((table for table in tables if table and {"path", "label"} <= set(header(table))), None)
     if table is None or any(header(table).count(name) > 1 for name in ("path", "label")):
         widest = max((header(table) for table in tables if table), key=len, default=[])
-        said = ", ".join(widest)[:120] if "".join(widest).isprintable() and widest else "none"
-        raise InvalidLabels(f"{path}, row 1: must name the columns path and label, once each; has {said}")
-    at_path, at_label = header(table).index("path"), header(table).index("label")
+        present = ", ".join(widest)[:120] if "".join(widest).isprintable() and widest else "none"
+        raise InvalidLabels(f"{path}, row 1: must name the columns path and label, once each; has {present}")
+    columns = [header(table).index(name) for name in ("path", "label")]
     rows = []
     for number, cells in table[1:]:
         cells = [*cells, *[""] * len(header(table))]
-        path_cell, label_cell = (unescape_formula(cells[at].strip()) for at in (at_path, at_label))
-        rows.append(LabelRow(f"row {number}", path_cell, label_cell))
+        rows.append(LabelRow(f"row {number}", *(unescape_formula(cells[column].strip()) for column in columns)))
     return [row for row in rows if row.path or row.label]
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file, without a mark of its encoding; what is misread is no known path or class."""
+    """Decodes UTF-8, UTF-16 or Windows-1252 text without its byte order mark; validation catches misread letters."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")
     try:
@@ -58,81 +57,83 @@ def decode_text(data: bytes) -> str:
 
 
 def parse_lines(text: str, delimiter: str) -> list[tuple[int, list[str]]] | None:
-    """The lines of a table that are not empty, with their numbers from 1; None if it cannot be read like this."""
+    """Returns the nonempty lines of a table, numbered from 1; None if it cannot be parsed with the delimiter."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        found = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error:
         return None
-    return found[1:] if text.lstrip().lower().startswith("sep=") else found  # as Excel begins a table
+    return lines[1:] if text.lstrip().lower().startswith("sep=") else lines  # Excel may write the separator first
 
 
 def header(table: Sequence[tuple[int, list[str]]]) -> list[str]:
-    """The names of a table's columns."""
+    """Returns the column names of a table in lower case."""
     return [cell.strip().lower() for cell in table[0][1]]
 
 
 def validate_labels(
     rows: Sequence[LabelRow],
     file: Path,
-    asked: Sequence[str],
+    requested: Sequence[str],
     class_names: Sequence[str],
     partial: bool,
     new_classes: bool,
 ) -> tuple[list[int], tuple[str, ...]]:
-    """A class for each path that was asked (-1: none), and the classes known then; LabelsRefused with every mistake."""
+    """Returns the label of each requested path (-1 if unlabeled) and all class names; InvalidLabels if any is wrong."""
     problems: list[str] = []
     names, first = [*class_names], dict[str, LabelRow]()
-    wanted = set(asked)
+    requested_set = set(requested)
 
     def hint(word: str, known: Sequence[str]) -> str:
-        return suggestion(word, known) if len(problems) < SHOWN else ""  # of a long file all at once would take minutes
+        # Searched for the problems that are shown only: for every line of a long file it would take minutes.
+        return suggestion(word, known) if len(problems) < SHOWN else ""
 
     for row in rows:
-        path = row.path if row.path in wanted else row.path.replace("\\", "/")
-        if path not in wanted:
-            problems.append(f"{file}, {row.place}: path {row.path!r} was not asked for{hint(row.path, asked)}")
+        path = row.path if row.path in requested_set else row.path.replace("\\", "/")
+        if path not in requested_set:
+            problems.append(f"{file}, {row.location}: path {row.path!r} was not asked for{hint(row.path, requested)}")
         elif path in first:
-            how = "the same" if first[path].label == row.label else "another"
-            problems.append(f"{file}, {row.place}: path {path!r} has {how} label in {first[path].place}: keep one row")
+            which = "the same" if first[path].label == row.label else "another"
+            earlier = f"{which} label in {first[path].location}"
+            problems.append(f"{file}, {row.location}: path {path!r} has {earlier}: keep one row")
         else:
             first[path] = row
             if row.label and row.label not in names and (not new_classes or differs_by_case(row.label, names)):
-                guess = f"{hint(row.label, names)}; {list_classes(names)}"
-                problems.append(f"{file}, {row.place}: label {row.label!r} is no class{guess}")
+                advice = f"{hint(row.label, names)}; {list_classes(names)}"
+                problems.append(f"{file}, {row.location}: label {row.label!r} is no class{advice}")
             elif row.label and row.label not in names:
                 names.append(row.label)
-    problems += missing_labels(first, file, asked, partial)
+    problems += missing_labels(first, file, requested, partial)
     if problems:
-        more = len(problems) - SHOWN
-        raise InvalidLabels(*problems[:SHOWN], *([f"{file}: {more:,} more like these"] if more > 0 else []))
+        omitted = len(problems) - SHOWN
+        raise InvalidLabels(*problems[:SHOWN], *([f"{file}: {omitted:,} more like these"] if omitted > 0 else []))
     label_of = {"": -1} | {name: label for label, name in enumerate(names)}
-    return [label_of[first[path].label if path in first else ""] for path in asked], tuple(names)
+    return [label_of[first[path].label if path in first else ""] for path in requested], tuple(names)
 
 
-def missing_labels(first: Mapping[str, LabelRow], file: Path, asked: Sequence[str], partial: bool) -> Iterator[str]:
-    """What is not there: each label that is asked for, or if a part is enough, any."""
-    missing = [path for path in asked if path not in first or not first[path].label]
-    if partial and len(missing) == len(asked):
+def missing_labels(first: Mapping[str, LabelRow], file: Path, requested: Sequence[str], partial: bool) -> Iterator[str]:
+    """Yields an error for each missing label; if a partial answer is allowed, only if there is no label at all."""
+    missing = [path for path in requested if path not in first or not first[path].label]
+    if partial and len(missing) == len(requested):
         yield f"{file}: must hold at least one label, has none"
     for path in [] if partial else missing:
-        place = f", {first[path].place}" if path in first else ""
-        yield f"{file}{place}: path {path!r} has no label (oracle.partial=true accepts a part)"
+        location = f", {first[path].location}" if path in first else ""
+        yield f"{file}{location}: path {path!r} has no label (oracle.partial=true accepts a part)"
 
 
 def differs_by_case(word: str, names: Sequence[str]) -> bool:
-    """Whether a word is a known one but for small and capital letters: more likely a slip than a new class."""
+    """True if a word differs from a known name only by case: more likely a typo than a new class."""
     return word.casefold() in (name.casefold() for name in names)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The known word that a wrong one was probably meant to be, as the end of a sentence."""
-    by_small = {name.casefold(): name for name in known}
-    close = get_close_matches(word.casefold(), by_small, n=1, cutoff=0.6)
-    return f": did you mean {by_small[close[0]]!r}?" if close else ""
+    """Returns the known word closest to a wrong one as the end of an error line; empty if none is close."""
+    by_lower = {name.casefold(): name for name in known}
+    close = get_close_matches(word.casefold(), by_lower, n=1, cutoff=0.6)
+    return f": did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def list_classes(names: Sequence[str]) -> str:
-    """The known classes, as many as a line holds."""
-    rest = f" and {len(names) - KNOWN} more" if len(names) > KNOWN else ""
-    return f"known: {', '.join(names[:KNOWN])}{rest}"
+    """Lists the known classes for an error line, at most LISTED of them."""
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"known: {', '.join(names[:LISTED])}{rest}"

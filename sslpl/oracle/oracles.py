@@ -1,4 +1,4 @@
-"""Oracles: labels that come with the dataset, told at once, or people's, waited for in files."""
+"""Oracles: one returns the labels of the dataset immediately, one waits for annotators' labels in files."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +15,10 @@ EXPORT = "label_studio_export.json"
 
 @dataclass(frozen=True)
 class SimulatedOracle:
-    """Tells the labels that come with the dataset."""
+    """Simulates an annotator with the labels that come with the dataset."""
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """The dataset as it is; UserError if an image has no label."""
+        """Returns the dataset unchanged; UserError if an image has no label."""
         missing = int((dataset.train_labels < 0).sum())
         if missing:
             raise UserError(
@@ -28,25 +28,25 @@ class SimulatedOracle:
         return dataset
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """The hidden labels."""
+        """Returns the dataset's labels of the selected images."""
         return LabelAnswer(request.dataset.train_labels[request.selection.index], request.class_names)
 
 
 @dataclass(frozen=True)
 class FileOracle:
-    """Asks people: writes what to label into the run's folder, and reads their labels from there."""
+    """Writes what to label into the run's folder, and reads annotators' labels from there."""
 
     partial: bool = False  # images without a label go back to the pool
-    new_classes: bool = False  # a label may be a class that was not known before
+    new_classes: bool = False  # a label may name a class that is not known yet
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """The dataset; where every image has a label they are forgotten, and the run is a rehearsal."""
+        """Returns the dataset; if every image is labeled, the pool's labels are removed to rehearse the workflow."""
         if bool((dataset.train_labels < 0).any()):
             return dataset
         return dataset._replace(train_labels=torch.full_like(dataset.train_labels, -1), true_labels=None)
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """The labels in the batch's folder: Waiting if there are none yet, LabelsRefused if they have mistakes."""
+        """Returns the labels in the batch's folder; WaitingForLabels if there are none, InvalidLabels on errors."""
         folder = batch_folder(request)
         found = [path for path in (folder / LABELS, folder / EXPORT) if path.exists()]
         if not found:
@@ -59,8 +59,9 @@ class FileOracle:
             )
         if len(found) > 1:
             raise InvalidLabels(f"{folder}: must hold {LABELS} or {EXPORT}, has both: remove one of them")
-        rows: list[LabelRow] = read_table(found[0]) if found[0].name == LABELS else export_rows(found[0])
-        asked = image_names(request.dataset, request.selection.index)
-        labels, names = validate_labels(rows, found[0], asked, request.class_names, self.partial, self.new_classes)
-        source = str(found[0].relative_to(request.folder))
+        (file,) = found
+        rows: list[LabelRow] = read_table(file) if file.name == LABELS else export_rows(file)
+        requested = image_names(request.dataset, request.selection.index)
+        labels, names = validate_labels(rows, file, requested, request.class_names, self.partial, self.new_classes)
+        source = str(file.relative_to(request.folder))
         return LabelAnswer(torch.tensor(labels), names, source, datetime.now(UTC).isoformat(timespec="seconds"))
