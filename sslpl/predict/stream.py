@@ -25,7 +25,7 @@ class ImageGroup(NamedTuple):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Returns the files below a folder whose extension is that of a format Pillow reads, sorted, without hidden ones."""
+    """Returns the files below a folder with the extension of a format that Pillow reads, sorted and not hidden."""
     Image.init()
     extensions = {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
     return sorted(
