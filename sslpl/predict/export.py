@@ -74,8 +74,7 @@ def onnx_model(trained: TrainedModel) -> bytes:
 def max_difference(model: bytes, trained: TrainedModel, images: Tensor) -> float:
     """Returns the largest difference between an ONNX file's outputs and the predictions for images [B, C, H, W] uint8.
 
-    It is relative to the largest value of an output, or to 1 if all are smaller, and is taken over one batch of all
-    images and over the first image alone.
+    It is relative to the largest value of an output (at least 1), over one batch of all and the first image alone.
     """
     import onnxruntime  # an optional dependency
 

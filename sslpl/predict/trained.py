@@ -33,7 +33,7 @@ def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
     if not config_file.is_file() or state is None:
         raise UserError(f"{folder}: no run's folder, such as outputs/digits/sslpm/seed0-1a2b3c4d")
     if state != "finished":
-        raise UserError(f"{folder}: not finished ({state}); its own command goes on with it")
+        raise UserError(f"{folder}: not finished ({state}); run its command again to resume it")
     config = read_config(config_file)
     try:
         check_targets(config, trusted)

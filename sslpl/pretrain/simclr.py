@@ -162,8 +162,7 @@ def knn_accuracy(
 ) -> float | None:
     """Returns the accuracy on test embeddings [M, D] of a vote of the nearest training embeddings [N, D].
 
-    A neighbor votes with weight exp(cosine / temperature) (Wu et al. 2018, with their 200 and 0.07). None if N or M is
-    0.
+    A vote weighs exp(cosine / temperature) (Wu et al. 2018, with their 200 and 0.07). None if N or M is 0.
     """
     if not len(train) or not len(test):
         return None

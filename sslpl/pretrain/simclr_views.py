@@ -76,8 +76,7 @@ class SimCLRViews:
 def draw_boxes(n: int, height: int, width: int, smallest: float, generator: Generator) -> Tensor:
     """Draws crops [n, 4] (top, left, height, width) that cover a share from `smallest` to 1 of the image.
 
-    Area and position are uniform, the aspect ratio is log-uniform in 3/4 to 4/3; if none of TRIES candidates fits, the
-    crop is the largest one with such a ratio.
+    Area and position are uniform, the ratio log-uniform in 3/4..4/3; the largest such crop if none of TRIES fits.
     """
     area = height * width * (smallest + (1 - smallest) * torch.rand(n, TRIES, generator=generator))
     ratio = (math.log(RATIO) * (2 * torch.rand(n, TRIES, generator=generator) - 1)).exp()

@@ -47,7 +47,7 @@ def start_pretraining(
     """Returns a new pre-training and its initial state; UserError for a frozen backbone or fewer than 2 images."""
     options: SimCLR = instantiate(config["pretraining"])
     if config["backbone"].get("freeze"):
-        raise UserError("backbone.freeze=true: must be false where the backbone is what learns")
+        raise UserError("backbone.freeze=true: must be false for pre-training, which trains the backbone")
     if len(dataset.train) < 2:
         raise UserError(f"dataset: must have at least 2 images to tell apart, not {len(dataset.train)}")
     views = SimCLRViews(
