@@ -1,4 +1,4 @@
-"""The words that the modules share: named tuples, protocols and the ranges of numbers, without logic."""
+"""Types shared by all modules: named tuples, protocols and numeric ranges, without logic."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-# Ranges of configured numbers: the command line is checked against them before anything is built.
+# Ranges of config values: checked before anything is built.
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -23,15 +23,15 @@ Amount = Annotated[
 
 
 class UserError(ValueError):
-    """A mistake that its user can mend: its one line names the key, the value and what is allowed."""
+    """A mistake that the user can fix: the message, one line, names the key, the value and what is allowed."""
 
 
 class WaitingForLabels(Exception):
-    """Labels are asked for that nobody has told yet; its one line says what to do."""
+    """Raised when requested labels are not available yet; the message, one line, says what to do."""
 
 
 class InvalidLabels(UserError):
-    """Labels that cannot be taken as they are: its arguments are lines, one for each thing to mend."""
+    """Raised when labels are rejected; the arguments are lines, one for each problem to fix."""
 
     def __str__(self) -> str:
         return "\n".join(self.args)
@@ -46,14 +46,14 @@ class Features(NamedTuple):
 
 
 class PseudoLabel(NamedTuple):
-    """What the loss of a strongly augmented unlabeled image is measured against."""
+    """The pseudo-labels of a batch of unlabeled images, and their weights in the loss."""
 
     target: Tensor  # [B, classes], probabilities
-    weight: Tensor  # [B], 0 leaves the image out
+    weight: Tensor  # [B], 0 ignores the image
 
 
 class Predictions(NamedTuple):
-    """What the current model says of N images, without augmentation, in float32."""
+    """The outputs of the current networks for N images, without augmentation, in float32."""
 
     index: Tensor  # type: ignore[assignment]  # [N], positions in the pool
     logits: Tensor  # [N, classes]
@@ -62,14 +62,14 @@ class Predictions(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What a query strategy chose to have labeled."""
+    """The images that a query strategy selected for labeling."""
 
     index: Tensor  # type: ignore[assignment]  # [n], positions in the pool
-    score: Tensor  # [n], why; NaN where a strategy has no score
+    score: Tensor  # [n], query scores; NaN if the strategy has none
 
 
 class Backbone(Protocol):
-    """A network that returns `Features`; `channels` holds the channels of each of its stages."""
+    """A network that returns `Features`; `channels` holds the number of channels of each stage."""
 
     channels: Sequence[int]
 
@@ -77,7 +77,7 @@ class Backbone(Protocol):
 
 
 class Images(Protocol):
-    """A set of N images of one shape, delivered to the device in batches of uint8."""
+    """A set of N images of equal shape, loaded to the device in batches of uint8."""
 
     shape: tuple[int, int, int]  # channels, height, width
 
@@ -86,149 +86,149 @@ class Images(Protocol):
     def to(self, device: torch.device) -> "Images": ...
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each index tensor in turn, [B, C, H, W] uint8 on the device."""
+        """Yields the images of each index tensor, [B, C, H, W] uint8 on the device."""
         ...
 
 
 class Dataset(NamedTuple):
-    """A pool to label and a test set, with what every run on them shares."""
+    """The pool and the test set, with their classes, normalization and augmentation settings."""
 
     train: Images
-    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 where nobody has told yet
+    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 if unknown
     test: Images
     test_labels: Tensor  # [M] int64
     class_names: tuple[str, ...]
     mean: tuple[float, ...]  # per channel, of pixels in 0..1
     std: tuple[float, ...]
-    flip: bool  # whether a mirrored image keeps its class
-    cutout: int  # side in pixels of the strong augmentation's gray square; 0: none
+    flip: bool  # whether horizontal flips preserve the class
+    cutout: int  # side in pixels of the gray square in strong augmentation; 0: none
     padding: int  # black pixels around an image before its random crop
-    true_labels: Tensor | None = None  # [N], for analysis alone, where an oracle errs; None: the train labels
-    paths: tuple[str, ...] = ()  # [N] of the pool's image files, as their labeler knows them; empty: no files
+    true_labels: Tensor | None = None  # [N], with a noisy oracle, for analysis only; None: the train labels
+    paths: tuple[str, ...] = ()  # [N], image files of the pool, as annotators see them; empty: no files
 
 
 class QueryContext(Protocol):
-    """All that a query strategy may see: hidden labels are out of its reach by construction."""
+    """Everything that a query strategy can access; hidden labels are inaccessible by construction."""
 
     @property
     def unlabeled(self) -> Tensor: ...  # [U], positions in the pool, ascending, on the CPU
 
     @property
-    def labeled(self) -> Tensor: ...  # [L], positions in the pool, as labeled, without the held-out ones, on the CPU
+    def labeled(self) -> Tensor: ...  # [L], positions in the order of labeling, without held-out ones, on the CPU
 
     @property
-    def labels(self) -> Tensor: ...  # [L], their revealed classes, on the CPU
+    def labels(self) -> Tensor: ...  # [L], their revealed labels, on the CPU
 
     @property
     def cycle(self) -> int: ...  # from 0
 
     @property
-    def candidates(self) -> int: ...  # how many images a clustering selector may look at
+    def candidates(self) -> int: ...  # maximum number of images for a clustering selector
 
     @property
     def num_classes(self) -> int: ...
 
     @property
-    def device(self) -> torch.device: ...  # where the predictions are and networks run
+    def device(self) -> torch.device: ...  # of the predictions and networks
 
     @property
-    def backbone(self) -> nn.Module: ...  # not to be changed; a copy may be
+    def backbone(self) -> nn.Module: ...  # must not be changed; copy it to train it
 
     @property
     def module(self) -> nn.Module | None: ...
 
     @property
-    def predictions(self) -> Predictions: ...  # of the unlabeled images; like the following, made when first asked for
+    def predictions(self) -> Predictions: ...  # of the unlabeled images; computed on first access, as are those below
 
     @property
     def labeled_predictions(self) -> Predictions: ...  # of the labeled images
 
     @property
-    def previous(self) -> Predictions: ...  # of the unlabeled, by the last cycle's backbone: mark `needs_previous`
+    def previous(self) -> Predictions: ...  # of the unlabeled, by the previous cycle's backbone: set `needs_previous`
 
     @property
-    def committee(self) -> Sequence[Predictions]: ...  # of the unlabeled, by snapshots: take an argument `snapshots`
+    def committee(self) -> Sequence[Predictions]: ...  # of the unlabeled, by snapshots: needs a parameter `snapshots`
 
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The normalized images at each of the positions in turn, [B, C, H, W] float32 on the device."""
+        """Yields the normalized images of each batch of positions, [B, C, H, W] float32 on the device."""
         ...
 
     def restricted_to(self, index: Tensor) -> "QueryContext":
-        """The same with fewer unlabeled images, ascending."""
+        """Returns a context with only the unlabeled images at `index`, ascending."""
         ...
 
     def hidden_labels(self) -> Tensor:
-        """The hidden classes [U] of the unlabeled images; PermissionError without `oracle_baseline: true`."""
+        """Returns the hidden labels [U] of the unlabeled images; PermissionError without `oracle_baseline: true`."""
         ...
 
 
 class QueryStrategy(Protocol):
-    """Chooses n distinct unlabeled images; every draw comes from the CPU generator `rng`."""
+    """Selects n distinct unlabeled images; all random numbers come from the CPU generator `rng`."""
 
     def __call__(self, context: QueryContext, n: int, rng: Generator) -> Selection: ...
 
 
 class LabelRequest(NamedTuple):
-    """What an oracle is asked: the classes of n images."""
+    """A request to an oracle for the labels of n images."""
 
     dataset: Dataset
     folder: Path  # of the run
-    cycle: int  # the first that trains on them
+    cycle: int  # the first cycle that trains on them
     selection: Selection
-    reason: str  # why these
+    reason: str  # how they were selected
     class_names: tuple[str, ...]  # known so far
-    probabilities: Callable[[], Tensor] | None  # -> [n, classes], of the current backbone; None: nothing is trained yet
+    probabilities: Callable[[], Tensor] | None  # -> [n, classes], by the current backbone; None if untrained
 
 
 class LabelAnswer(NamedTuple):
-    """What an oracle told of a request."""
+    """The answer of an oracle to a request."""
 
-    label: Tensor  # [n] int64; -1 for an image that goes back to the pool; at least one is not
+    label: Tensor  # [n] int64, at least one of them known; -1 returns an image to the pool
     class_names: tuple[str, ...]  # those of the request, then new ones
-    source: str = ""  # where the labels were read, and
-    time: str = ""  # when, in UTC
+    source: str = ""  # where the labels were read from
+    time: str = ""  # when they were read, UTC
 
 
 class Oracle(Protocol):
-    """Tells the classes of images."""
+    """Reveals the labels of images, from a data set, files or human annotators."""
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """The dataset as a run with this oracle sees it; UserError if the two do not fit."""
+        """Returns the dataset as a run with this oracle sees it; UserError if they are incompatible."""
         ...
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """The labels; WaitingForLabels if there are none yet, InvalidLabels if they cannot be accepted."""
+        """Returns the labels; WaitingForLabels if they are not available yet, InvalidLabels if they are rejected."""
         ...
 
 
 class RunInfo(NamedTuple):
-    """What a tracker needs to know of a run before its first number."""
+    """The description of a run for a tracker."""
 
-    id: str  # of this run in this folder: the config's id and the folder's own random part
+    id: str  # of this run in this folder: the config's id and a random part of the folder
     name: str
-    group: str  # the label: the method and what differs from its preset
+    group: str  # the method and its differences from the preset
     folder: Path
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
-    dataset: str = ""  # the option of the group
-    setting: str = ""  # 12 hexadecimal digits over all of the config but the seed
-    config_id: str = ""  # the same over all of it: shared by runs of one config in several folders
+    dataset: str = ""  # option of the config group `dataset`
+    setting: str = ""  # 12 hexadecimal digits, a hash of the config without the seed
+    config_id: str = ""  # a hash of the whole config, equal for its runs in different folders
 
 
 class Tracker(Protocol):
-    """Receives the numbers of a run; it never stops, slows or prompts one."""
+    """Receives the metrics of a run; it must never stop, slow down or prompt."""
 
     def start(self, run: RunInfo) -> None: ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the numbers of one step; steps only grow, and one that was logged before a resume is dropped."""
+        """Logs the metrics of a step; steps increase, and a step logged before a resume is dropped."""
         ...
 
     def finish(self, exit_code: int, summary: Mapping[str, float], files: Sequence[Path]) -> None: ...
 
 
 class Step(NamedTuple):
-    """What a phase reports after each of its steps; the state it leaves can be saved there."""
+    """The report of a phase after each step, when the state can be saved."""
 
     images: int
     metrics: dict[str, float] | None = None  # at the end of an epoch, for the tracker

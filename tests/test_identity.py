@@ -44,7 +44,7 @@ def test_how_strictly_labels_are_read_does_not_change_the_id() -> None:
     assert composed(*loose)[1] == composed("oracle=file")[1]
 
 
-# Moving a file changes none of them; a change on purpose needs a new version and a line in the changelog.
+# No file that moves changes an id; a change on purpose needs a new version and a line in the changelog.
 PINNED = {
     (): "cf062144ce8f",
     ("method=random", "seed=3"): "b1c7173fd935",

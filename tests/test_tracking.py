@@ -352,7 +352,7 @@ def test_a_short_run_without_a_server_waits_for_its_offline_recording(tmp_path, 
 
 DEATH = """
 import subprocess
-while len(tracker._taken) < 5:
+while len(tracker._received) < 5:
     time.sleep(0.1)
 time.sleep(3)
 found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The command: python -m sslpl.predict RUN FOLDER [--output DIR] [--export] [--trust PACKAGE]."""
+"""The command python -m sslpl.predict RUN FOLDER [--output DIR] [--export] [--trust PACKAGE]."""
 
 import argparse
 import os
@@ -20,11 +20,11 @@ from sslpl.predict.trained import TrainedModel, load_trained_run
 from sslpl.runtime import Runtime
 from sslpl.types import UserError
 
-CHECKED = 64  # images on which an ONNX file is compared with the networks
+SAMPLE_SIZE = 64  # images on which an ONNX file is compared with the networks
 
 
 def main() -> None:
-    """Predicts, writes, exports. Exit code 2 for bad input, 1 for a network or an ONNX file that fails."""
+    """Predicts, writes the tables and exports; exit code 2 for bad input, 1 for a network or export that fails."""
     options = parse_arguments()
     try:
         check(options)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m sslpl.predict",
         description="Predicts new images with the networks of a finished run, in float32 whatever the run used.",
@@ -78,20 +78,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parses a whole number of at least 1; ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return int(text)
 
 
 def fail(line: str, code: int = 2) -> NoReturn:
-    """Ends with an exit code."""
+    """Prints an error line and exits with a code."""
     print(f"sslpl: {line}", file=sys.stderr)
     sys.exit(code)
 
 
 def check(options: argparse.Namespace) -> None:
-    """UserError for what can be seen before anything is read."""
+    """Raises UserError for mistakes that are visible before anything is read."""
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder of images")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -106,49 +106,49 @@ def check(options: argparse.Namespace) -> None:
 def predict_files(
     trained: TrainedModel, paths: list[Path], options: argparse.Namespace
 ) -> tuple[FilePredictions, Tensor]:
-    """The predictions for all files that can be read, and some of their images; names the others."""
+    """Returns the predictions for all readable files and up to SAMPLE_SIZE of their images; prints the others."""
     cuda = options.device != "cpu" and torch.cuda.is_available()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
-    predicted_of = make_predictor(trained, torch.device("cuda" if cuda else "cpu"))
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round float32
+    predict = make_predictor(trained, torch.device("cuda" if cuda else "cpu"))
     parts: list[FilePredictions] = []
     sample = torch.empty(0, *trained.signature.shape, dtype=torch.uint8)
-    for group in shown(image_groups(paths, trained.signature, options.batch_size, options.threads), len(paths)):
+    for group in with_progress(image_groups(paths, trained.signature, options.batch_size, options.threads), len(paths)):
         for line in group.unreadable:
             print(line, file=sys.stderr)
         if group.paths:
-            parts.append(predicted_of(group))
-            sample = torch.cat([sample, group.images[: CHECKED - len(sample)]])
+            parts.append(predict(group))
+            sample = torch.cat([sample, group.images[: SAMPLE_SIZE - len(sample)]])
     if not parts:
         raise UserError(f"{options.folder}: none of its {len(paths):,} image files can be read")
     return concatenate_predictions(parts), sample
 
 
-def shown(found: Iterator[ImageGroup], total: int) -> Iterator[ImageGroup]:
-    """The groups in turn, with a bar on a terminal that says how far they are."""
+def with_progress(groups: Iterator[ImageGroup], total: int) -> Iterator[ImageGroup]:
+    """Yields the groups and shows a progress bar over `total` images on a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("images", total=total)
-        for group in found:
+        for group in groups:
             yield group
             progress.advance(task, len(group.paths) + len(group.unreadable))
 
 
 def export(trained: TrainedModel, images: Tensor, path: Path) -> None:
-    """Writes the networks as ONNX if they say the same there; otherwise ends with exit code 1, without the file."""
+    """Writes the networks as ONNX if its outputs match theirs; otherwise exits with code 1 and writes no file."""
     on_cpu = TrainedModel(
         trained.backbone.cpu(), None if trained.module is None else trained.module.cpu(), trained.signature
     )
-    path.unlink(missing_ok=True)  # of earlier networks
+    path.unlink(missing_ok=True)  # it may be that of another run
     try:
         model = onnx_model(on_cpu)
-        gap = max_difference(model, on_cpu, images)
+        difference = max_difference(model, on_cpu, images)
     except Exception as error:  # an operation that ONNX lacks, in a backbone of the user's own
         fail(f"--export: these networks cannot be written as ONNX ({' '.join(str(error).split())[:300]})", 1)
-    said = f"differs from the networks by {gap:.1e} of an output's largest value, on {len(images)} images"
-    if not gap <= TOLERANCE:
-        fail(f"the ONNX file {said}, more than {TOLERANCE:.0e}: not written", 1)
+    result = f"differs from the networks by {difference:.1e} of an output's largest value, on {len(images)} images"
+    if not difference <= TOLERANCE:  # also for NaN
+        fail(f"the ONNX file {result}, more than {TOLERANCE:.0e}: not written", 1)
     write_whole(path, model)
-    print(f"{path}: {said}")
+    print(f"{path}: {result}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The networks as one ONNX file, which is kept only if it says the same as they do."""
+"""Export of the networks as one ONNX file, and the comparison of its outputs with theirs."""
 
 import io
 import json
@@ -21,11 +21,11 @@ from sslpl.predict.trained import TrainedModel
 from sslpl.types import UserError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # of the largest value of an output, or of 1 where all are smaller
+TOLERANCE = 1e-4  # relative to the largest value of an output, or to 1 if all are smaller
 
 
 class ExportedModel(nn.Module):
-    """Backbone and module as one network of pixels in 0..1."""
+    """Backbone and module as one network whose input is pixels in 0..1."""
 
     mean: Tensor
     std: Tensor
@@ -38,25 +38,25 @@ class ExportedModel(nn.Module):
         self.register_buffer("std", torch.tensor(trained.signature.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits, probabilities, embedding and, with a module, predicted loss of images [B, C, H, W]."""
+        """Returns logits, probabilities, embedding and, with a module, predicted loss of images [B, C, H, W]."""
         features = self.network((images - self.mean) / self.std)
         loss = () if self.module is None else (self.module(features.maps),)
         return features.logits, features.logits.softmax(dim=1), features.embedding, *loss
 
 
 def check_packages() -> None:
-    """UserError if a package that the export needs is missing."""
+    """Raises UserError if a package that the export needs is missing."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"--export: needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def onnx_model(trained: TrainedModel) -> bytes:
-    """The networks as an ONNX file for batches of any size; class names and image size are in its metadata."""
+    """Returns the networks as an ONNX file for any batch size, with the signature in its metadata."""
     network, signature = ExportedModel(trained).eval().requires_grad_(False), trained.signature
     example = torch.rand(2, *signature.shape)
-    network(example)  # what the networks keep between calls is made of real tensors, not of the exporter's
+    network(example)  # tensors that the networks cache must be real ones, not the exporter's
     outputs = ["logits", "probabilities", "embedding", *(["predicted_loss"] if trained.module is not None else [])]
-    with quiet():
+    with silence_exporter():
         program = torch.onnx.export(
             network,
             (example,),
@@ -72,28 +72,28 @@ def onnx_model(trained: TrainedModel) -> bytes:
 
 
 def max_difference(model: bytes, trained: TrainedModel, images: Tensor) -> float:
-    """The largest difference of an ONNX file's outputs from the predictions for images [B, C, H, W] uint8.
+    """Returns the largest difference between an ONNX file's outputs and the predictions for images [B, C, H, W] uint8.
 
-    Relative to the largest value of an output, or to 1; in one batch and for the first image alone.
+    It is relative to the largest value of an output (at least 1), over one batch of all and the first image alone.
     """
-    import onnxruntime  # an extra
+    import onnxruntime  # an optional dependency
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     predict = make_predictor(trained, torch.device("cpu"))
     names = [output.name for output in session.get_outputs()]
-    worst = 0.0
+    largest = 0.0
     for batch in (images, images[:1]):
-        ours = predict(ImageGroup([], batch, []))._asdict()
-        theirs = session.run(names, {"images": batch.numpy().astype(np.float32) / 255})
-        for name, value in zip(names, theirs, strict=True):
-            gap = np.abs(ours[name] - value).max() / max(1.0, np.abs(ours[name]).max())
-            worst = float(np.maximum(worst, gap))  # which keeps a NaN
-    return worst
+        expected = predict(ImageGroup([], batch, []))._asdict()
+        outputs = session.run(names, {"images": batch.numpy().astype(np.float32) / 255})
+        for name, output in zip(names, outputs, strict=True):
+            difference = np.abs(expected[name] - output).max() / max(1.0, np.abs(expected[name]).max())
+            largest = float(np.maximum(largest, difference))  # unlike max(), propagates NaN
+    return largest
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the exporter, which speaks of its own affairs."""
+def silence_exporter() -> Iterator[None]:
+    """Suppresses the exporter's log lines, warnings and prints, which users cannot act on."""
     level: Any = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Predictions for image files, and the two tables that they are written into."""
+"""Predictions for image files, and the two files that they are written to."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 class FilePredictions(NamedTuple):
-    """What the networks say of N image files, in float32."""
+    """Outputs of the networks for N image files, in float32."""
 
     paths: list[Path]
     logits: Floats  # [N, C]
@@ -32,7 +32,7 @@ class FilePredictions(NamedTuple):
 
 
 def make_predictor(trained: TrainedModel, device: torch.device) -> Callable[[ImageGroup], FilePredictions]:
-    """What predicts a group of images on a device, as the run's evaluation does, but always in float32."""
+    """Returns a function that predicts a group of images on a device like the run's evaluation, but in float32."""
     _, shape, _, mean, std = trained.signature
     plain = Augmentation(shape, mean, std, flip=False, padding=0, cutout=0, device=device).plain
     network = FrozenBackbone(trained.backbone.to(device), bfloat16=False).network
@@ -49,30 +49,30 @@ def make_predictor(trained: TrainedModel, device: torch.device) -> Callable[[Ima
 
 
 def concatenate_predictions(parts: Iterable[FilePredictions]) -> FilePredictions:
-    """The predictions of all groups as one."""
+    """Concatenates the predictions of all groups."""
     paths, *columns = zip(*parts, strict=True)
     return FilePredictions([path for part in paths for path in part], *(np.concatenate(column) for column in columns))
 
 
 def write_tables(predicted: FilePredictions, signature: ModelSignature, images: Path, folder: Path) -> None:
-    """Writes `predictions.csv` and `predictions.npz`; paths are relative to the folder of the images."""
+    """Writes `predictions.csv` and `predictions.npz` to `folder`, with paths relative to the folder `images`."""
     paths = [path.relative_to(images).as_posix() for path in predicted.paths]
     write_whole(folder / "predictions.csv", predictions_csv(predicted, signature.class_names, paths))
     write_whole(folder / "predictions.npz", predictions_npz(predicted, signature.class_names, paths))
 
 
 def predictions_csv(predicted: FilePredictions, class_names: tuple[str, ...], paths: list[str]) -> str:
-    """A row per image: path, most likely class, its probability, predicted loss, the probability of every class."""
+    """Returns a row per image: path, predicted class, its probability, predicted loss, all class probabilities."""
     header = ["path", "class", "probability", "predicted_loss", *(f"p_{name}" for name in class_names)]
-    guess, rows = predicted.logits.argmax(axis=1), []
-    for path, best, loss, row in zip(paths, guess, predicted.predicted_loss, predicted.probabilities, strict=True):
-        numbers = [f"{value:.6g}" for value in row.tolist()]
-        rows.append([path, class_names[best], numbers[best], "" if np.isnan(loss) else f"{loss:.6g}", *numbers])
+    labels, rows = predicted.logits.argmax(axis=1), []
+    for path, label, loss, row in zip(paths, labels, predicted.predicted_loss, predicted.probabilities, strict=True):
+        cells = [f"{probability:.6g}" for probability in row.tolist()]
+        rows.append([path, class_names[label], cells[label], "" if np.isnan(loss) else f"{loss:.6g}", *cells])
     return csv_text(header, rows)
 
 
 def predictions_npz(predicted: FilePredictions, class_names: tuple[str, ...], paths: list[str]) -> bytes:
-    """Arrays `paths`, `classes`, `logits`, `probabilities`, `predicted_loss`, `embedding`, as numpy reads them."""
+    """Returns an .npz file of `paths`, `classes`, `logits`, `probabilities`, `predicted_loss` and `embedding`."""
     file = io.BytesIO()
     arrays = {key: value for key, value in predicted._asdict().items() if key != "paths"}
     np.savez(file, paths=np.array(paths), classes=np.array(class_names), **arrays)

@@ -1,4 +1,4 @@
-"""Image files on their way to the networks: found, read by threads a little ahead, in batches of bounded memory."""
+"""Streams image files to the networks in batches, which threads read a little ahead in bounded memory."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 from sslpl.data.decoding import ImageFormat, read_image
 from sslpl.recording.checkpoint import ModelSignature
 
-AHEAD = 2  # batches that are read while one is predicted
+AHEAD = 2  # batches that are prefetched while one is predicted
 
 
 class ImageGroup(NamedTuple):
-    """Consecutive files: the images that could be read, and a line for each of the others."""
+    """A batch of consecutive files: the images that could be read, and an error line for each of the others."""
 
     paths: list[Path]
     images: Tensor  # [B, C, H, W] uint8
@@ -25,34 +25,33 @@ class ImageGroup(NamedTuple):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All files below a folder, in order, whose name ends as those of a format that Pillow reads; no hidden ones."""
+    """Returns the files below a folder with the extension of a format that Pillow reads, sorted and not hidden."""
     Image.init()
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    extensions = {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
     )
 
 
 def image_groups(paths: Sequence[Path], signature: ModelSignature, size: int, threads: int) -> Iterator[ImageGroup]:
-    """The files in order, `size` at a time; no more than a few groups are in memory at once."""
+    """Yields the files in order, `size` at a time; only a few groups are in memory at once."""
+    image_format = ImageFormat(signature.shape[0], signature.resize, signature.shape[1])
 
-    form = ImageFormat(signature.shape[0], signature.resize, signature.shape[1])
-
-    def begun(part: Sequence[Path]) -> list[tuple[Path, Future[Tensor]]]:
-        return [(path, pool.submit(read_image, str(path), form)) for path in part]
+    def submit(part: Sequence[Path]) -> list[tuple[Path, Future[Tensor]]]:
+        return [(path, pool.submit(read_image, str(path), image_format)) for path in part]
 
     parts = [paths[start : start + size] for start in range(0, len(paths), size)]
     with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(begun(part) for part in parts[:AHEAD])
+        pending = deque(submit(part) for part in parts[:AHEAD])
         for number in range(len(parts)):
-            waiting.extend(begun(part) for part in parts[number + AHEAD : number + AHEAD + 1])
-            yield collect_group(waiting.popleft(), signature)
+            pending.extend(submit(part) for part in parts[number + AHEAD : number + AHEAD + 1])
+            yield collect_group(pending.popleft(), signature)
 
 
 def collect_group(reads: Sequence[tuple[Path, Future[Tensor]]], signature: ModelSignature) -> ImageGroup:
-    """What became of reading some files."""
+    """Waits for the files of a group and returns their images and errors."""
     paths, images, unreadable = [], [torch.empty(0, *signature.shape, dtype=torch.uint8)], []
     for path, future in reads:
         try:

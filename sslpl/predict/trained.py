@@ -1,4 +1,4 @@
-"""The networks of a finished run, ready to predict; its dataset is not needed."""
+"""Loads the networks of a finished run for prediction, without its dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from sslpl.types import UserError
 
 
 class TrainedModel(NamedTuple):
-    """Networks with the final weights of a run, on the CPU, and what they take and tell."""
+    """Networks with the final weights of a run, on the CPU, and their signature."""
 
     backbone: nn.Module
     module: nn.Module | None
@@ -25,20 +25,20 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
-    """The networks of the run in `folder`, which may also be of packages that are trusted.
+    """Returns the networks of the run in `folder`, whose classes are sslpl's or defined in `trusted` packages.
 
-    UserError if the folder holds no run, an unfinished one, a damaged one, or one of other packages.
+    UserError if the folder holds no run, an unfinished one, a damaged one, or one with networks of other packages.
     """
-    written, state = folder / "config.yaml", read_status(folder).get("state")
-    if not written.is_file() or state is None:
+    config_file, state = folder / "config.yaml", read_status(folder).get("state")
+    if not config_file.is_file() or state is None:
         raise UserError(f"{folder}: no run's folder, such as outputs/digits/sslpm/seed0-1a2b3c4d")
     if state != "finished":
-        raise UserError(f"{folder}: not finished ({state}); its own command goes on with it")
-    config = read_config(written)
+        raise UserError(f"{folder}: not finished ({state}); run its command again to resume it")
+    config = read_config(config_file)
     try:
         check_targets(config, trusted)
     except UserError as error:
-        raise UserError(f"{written}: {error}") from error
+        raise UserError(f"{config_file}: {error}") from error
     weights = load_weights(folder / "checkpoint")
     try:
         return build_trained(config, weights)
@@ -48,10 +48,10 @@ def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's config as it was written; UserError for a file that holds none."""
+    """Returns a run's config without resolving it; UserError if the file holds no config."""
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:  # a damaged file raises exceptions of many types
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: must hold the config of a run")
@@ -59,9 +59,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def build_trained(config: dict[str, Any], weights: SavedModel) -> TrainedModel:
-    """The networks that a config describes, with weights."""
+    """Builds the networks that a config describes and loads their weights."""
     signature = weights.signature
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, then replaced
         backbone: Any = backbone_builder(config["backbone"], signature.shape, weights=False)(len(signature.class_names))
         module = instantiate(config["module"])(channels=backbone.channels)
     backbone.load_state_dict(weights.backbone)

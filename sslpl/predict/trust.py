@@ -1,4 +1,4 @@
-"""Which `_target_`s of a run's config.yaml may be called: it may come from somebody else."""
+"""Checks which `_target_`s of a run's config.yaml may be called, because it may come from somebody else."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -14,9 +14,9 @@ NETWORKS = ("backbone", "module")  # groups whose options are networks
 
 
 def check_targets(config: dict[str, Any], trusted: Sequence[str] = ()) -> None:
-    """Checks that the networks of a config call nothing but those of conf/ and what is in trusted packages.
+    """Checks that the networks of a config only call the targets in conf/ and those defined in trusted packages.
 
-    The config must not be resolved yet: it was written without interpolations. UserError for the first mistake.
+    The config must be unresolved: a run writes it without interpolations. UserError for the first mistake.
     """
     for group in NETWORKS:
         for key, value in leaves(group, config.get(group)):
@@ -27,7 +27,7 @@ def check_targets(config: dict[str, Any], trusted: Sequence[str] = ()) -> None:
 
 
 def check_target(key: str, target: Any, trusted: Sequence[str]) -> None:
-    """Checks one target: its name, and where what it names was defined (a package shows what it imports too)."""
+    """Checks one target: its name, and the module that defines it, as a package also exposes what it imports."""
     if isinstance(target, str) and target in known_networks():
         return
     if not inside(str(target), trusted):
@@ -37,27 +37,27 @@ def check_target(key: str, target: Any, trusted: Sequence[str]) -> None:
             f"--trust {package} if you trust that package and whoever wrote the run's config.yaml"
         )
     try:
-        home = str(getattr(get_object(target), "__module__", ""))
-    except Exception as error:  # whatever its import raises
+        module = str(getattr(get_object(target), "__module__", ""))
+    except Exception as error:  # importing it may raise anything
         raise UserError(f"{key}={target}: cannot be imported ({error})") from error
-    if not inside(home, trusted):
-        raise UserError(f"{key}={target}: is defined in {home or 'no package'}, outside of --trust")
+    if not inside(module, trusted):
+        raise UserError(f"{key}={target}: is defined in {module or 'no package'}, outside of --trust")
 
 
 def inside(name: str, packages: Sequence[str]) -> bool:
-    """Whether a dotted name is that of a package, or of something in it."""
+    """Returns True if a dotted name is that of one of the packages, or of something inside it."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 @cache
 def known_networks() -> frozenset[str]:
-    """The targets that the options in conf/ name."""
+    """Returns the network targets that the options in conf/ name."""
     files: list[Any] = [OmegaConf.load(path) for group in NETWORKS for path in (CONF / group).glob("*.yaml")]
     return frozenset(str(file["_target_"]) for file in files if "_target_" in file)
 
 
 def leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Every value below a node, in lists too, with its dotted path; a `_target_` counts as one whatever it is."""
+    """Yields every leaf below a node with its dotted path, in lists too; the value of a `_target_` is always a leaf."""
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             if key == "_target_":

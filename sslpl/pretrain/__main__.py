@@ -1,4 +1,4 @@
-"""The command: python -m sslpl.pretrain dataset=fashion_mnist backbone=small_cnn pretraining.epochs=100."""
+"""The command python -m sslpl.pretrain dataset=fashion_mnist backbone=small_cnn pretraining.epochs=100."""
 
 import os
 import sys
@@ -28,37 +28,37 @@ WORDS = (*GROUPS, "seed")
 
 
 def main() -> None:
-    """Exits with code 0 if the weights exist, 2 for bad input, 1 for a failure; see --help."""
+    """Pre-trains a backbone; exit code 0 once the weights exist, 2 for bad input, 1 for a failure; see --help."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `catch_errors`
-    ends: list[Any] = []
+    results: list[Any] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
     def run(cfg: DictConfig) -> None:
-        os.chdir(HydraConfig.get().runtime.cwd)  # results do not move with hydra.job.chdir
+        os.chdir(HydraConfig.get().runtime.cwd)  # the output folder does not move with hydra.job.chdir
         choices = group_choices(HydraConfig.get().runtime.choices)
-        ends.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), WORDS)))
+        results.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), WORDS)))
 
-    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra writes a multirun's config, wanted or not
+    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra always writes the config of a multirun
         os.environ["SSLPL_SCRATCH"] = scratch
         try:
-            ends.append(print_error(catch_errors(run, WORDS)))
+            results.append(print_error(catch_errors(run, WORDS)))
         except SweepStopped as stop:
-            ends.append(print_error(stop.report))
-    sys.exit(max((end.code for end in ends if isinstance(end, ErrorReport)), default=0))
+            results.append(print_error(stop.report))
+    sys.exit(max((result.code for result in results if isinstance(result, ErrorReport)), default=0))
 
 
 def plan_pretraining(cfg: DictConfig, choices: identity.Choices) -> Plan:
-    """Checks a config and finds out which weights it makes; UserError for the first mistake."""
+    """Validates a config and returns the plan with the folder of its weights; UserError for the first mistake."""
     container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config = {key: value for key, value in container.items() if key != "hydra"}
     check_groups(config, GROUPS)
     config = with_fingerprints(typed_config(config))
-    above = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
-    return Plan(config, choices, "simclr", above / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
+    parent = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"
+    return Plan(config, choices, "simclr", parent / f"{choices['backbone']}-simclr-{identity.run_id(config)}")
 
 
 def launch_pretraining(plan: Plan, wait: bool = False) -> None:
-    """Makes the weights of a plan, or goes on with them; waits for a process that is at them already."""
+    """Runs or resumes the pre-training of a plan; waits if another process is already running it."""
     if weights_exist(plan):
         return
     runtime: Runtime = instantiate(plan.config["runtime"])
@@ -71,17 +71,17 @@ def launch_pretraining(plan: Plan, wait: bool = False) -> None:
         print_estimate(task, state, plan.folder)
         return
     make_folder(plan.folder, runtime.output_dir)
-    with lock.run_lock(plan.folder, wait) as mine:
-        if mine and not weights_exist(plan):
+    with lock.run_lock(plan.folder, wait) as acquired:
+        if acquired and not weights_exist(plan):
             run_pretraining(plan, runtime, dataset, task, state)
             print(usage_line(plan), flush=True)
-    if not mine:
+    if not acquired:
         print(f"waiting for another process, which is at {plan.folder}", flush=True)
         launch_pretraining(plan, wait=True)
 
 
 def weights_exist(plan: Plan) -> bool:
-    """Whether the weights are there; UserError if the folder is that of others."""
+    """Returns True, and prints where they are, if the weights exist; UserError if the folder belongs to another run."""
     if not plan.folder.exists():
         return False
     check_folder(plan.folder, plan.config)
@@ -93,7 +93,7 @@ def weights_exist(plan: Plan) -> bool:
 
 
 def usage_line(plan: Plan) -> str:
-    """The command that begins with the weights."""
+    """Returns a line with the command that starts a run from the weights."""
     dataset, backbone = plan.choices["dataset"], plan.choices["backbone"]
     return f"use it: python run.py dataset={dataset} backbone={backbone} backbone.weights={plan.folder / WEIGHTS}"
 

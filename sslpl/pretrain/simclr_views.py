@@ -1,8 +1,8 @@
-"""The random views that SimCLR teaches to be alike, of whole batches on the device (Chen et al. 2020).
+"""The random views of SimCLR (Chen et al. 2020), computed for whole batches on the device.
 
-A random resized crop, a flip, a color jitter, now and then without color: what SCAN (Van Gansbeke et al. 2020) takes of
-SimCLR for images of 32x32 pixels, without the blur. As torchvision computes them on float images, but that the jitter
-goes through brightness, contrast, saturation and hue in this order (published: a random one).
+Random resized crop, flip, color jitter and random grayscale: SimCLR's without the blur, as SCAN (Van Gansbeke et al.
+2020) uses them for images of 32x32 pixels. They match torchvision's on float images, except that the jitter changes
+brightness, contrast, saturation and hue in this order (published: a random order).
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-TRIES = 10  # drawn for a crop, of which the first that fits into the image is taken
-RATIO = 4 / 3  # a crop's width is at most this times its height, and the other way round
+TRIES = 10  # candidates drawn for a crop, of which the first that fits into the image is used
+RATIO = 4 / 3  # the largest aspect ratio of a crop, and the inverse of the smallest one
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -22,12 +22,12 @@ class ViewDraws(NamedTuple):
 
     box: Tensor  # [n, 4] float32 whole numbers: top, left, height, width of the crop in pixels
     flip: Tensor  # [n] bool
-    jitter: Tensor  # [n, 4] factors of brightness, contrast and saturation, turns of the hue; 1, 1, 1, 0: none
+    jitter: Tensor  # [n, 4] factors of brightness, contrast and saturation, turns of the hue; 1, 1, 1, 0: no change
     gray: Tensor  # [n] bool
 
 
 class SimCLRViews:
-    """Draws and makes views of normalized images."""
+    """Draws random views and computes them from images."""
 
     def __init__(
         self,
@@ -45,18 +45,18 @@ class SimCLRViews:
         self.jitter_probability, self.gray_probability = jitter_probability, gray_probability
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> ViewDraws:
-        """Draw for n views, on the CPU."""
+        """Draws the random numbers of n views on the CPU."""
         box = draw_boxes(n, height, width, self.smallest_crop, generator)
         flip = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
-        reach = self.jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])  # SimCLR's for a strength of 1
+        strength = self.jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])  # SimCLR's values for a strength of 1
         applied = torch.rand(n, 1, generator=generator) < self.jitter_probability
-        change = reach * (2 * torch.rand(n, 4, generator=generator) - 1) * applied
+        change = strength * (2 * torch.rand(n, 4, generator=generator) - 1) * applied
         jitter = (change + torch.tensor([1.0, 1.0, 1.0, 0.0])).clamp_(min=0)
         jitter[:, 3] = change[:, 3]
         return ViewDraws(box, flip, jitter, torch.rand(n, generator=generator) < self.gray_probability)
 
     def __call__(self, images: Tensor, draws: ViewDraws) -> Tensor:
-        """A view of each image, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
+        """Returns a normalized view of each image, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
         box, flip, jitter, gray = (values.to(images.device, non_blocking=True) for values in draws)
         views = color_jitter(resized_crop(images.float().div_(255), box, flip), jitter)
         if is_color(views):
@@ -64,19 +64,19 @@ class SimCLRViews:
         return self.normalized(views)
 
     def plain(self, images: Tensor) -> Tensor:
-        """The images themselves, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
+        """Returns the normalized images themselves, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
         return self.normalized(images.float().div_(255))
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Images in 0..1 with the mean and deviation of their data set taken out."""
+        """Returns images in 0..1 normalized by the mean and standard deviation of their dataset."""
         values = (images - self.mean.to(images.device)) / self.std.to(images.device)
         return values.contiguous(memory_format=torch.channels_last)
 
 
 def draw_boxes(n: int, height: int, width: int, smallest: float, generator: Generator) -> Tensor:
-    """Crops [n, 4] of a share `smallest` to 1 of the image, of a ratio of 3/4 to 4/3; top, left, height, width.
+    """Draws crops [n, 4] (top, left, height, width) that cover a share from `smallest` to 1 of the image.
 
-    Area uniform, ratio log-uniform, place uniform; the largest crop of such a ratio if none of ten tries fits.
+    Area and position are uniform, the ratio log-uniform in 3/4..4/3; the largest such crop if none of TRIES fits.
     """
     area = height * width * (smallest + (1 - smallest) * torch.rand(n, TRIES, generator=generator))
     ratio = (math.log(RATIO) * (2 * torch.rand(n, TRIES, generator=generator) - 1)).exp()
@@ -89,9 +89,9 @@ def draw_boxes(n: int, height: int, width: int, smallest: float, generator: Gene
 
 
 def resized_crop(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-    """Crops [B, 4] enlarged to the whole image, bilinear, and mirrored where `flip` [B]; float [B, C, H, W].
+    """Returns crops `box` [B, 4] resized bilinearly to the whole image, mirrored where `flip` [B]; float [B, C, H, W].
 
-    A matrix per image and direction: two batched products instead of a gather for each of four neighbors.
+    One matrix per image and axis takes two batched products, instead of a gather for each of four neighbors.
     """
     top, left, height, width = box.unbind(1)
     rows, columns = resize_weights(top, height, images.shape[2]), resize_weights(left, width, images.shape[3])
@@ -100,15 +100,15 @@ def resized_crop(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
 
 
 def resize_weights(start: Tensor, size: Tensor, side: int) -> Tensor:
-    """Weights [B, side, side] that stretch `size` [B] pixels from `start` [B] on over a line of `side` pixels."""
+    """Returns weights [B, side, side] that resize `size` [B] pixels, starting at `start` [B], to `side` pixels."""
     pixel = torch.arange(side, device=start.device, dtype=torch.float32)
     source = (pixel + 0.5) * (size / side)[:, None] - 0.5
-    inside = torch.minimum(source.clamp_(min=0), size[:, None] - 1) + start[:, None]  # nothing from beside the crop
+    inside = torch.minimum(source.clamp_(min=0), size[:, None] - 1) + start[:, None]  # no pixel outside the crop
     return (1 - (inside[:, :, None] - pixel).abs()).clamp_(min=0)
 
 
 def color_jitter(images: Tensor, jitter: Tensor) -> Tensor:
-    """Images in 0..1 with other brightness, contrast and, where they have color, saturation and hue; jitter [B, 4]."""
+    """Changes brightness, contrast and, of color images, saturation and hue of images in 0..1 by jitter [B, 4]."""
     brightness, contrast, saturation, turns = jitter.view(-1, 4, 1, 1, 1).unbind(1)
     images = (images * brightness).clamp_(0, 1)
     images = torch.lerp(luma(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp_(0, 1)
@@ -118,23 +118,23 @@ def color_jitter(images: Tensor, jitter: Tensor) -> Tensor:
 
 
 def is_color(images: Tensor) -> bool:
-    """Whether the channels of images [B, C, H, W] are red, green and blue."""
+    """Returns True if the channels of images [B, C, H, W] are red, green and blue."""
     return images.shape[1] == 3
 
 
 def luma(images: Tensor) -> Tensor:
-    """Brightness [B, 1, H, W] of the pixels (ITU-R 601-2); the mean of channels that are not colors."""
+    """Returns the luma [B, 1, H, W] of the pixels (ITU-R 601-2), or the channel mean if they are not RGB."""
     if not is_color(images):
         return images.mean(dim=1, keepdim=True)
     return (images * torch.tensor(LUMA, device=images.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Colors [B, 3, H, W] in 0..1 whose hue (of HSV) is turned by a share [B, 1, 1, 1] of the circle."""
+    """Rotates the HSV hue of images [B, 3, H, W] in 0..1 by a share [B, 1, 1, 1] of the circle."""
     high, low = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = high - low
     red, green, blue = images.split_with_sizes([1, 1, 1], dim=1)
     hue = torch.where(high == green, (blue - red) / chroma + 2, (red - green) / chroma + 4)
-    hue = torch.where(high == red, (green - blue) / chroma, hue).nan_to_num_(0.0, 0.0, 0.0)  # in sixths; gray has none
-    place = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(3, 1, 1) + hue + 6 * turns) % 6
-    return high - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+    hue = torch.where(high == red, (green - blue) / chroma, hue).nan_to_num_(0.0, 0.0, 0.0)  # in sixths; 0 for gray
+    sector = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(3, 1, 1) + hue + 6 * turns) % 6
+    return high - chroma * torch.minimum(sector, 4 - sector).clamp_(0, 1)

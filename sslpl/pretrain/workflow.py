@@ -1,4 +1,4 @@
-"""A pre-training from its config to its weights: saved on the way, gone on with, checked by nearest neighbors."""
+"""Runs a pre-training from its config to its weights, with checkpoints and a nearest-neighbor evaluation."""
 
 import io
 import time
@@ -44,10 +44,10 @@ WEIGHTS, COLUMNS = "backbone.pt", ("epoch", "loss", "knn_accuracy", "images_per_
 def start_pretraining(
     config: identity.Config, dataset: Dataset, device: torch.device
 ) -> tuple[Pretraining, PretrainState]:
-    """A pre-training at its beginning; UserError for a pool with nothing to tell apart."""
+    """Returns a new pre-training and its initial state; UserError for a frozen backbone or fewer than 2 images."""
     options: SimCLR = instantiate(config["pretraining"])
     if config["backbone"].get("freeze"):
-        raise UserError("backbone.freeze=true: must be false where the backbone is what learns")
+        raise UserError("backbone.freeze=true: must be false for pre-training, which trains the backbone")
     if len(dataset.train) < 2:
         raise UserError(f"dataset: must have at least 2 images to tell apart, not {len(dataset.train)}")
     views = SimCLRViews(
@@ -68,24 +68,24 @@ def start_pretraining(
 
 
 def print_estimate(task: Pretraining, state: PretrainState, folder: Path) -> None:
-    """Prints what it would take, from a few timed steps."""
-    since, images = time.perf_counter(), 0
+    """Prints the size of a pre-training and its time, estimated from a few timed steps."""
+    start, images = time.perf_counter(), 0
     for step in pretrain(task, state):
         images += step.images
         if images >= 4 * task.options.batch_size or step.metrics is not None:
             break
-    seconds = (time.perf_counter() - since) / images * task.options.epochs * len(task.images)
+    seconds = (time.perf_counter() - start) / images * task.options.epochs * len(task.images)
     print(f"{task.options.epochs:,} epochs of {batches_per_epoch(task):,} steps, {len(task.images):,} images")
     print(f"estimated time {duration(seconds)} from a few timed steps; nothing was written\nfolder {folder}")
 
 
 def batches_per_epoch(task: Pretraining) -> int:
-    """How many whole batches the pool has; a smaller pool is one batch."""
+    """Returns the number of whole batches in the pool; a smaller pool is one batch."""
     return max(1, len(task.images) // task.options.batch_size)
 
 
 def run_pretraining(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretraining, state: PretrainState) -> None:
-    """Trains from the last checkpoint, if there is one, and leaves the weights."""
+    """Trains from the last checkpoint, if there is one, and saves the weights."""
     facts = {"choices": plan.choices, "precision": "bfloat16" if task.bfloat16 else "float32", "compiled": False}
     origin, changes = resumed_provenance(plan.folder, provenance(task.device) | facts)
     with Progress(runtime.progress, cycles=0) as progress:
@@ -104,7 +104,7 @@ def run_pretraining(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretra
 
 
 def resume_checkpoint(folder: Path, state: PretrainState) -> list[str]:
-    """Takes over the last checkpoint, if there is one; what is to be told of it. UserError if it does not fit."""
+    """Restores the last checkpoint, if there is one, and returns lines to print; UserError if it does not fit."""
     saved, warning = checkpoint.load(folder / "checkpoint")
     lines = [] if warning is None else [warning]
     if saved is None:
@@ -117,42 +117,42 @@ def resume_checkpoint(folder: Path, state: PretrainState) -> list[str]:
 
 
 def train_and_save(folder: Path, progress: Progress, minutes: float, task: Pretraining, state: PretrainState) -> None:
-    """Trains to the end, shows it and saves it every so many minutes; Interrupted, once saved, after a signal."""
-    asked: list[int] = []
+    """Trains to the end and saves every `minutes`; raises Interrupted, once saved, after a signal."""
+    signals: list[int] = []
     epochs, steps = task.options.epochs, batches_per_epoch(task)
     progress.phase("pre-training", total=epochs * steps, done=state.epoch * steps + state.step)
     progress.epoch(min(state.epoch, epochs - 1), epochs)
-    saved_at = since = time.monotonic()
+    saved_at = epoch_start = time.monotonic()
     images = 0
-    with handle_signals(asked.append):
+    with handle_signals(signals.append):
         for step in pretrain(task, state):
             images += step.images
             progress.advance(1, step.images)
             if step.metrics is not None:
                 now = time.monotonic()
                 state.history.append(
-                    {"epoch": state.epoch, **step.metrics, "images_per_second": images / (now - since)}
+                    {"epoch": state.epoch, **step.metrics, "images_per_second": images / (now - epoch_start)}
                 )
                 write_whole(folder / "metrics.csv", pretraining_csv(state.history))
                 progress.epoch(min(state.epoch, epochs - 1), epochs)
-                since, images = now, 0
-            if asked or time.monotonic() - saved_at >= 60 * minutes:
+                epoch_start, images = now, 0
+            if signals or time.monotonic() - saved_at >= 60 * minutes:
                 checkpoint.save(folder / "checkpoint", state.to_dict())
                 saved_at = time.monotonic()
-            if asked:
-                raise Interrupted(asked[0])
+            if signals:
+                raise Interrupted(signals[0])
 
 
 def test_knn_accuracy(task: Pretraining, state: PretrainState, dataset: Dataset) -> float | None:
-    """Accuracy of a nearest-neighbor classifier on the test set: labels are looked at for this alone."""
+    """Returns the test accuracy of a nearest-neighbor classifier, the only use of labels in a pre-training."""
     labels = dataset.train_labels if dataset.true_labels is None else dataset.true_labels
-    told = (labels >= 0).nonzero().flatten()
-    known, test = (embed_images(task, state.backbone, images) for images in (dataset.train, dataset.test))
-    return knn_accuracy(known[told.to(known.device)], labels[told], test, dataset.test_labels)
+    labeled = (labels >= 0).nonzero().flatten()
+    train, test = (embed_images(task, state.backbone, images) for images in (dataset.train, dataset.test))
+    return knn_accuracy(train[labeled.to(train.device)], labels[labeled], test, dataset.test_labels)
 
 
 def save_weights(folder: Path, state: PretrainState) -> None:
-    """Leaves the weights but for the head, which has learned nothing, and no checkpoint."""
+    """Saves the weights without the head, which was not trained, and removes checkpoint and lock."""
     write_whole(folder / "metrics.csv", pretraining_csv(state.history))
     weights = {name: value.cpu().contiguous() for name, value in state.backbone.state_dict().items()}
     buffer = io.BytesIO()
@@ -165,10 +165,10 @@ def save_weights(folder: Path, state: PretrainState) -> None:
 
 
 def pretraining_csv(history: Sequence[Row]) -> str:
-    """A row per epoch; epoch 0 is before the first step."""
+    """Returns metrics.csv: a row per epoch, in which epoch 0 is before the first step."""
     return csv_text(COLUMNS, ([row.get(column) for column in COLUMNS] for row in history))
 
 
 def format_share(share: float | int | None) -> str:
-    """A share as text."""
+    """Formats a share as a percentage, or as - if it is None."""
     return "-" if share is None else f"{share:.2%}"

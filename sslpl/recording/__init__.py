@@ -1,1 +1,1 @@
-"""What a run leaves and shows: folder, status, checkpoints, tables, plots, progress."""
+"""Recording of a run: folder, status, checkpoints, tables, plots and progress."""

@@ -24,8 +24,7 @@ from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
 from sslpl.types import RunInfo, Step, Tracker
 
-# A phase's end is saved only if this many times the cost of a checkpoint has passed since the last one, so that saving
-# takes at most 2% of the time.
+# The end of a phase is saved once this many times the seconds of a checkpoint have passed: at most 2% of the time.
 CHECKPOINT_COST_FACTOR = 50
 
 

@@ -35,10 +35,9 @@ def listen_for_signals(
 ) -> Iterator[None]:
     """Stores SIGINT, SIGTERM and SIGHUP in `listener`, so that the run ends after its current step.
 
-    A second signal ends a single process immediately. SIGUSR2, by which a scheduler preempts a job, is handled the
-    same way where a handler for it is installed. Does nothing in a thread. With several processes any of them may be
-    signalled, also repeatedly, and torchrun signals all of them when it has lost one: they stop, and print why, once
-    they have agreed on the signal.
+    A second signal ends a single process immediately. SIGUSR2, by which a scheduler preempts a job, is handled too if
+    it has a handler. Does nothing in a thread. Any of several processes may be signalled, also repeatedly, and torchrun
+    signals all of them when it has lost one: they stop, and print why, once they have agreed on the signal.
     """
 
     def store(signum: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its own folder: nowhere, or to Weights & Biases."""
+"""Trackers, which send a run's metrics to Weights & Biases or nowhere."""
 
 from sslpl.tracking.trackers import NoTracker, WandbTracker
 

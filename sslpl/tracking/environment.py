@@ -1,4 +1,4 @@
-"""What the environment tells W&B, and which of it W&B could not read."""
+"""Environment variables of W&B, and those among them that W&B cannot read."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -6,21 +6,21 @@ from contextlib import contextmanager
 
 MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 MODES |= {"disabled": "disabled"}
-NO = ("", "0", "false", "no", "off")
+FALSE_VALUES = ("", "0", "false", "no", "off")
 
 
 def environment_mode() -> str | None:
-    """Returns online, offline or disabled as WANDB_DISABLED or WANDB_MODE say; None if they say nothing that counts."""
-    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in NO:
+    """Returns online, offline or disabled as set by WANDB_DISABLED or WANDB_MODE; None if neither sets a known mode."""
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in FALSE_VALUES:
         return "disabled"
     return MODES.get(os.environ.get("WANDB_MODE", ""))
 
 
 def unreadable_variables() -> dict[str, str]:
-    """Returns the variables with a value that W&B refuses, and what is wrong with each (nothing with an empty one)."""
+    """Returns an error for each variable with a value that W&B refuses; an empty one if the value is empty."""
     import wandb
 
-    found = {}
+    errors = {}
     for name, setting, allowed in (
         ("WANDB_MODE", "mode", "must be online, offline or disabled"),
         ("WANDB_BASE_URL", "base_url", "must be the address of a W&B server, such as https://api.wandb.ai"),
@@ -29,16 +29,16 @@ def unreadable_variables() -> dict[str, str]:
             continue
         try:
             wandb.Settings.model_validate({setting: value})
-        except Exception:  # of pydantic, or wandb's own
-            found[name] = f"{name}={value}: {allowed}" if value else ""
-    return found
+        except Exception:  # pydantic's, or one of wandb's own
+            errors[name] = f"{name}={value}: {allowed}" if value else ""
+    return errors
 
 
 @contextmanager
 def hidden(names: Iterable[str]) -> Iterator[None]:
-    """Takes variables out of the environment for a while."""
-    kept = {name: os.environ.pop(name) for name in names}
+    """Removes variables from the environment inside the context."""
+    values = {name: os.environ.pop(name) for name in names}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(values)

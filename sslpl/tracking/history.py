@@ -1,4 +1,4 @@
-"""What a run has given to W&B in all of its lives, kept in its folder: the last steps, the folders recorded offline."""
+"""What a run and its resumed processes have logged to W&B, stored in its folder: last steps and offline folders."""
 
 import json
 import shlex
@@ -9,15 +9,15 @@ from sslpl.files import write_whole
 
 
 class History(NamedTuple):
-    """The last step given to a server and to a file; the offline folders, oldest first."""
+    """The last step logged online and offline (-1: none), and the offline folders, oldest first."""
 
     online: int = -1
     offline: int = -1
-    folders: tuple[str, ...] = ()  # relative to the run's folder if they lie there: it can be moved
+    folders: tuple[str, ...] = ()  # relative to the run's folder if inside it, so that it can be moved
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what an earlier life has left; an empty history if there was none or the file is damaged."""
+        """Reads the history of an earlier process; an empty one if there is none or the file is damaged."""
         try:
             content = json.loads(path.read_text())
             return cls(int(content["online"]), int(content["offline"]), tuple(map(str, content["folders"])))
@@ -25,7 +25,7 @@ class History(NamedTuple):
             return cls()
 
     def write(self, path: Path) -> None:
-        """Writes it whole."""
+        """Writes the history atomically."""
         write_whole(path, json.dumps(self._asdict()) + "\n")
 
     def logged(self, step: int, offline: bool) -> Self:
@@ -40,7 +40,7 @@ class History(NamedTuple):
 
 
 def unsent(history: History, run_folder: Path) -> list[Path]:
-    """Returns the offline folders that are still there and that `wandb sync` has not marked as sent."""
+    """Returns the offline folders that still exist and that `wandb sync` has not marked as sent."""
     folders = [run_folder.absolute() / name for name in history.folders]
     return [folder for folder in folders if folder.is_dir() and not any(folder.glob("*.wandb.synced"))]
 

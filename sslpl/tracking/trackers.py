@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its own folder: nowhere, or to Weights & Biases."""
+"""Trackers, which send a run's metrics to Weights & Biases or nowhere."""
 
 import atexit
 import logging
@@ -21,11 +21,11 @@ from sslpl.types import RunInfo
 
 Mode = Literal["auto", "online", "offline"]
 
-INIT_SECONDS = 10  # an unreachable server is given up after this; the run goes on meanwhile
-UPLOAD_SECONDS = 15  # what W&B may take to upload the rest when a run ends
-FINISH_SECONDS = 20  # what a run waits for its tracker at most
-FAILING_SECONDS = 10  # the same after W&B has failed once
-LONGEST_NAME = 128  # of what W&B takes
+INIT_SECONDS = 10  # the timeout for an unreachable server, during which the run continues
+UPLOAD_SECONDS = 15  # the time W&B has to upload the rest when a run ends
+FINISH_SECONDS = 20  # the longest time that a run waits for its tracker
+FAILING_SECONDS = 10  # the same once W&B has failed
+LONGEST_NAME = 128  # the most characters that W&B accepts
 AXES = {"*": "labeled", "train/*": "global_step", "finetune/*": "global_step"}
 
 
@@ -51,9 +51,9 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Sends a run to Weights & Biases from a thread of its own: no failure or delay reaches the run.
+    """Sends a run to Weights & Biases from a separate thread, so that no failure or delay affects the run.
 
-    What is None comes from the environment (WANDB_MODE and so on), see `conf/tracker/wandb.yaml`.
+    Arguments that are None are taken from the environment (WANDB_MODE and so on), see `conf/tracker/wandb.yaml`.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class WandbTracker:
     ) -> None:
         self.mode, self.project, self.entity, self.group, self.dir = mode, project, entity, group, dir
         self._queue: SimpleQueue[_Row | _End] = SimpleQueue()
-        self._taken: list[_Row | _End] = []
+        self._received: list[_Row | _End] = []
         self._failed_at: float | None = None
-        self._complained = False
+        self._reported = False
         self._path: Path | None = None  # of the history
-        self._before: History | None = None  # the history when an offline recording began
-        self._cut_off: Path | None = None  # an offline recording that wandb's own process has not finished
+        self._history_before: History | None = None  # the history when an offline recording began
+        self._unfinished_folder: Path | None = None  # of an offline recording cut off by the death of wandb's process
         self._thread: Thread | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Opens the W&B run of `run.id`, or that of the sweep whose agent started this process, or continues it."""
-        self._queue, self._taken, self._failed_at, self._complained = SimpleQueue(), [], None, False
-        self._path = self._before = self._cut_off = None
+        """Opens or resumes the W&B run with id `run.id`, or that of the sweep whose agent started this process."""
+        self._queue, self._received, self._failed_at, self._reported = SimpleQueue(), [], None, False
+        self._path = self._history_before = self._unfinished_folder = None
         self._thread = Thread(target=self._work, args=(run,), name="wandb-tracker", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes one row: its step must be above all before it, or the row is dropped as a repeat."""
+        """Queues one row; it is dropped as a repeat if its step is not above all earlier ones."""
         if self._thread is not None and self._thread.is_alive():
             self._queue.put(_Row(step, dict(metrics)))
 
@@ -91,44 +91,44 @@ class WandbTracker:
         if self._thread is None:
             return
         self._queue.put(_End(exit_code, dict(summary), tuple(files)))
-        began = time.monotonic()
+        start = time.monotonic()
         while self._thread.is_alive():
             failed_at = self._failed_at
-            # After a failure the offline run has yet to be opened: the time for it begins there.
-            since, limit = (began, FINISH_SECONDS) if failed_at is None else (max(began, failed_at), FAILING_SECONDS)
+            # After a failure the offline run must still be opened, so the time is counted from there.
+            since, limit = (start, FINISH_SECONDS) if failed_at is None else (max(start, failed_at), FAILING_SECONDS)
             if time.monotonic() - since > limit:
-                _say(f"not everything was written or sent within {limit} s")
+                _warn(f"not everything was written or sent within {limit} s")
                 break
             self._thread.join(timeout=0.1)
 
     def _work(self, info: RunInfo) -> None:
-        """Sends a run, and once more from its beginning if wandb's own process dies."""
-        died = self._live(info)
-        if died is not None and self._live(info, died) is None:
-            self._complain(f"{died}, and was started again")
+        """Sends a run, and sends it once more from its beginning if wandb's own process dies."""
+        died = self._track(info)
+        if died is not None and self._track(info, died) is None:
+            self._report(f"{died}, and was started again")
 
-    def _live(self, info: RunInfo, died: str | None = None) -> str | None:
+    def _track(self, info: RunInfo, died: str | None = None) -> str | None:
         """Opens the run and sends it everything; returns how wandb's own process died unless it had `died` before."""
         run = None
         try:
             if (run := self._open(info)) is not None:
                 self._send(run, info)
-        except (Exception, SystemExit) as error:  # whatever happens inside wandb, the run goes on
+        except (Exception, SystemExit) as error:  # nothing that wandb raises may stop the run
             self._failed_at, problem = time.monotonic(), _first_line(error)
             if _service_died(error):
                 problem = f"its own process ended ({problem})"
-                _drop(run)
+                _abandon(run)
                 if died is None:
-                    self._cut_off = Path(run.dir).parent if run is not None and run.offline else None
+                    self._unfinished_folder = Path(run.dir).parent if run is not None and run.offline else None
                     return problem
-            self._complain(f"{died or problem}; {self._lost(info)}")
+            self._report(f"{died or problem}; {self._lost_metrics(info)}")
         return None
 
     def _open(self, info: RunInfo) -> Any:
-        """Returns the W&B run, online or offline; None where W&B is disabled."""
-        # wandb's reports on its own errors delay the exit of the process when its server hangs.
+        """Returns the W&B run, online or offline; None if W&B is disabled."""
+        # wandb's error reports would delay the exit of the process when its server hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        logging.getLogger("wandb").propagate = False  # it has a file of its own
+        logging.getLogger("wandb").propagate = False  # it writes its own log file
         unreadable = unreadable_variables()
         with hidden(unreadable):
             try:
@@ -136,16 +136,16 @@ class WandbTracker:
                 if mode == "disabled":
                     return None
                 if mode == "online":
-                    return self._announced(self._init(info, "online"))
+                    return self._announce(self._init(info, "online"))
             except Exception as error:
                 problem, self._failed_at = _first_line(error), time.monotonic()
-                _close_service()  # it would hold on to the id of a run that failed to open
-            run = self._opened_offline(info, problem)
+                _close_service()  # it would keep the id of the run that failed to open
+            run = self._open_offline(info, problem)
         if problem:
-            self._complain(f"{problem}; goes on offline")
-        return self._announced(run)
+            self._report(f"{problem}; goes on offline")
+        return self._announce(run)
 
-    def _opened_offline(self, info: RunInfo, problem: str) -> Any:
+    def _open_offline(self, info: RunInfo, problem: str) -> Any:
         try:
             return self._init(info, "offline")
         except Exception as error:
@@ -153,109 +153,107 @@ class WandbTracker:
                 raise
             raise RuntimeError(problem) from error
 
-    def _announced(self, run: Any) -> Any:
+    def _announce(self, run: Any) -> Any:
         print(f"W&B: offline, in {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}", flush=True)
         return run
 
     def _choose_mode(self, unreadable: Mapping[str, str]) -> tuple[str, str]:
-        """Returns online, offline or disabled, as asked for here or in the environment, and why not online if it was.
+        """Returns online, offline or disabled, and the reason if online was requested but is not possible.
 
-        Online is only who is logged in.
+        The mode is the argument's or the environment's; online requires a login.
         """
         import wandb
 
-        asked = self.mode or environment_mode()
-        if asked is None and unreadable.get("WANDB_MODE"):
+        requested = self.mode or environment_mode()
+        if requested is None and unreadable.get("WANDB_MODE"):
             return "offline", unreadable["WANDB_MODE"]
         settings = wandb.Settings(silent=True)
         if self.mode in ("auto", "online"):
-            settings.mode = "online"  # whatever the environment says
-        told = _setup(settings).settings.mode  # `wandb offline` leaves it in a file
-        asked = asked or {"online": "auto", "dryrun": "offline"}.get(told, told)
-        if asked in ("offline", "disabled"):
-            return asked, ""
+            settings.mode = "online"  # overrides the environment
+        configured = _setup(settings).settings.mode  # also from the file that `wandb offline` writes
+        requested = requested or {"online": "auto", "dryrun": "offline"}.get(configured, configured)
+        if requested in ("offline", "disabled"):
+            return requested, ""
         if unreadable.get("WANDB_BASE_URL"):
             return "offline", unreadable["WANDB_BASE_URL"]
-        if wandb.login(prompt=False, verify=False):  # looks where wandb looks, without a connection
+        if wandb.login(prompt=False, verify=False):  # finds the key wherever wandb does, without a connection
             return "online", ""
-        return "offline", "nobody is logged in (`wandb login`)" if asked == "online" else ""
+        return "offline", "nobody is logged in (`wandb login`)" if requested == "online" else ""
 
     def _init(self, info: RunInfo, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
         _setup(wandb.Settings(silent=True))
-        told = os.environ.get
-        board = {"dataset_name": info.dataset, "method_name": info.group, "setting": info.setting}  # for dashboards
-        folder = Path(self.dir or told("WANDB_DIR") or info.folder)
-        folder.mkdir(parents=True, exist_ok=True)  # wandb would write into a temporary folder instead
-        run = wandb.init(  # under a sweep's agent wandb takes entity, project and id from there instead
+        environment = os.environ.get
+        names = {"dataset_name": info.dataset, "method_name": info.group, "setting": info.setting}  # for dashboards
+        folder = Path(self.dir or environment("WANDB_DIR") or info.folder)
+        folder.mkdir(parents=True, exist_ok=True)  # wandb would otherwise write to a temporary folder
+        run = wandb.init(  # under a sweep's agent, wandb takes entity, project and id from the sweep
             entity=self.entity,
-            project=self.project or told("WANDB_PROJECT") or "sslpl",
+            project=self.project or environment("WANDB_PROJECT") or "sslpl",
             id=info.id,
             name=info.name,
-            group=self.group or told("WANDB_RUN_GROUP") or group_name(info),
+            group=self.group or environment("WANDB_RUN_GROUP") or group_name(info),
             dir=str(folder),
-            config={**info.config, **board, "config_id": info.config_id, "provenance": dict(info.provenance)},
+            config={**info.config, **names, "config_id": info.config_id, "provenance": dict(info.provenance)},
             mode=mode,
             resume="allow" if mode == "online" else None,
             reinit="create_new",
             settings=_settings(),
         )
-        for names, axis in AXES.items():
+        for pattern, axis in AXES.items():
             run.define_metric(axis, hidden=True)
-            # Without step_sync: a row that does not say how much is labeled is not given an older number.
-            run.define_metric(names, step_metric=axis, step_sync=False)
+            # With step_sync, a row without a number of labels would be given an older one.
+            run.define_metric(pattern, step_metric=axis, step_sync=False)
         return run
 
     def _send(self, run: Any, info: RunInfo) -> None:
-        """Logs every row that the W&B run does not have yet, then ends it."""
-        # Under a sweep's agent the W&B run has another id than the run.
+        """Logs every row that the W&B run does not have yet, then finishes it."""
+        # Under a sweep's agent, the id of the W&B run differs from that of the run.
         path = self._path = info.folder / "wandb" / f"history-{run.id}.json"
-        history = self._before or History.read(path)
-        self._before = history if run.offline else None
-        # Where the last life stopped: the server knows of what it has, a file of what only lies here.
+        history = self._history_before or History.read(path)
+        self._history_before = history if run.offline else None
+        # The last step of earlier processes: the server counts the online ones, the file the offline ones.
         last_step = max(history.offline, history.online if run.offline else run.step - 1)
         if run.offline:
             history = history.with_folder(Path(run.dir).parent, info.folder)
             history.write(path)
-        if self._cut_off not in (
-            None,
-            Path(run.dir).parent,
-        ):  # it lacks its last second: all of it is recorded again here
-            shutil.rmtree(str(self._cut_off), ignore_errors=True)
+        # A recording that was cut off lacks its last second: it is recorded again in full, in a new folder.
+        if self._unfinished_folder not in (None, Path(run.dir).parent):
+            shutil.rmtree(str(self._unfinished_folder), ignore_errors=True)
         for item in self._items():
             if isinstance(item, _End):
                 self._end(run, info, item)
                 break
-            metrics = _present(item.metrics)
+            metrics = _without_missing(item.metrics)
             if item.step <= last_step or not metrics:
                 continue
             last_step = item.step
             history = history.logged(last_step, bool(run.offline))
-            history.write(path)  # before the row: a kill in between loses it, and does not double it
+            history.write(path)  # before the row, so that a kill in between loses the row instead of doubling it
             run.log({**metrics, "global_step": item.step}, step=item.step, commit=True)
         if waiting := unsent(history, info.folder):
             print(f"W&B: recorded offline, to send it: {sync_command(waiting)}", flush=True)
 
     def _items(self) -> Iterator[_Row | _End]:
-        """Yields what this life was told from its beginning, also when it is asked a second time."""
-        yield from [*self._taken]
+        """Yields all items that this process has queued, from the first one on, also when called again."""
+        yield from [*self._received]
         while True:
-            self._taken.append(self._queue.get())
-            yield self._taken[-1]
+            self._received.append(self._queue.get())
+            yield self._received[-1]
 
     def _end(self, run: Any, info: RunInfo, end: _End) -> None:
-        run.summary.update(_present(end.summary))
+        run.summary.update(_without_missing(end.summary))
         try:
             _attach(run, info.id, end.files)
-        except Exception as error:  # the final state counts for more than the file
+        except Exception as error:  # the final state matters more than the files
             if _service_died(error):
                 raise
-            self._complain(_first_line(error))
+            self._report(_first_line(error))
         run.finish(exit_code=end.exit_code)
 
-    def _lost(self, info: RunInfo) -> str:
-        """Says which numbers W&B lacks after a failure, and how those that were recorded before can be sent."""
+    def _lost_metrics(self, info: RunInfo) -> str:
+        """Returns which metrics W&B lacks after a failure, and the command that sends those recorded before it."""
         if self._path is None:
             return "goes on without W&B"
         waiting = unsent(History.read(self._path), info.folder)
@@ -263,17 +261,17 @@ class WandbTracker:
             f"; what was recorded before: {sync_command(waiting)}" if waiting else ""
         )
 
-    def _complain(self, problem: str) -> None:
-        """Says the first failure in one line, and nothing of those that follow from it."""
+    def _report(self, problem: str) -> None:
+        """Prints the first failure in one line, and ignores those that follow from it."""
         if self._failed_at is None:
             self._failed_at = time.monotonic()
-        if not self._complained:
-            _say(problem)
-        self._complained = True
+        if not self._reported:
+            _warn(problem)
+        self._reported = True
 
 
 def _setup(settings: Any) -> Any:
-    """Starts wandb's own process unless it runs; its hook at the exit, a traceback if it has died, comes to nothing."""
+    """Starts wandb's own process if needed, and closes it at exit before wandb's hook can print a traceback."""
     import wandb
 
     singleton = wandb.setup(settings)
@@ -288,31 +286,31 @@ def _settings() -> Any:
     return wandb.Settings(
         silent=True,
         console="off",  # the terminal belongs to the run
-        disable_git=True,  # provenance says it
+        disable_git=True,  # the provenance contains it
         init_timeout=INIT_SECONDS,
         finish_timeout=UPLOAD_SECONDS,
-        x_transaction_log_flush_interval=1,  # what a kill takes from an offline run,
-        x_file_stream_transmit_interval=2,  # and from an online one, in seconds
+        x_transaction_log_flush_interval=1,  # the seconds that a kill takes from an offline run
+        x_file_stream_transmit_interval=2,  # the seconds that a kill takes from an online run
     )
 
 
 def group_name(info: RunInfo) -> str:
-    """Returns the W&B group of a run: dataset, label and setting, so that its runs differ in the seed alone."""
+    """Returns the W&B group of a run: dataset, method name and setting, so that its runs differ only in the seed."""
     return f"{f'{info.dataset}/{info.group}'[: LONGEST_NAME - len(info.setting) - 1]}/{info.setting}"
 
 
-def _say(problem: str) -> None:
+def _warn(problem: str) -> None:
     print(f"W&B: {problem}; the run's files are complete without it", file=sys.stderr, flush=True)
 
 
 def _service_died(error: BaseException) -> bool:
-    """Whether wandb's own process is no more."""
+    """Returns True if the error means that wandb's own process has died."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"ConnectionError", "MailboxClosedError", "HandleAbandonedError"})
 
 
-def _drop(run: Any) -> None:
-    """Gives up a W&B run whose service has died; its threads would print a traceback when they next ask the service."""
+def _abandon(run: Any) -> None:
+    """Abandons a W&B run whose service has died, because its threads would print tracebacks."""
     if run is not None:
         with suppress(Exception, SystemExit):
             run.finish()
@@ -332,13 +330,13 @@ def _attach(run: Any, run_id: str, files: Sequence[Path]) -> None:
 
     if files:
         artifact = wandb.Artifact(f"queries-{run_id}", type="ledger")
-        for file in files:  # immutable: sent from where it lies, without a copy in the home directory
+        for file in files:  # the policy avoids a copy in the home directory
             artifact.add_file(str(file), policy="immutable", skip_cache=True)
         run.log_artifact(artifact)
 
 
-def _present(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that have a value."""
+def _without_missing(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics without those that are None or NaN."""
     return {name: value for name, value in metrics.items() if value is not None and not math.isnan(value)}
 
 
@@ -347,5 +345,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def metric_names(row: Mapping[str, float | int | None]) -> dict[str, float]:
-    """A row of metrics.csv under the names that a tracker shows: `test/accuracy` and so on."""
+    """Returns a row of metrics.csv under the names that a tracker shows, such as `test/accuracy`."""
     return {re.sub("^(test|validation)_", r"\1/", key): value for key, value in row.items() if value is not None}
