@@ -293,9 +293,7 @@ def check_shared_sweep(scratch: Path) -> bool:
     counts = [state_counts(ended.log) for ended in results]
     passed = all(ended.code == 0 for ended in results) and sum(count["finished"] for count in counts) == JOBS
     passed = passed and len(finished_runs(folder)) == JOBS and all(count.total() == JOBS for count in counts)
-    print(
-        f"{'shared' if passed else 'NOT SHARED'}  sweep of {JOBS} runs in two processes: {[dict(count) for count in counts]}"
-    )
+    print(f"{'shared' if passed else 'NOT SHARED'}  {JOBS} runs in two processes: {[dict(count) for count in counts]}")
     if not passed:
         print(*(ended.log[-3000:] for ended in results), sep="\n---\n")
     return passed
@@ -327,10 +325,10 @@ def check_killed_campaign(scratch: Path, seed: int) -> bool:
             return False
         for batch in folder.glob(f"outputs/**/labeling/cycle{cycle}"):
             write_labels(batch)
-    counts = [result(part) for part in (scratch / "reference", folder)]
-    for count in counts:
-        count["metrics.csv"] = [{k: v for k, v in row.items() if k not in hidden} for row in count["metrics.csv"]]  # type: ignore[attr-defined]
-    differing = [what for what in ("metrics.csv", "queries.csv", "weights") if counts[0][what] != counts[1][what]]
+    contents = [result(part) for part in (scratch / "reference", folder)]
+    for content in contents:
+        content["metrics.csv"] = [{k: v for k, v in row.items() if k not in hidden} for row in content["metrics.csv"]]  # type: ignore[attr-defined]
+    differing = [what for what in ("metrics.csv", "queries.csv", "weights") if contents[0][what] != contents[1][what]]
     print(
         f"{'identical' if not differing else 'DIFFERENT'}  campaign killed 5 times {', '.join(differing)}", flush=True
     )
