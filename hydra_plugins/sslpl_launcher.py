@@ -1,4 +1,4 @@
-"""Where Hydra looks for launchers: it takes them from this namespace alone; see `sslpl.run.launchers`."""
+"""The launcher plugin of sslpl: Hydra loads plugins only from this namespace; see `sslpl.run.launchers`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from omegaconf import DictConfig
 
 
 class SweepLauncher(Launcher):
-    """Plans all runs of a sweep here, and gives those that are left to do to another launcher."""
+    """Plans all runs of a sweep and executes the unfinished ones with another launcher."""
 
     def __init__(self, plugin: str, **options: Any) -> None:
         self.plugin, self.options = plugin, options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Takes what Hydra gives to every launcher."""
+        """Stores what Hydra passes to every launcher."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """The area under the budget curve of each run, or None."""
+        """Executes the runs of a sweep; returns the area under the budget curve of each, or None."""
         from sslpl.run.launchers import LauncherConfig, launch_sweep
 
         sweep = LauncherConfig(self.plugin, self.options, self.context, self.config)

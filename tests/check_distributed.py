@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from chaos import ROOT, Life
+from chaos import ROOT, ProcessResult
 
 COMMON = [
     *("training.batch_size=32", "training.precision=float32", "budget.candidates=200", "tracker=none"),
@@ -48,17 +48,17 @@ def start(folder: Path, processes: int, options: list[str]) -> subprocess.Popen[
     return subprocess.Popen([*head, *options], cwd=folder, env=environment, **pipes)
 
 
-def finish(process: subprocess.Popen[str]) -> Life:
+def finish(process: subprocess.Popen[str]) -> ProcessResult:
     """How a command ended."""
     try:
         log, _ = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.terminate()
         sys.exit(f"distributed: no end within {DEADLINE} s\n{process.communicate()[0]}")
-    return Life(process.returncode, log)
+    return ProcessResult(process.returncode, log)
 
 
-def live(folder: Path, processes: int, options: list[str]) -> Life:
+def live(folder: Path, processes: int, options: list[str]) -> ProcessResult:
     """Runs a command to its end; it must be a good one."""
     life = finish(start(folder, processes, options))
     if life.code != 0:

@@ -1,6 +1,7 @@
 """Turns exceptions into one line and an exit code."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__)
 PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options that another package adds to Hydra
 BAD_INPUT, FAILED = 2, 1  # exit codes
 SIGNAL_BASE = 128  # the exit code after a signal is this plus the signal's number
-INTERRUPTED = "interrupted; rerun the same command to resume"
 
 
 class ErrorReport(NamedTuple):
@@ -38,6 +38,11 @@ class SweepStopped(BaseException):
     def __init__(self, report: ErrorReport) -> None:
         super().__init__(report.line)
         self.report = report
+
+
+def stopped_by(signum: int, reason: str = "interrupted") -> SweepStopped:
+    """Builds the exception that stops a command after a signal."""
+    return SweepStopped(ErrorReport(f"{reason}; rerun the same command to resume", SIGNAL_BASE + signum))
 
 
 def catch_errors(action: Callable[[], T], groups: Sequence[str] = ()) -> T | ErrorReport:
@@ -58,10 +63,9 @@ def catch_errors(action: Callable[[], T], groups: Sequence[str] = ()) -> T | Err
     except (HydraException, OmegaConfBaseException) as error:
         return error_report(composition_error(error, groups), BAD_INPUT)
     except Interrupted as error:
-        line = f"{error}; rerun the same command to resume"
-        raise SweepStopped(error_report(line, SIGNAL_BASE + error.signum)) from error
+        raise stopped_by(error.signum, str(error)) from error
     except KeyboardInterrupt as error:
-        raise SweepStopped(error_report(INTERRUPTED, SIGNAL_BASE + 2)) from error
+        raise stopped_by(signal.SIGINT) from error
     except RunFailed as error:
         return error_report(str(error), FAILED)
     except Exception as error:

@@ -19,16 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from sslpl.config.plans import Plan
 from sslpl.recording import lock
 from sslpl.recording.status import read_status
-from sslpl.run.errors import (
-    FAILED,
-    INTERRUPTED,
-    SIGNAL_BASE,
-    ErrorReport,
-    SweepStopped,
-    catch_errors,
-    error_report,
-    print_error,
-)
+from sslpl.run.errors import FAILED, SIGNAL_BASE, ErrorReport, catch_errors, error_report, print_error, stopped_by
 from sslpl.run.gpus import concurrent_runs
 from sslpl.run.jobs import Command, Job, JobResult, describe_owner, job_plan
 from sslpl.run.launch import finished_outcome
@@ -71,7 +62,7 @@ def launch_sweep(
             new_results, signum = run_with_launcher(plugin, sweep, todo, {i: overrides[i] for i in todo}, first)
             results |= new_results
             if signum is not None:
-                raise SweepStopped(ErrorReport(INTERRUPTED, SIGNAL_BASE + signum))
+                raise stopped_by(signum)
     finally:
         for i, plan in enumerate(plans):
             name = " ".join(overrides[i]) if isinstance(plan, ErrorReport) else str(plan.folder)
@@ -191,9 +182,8 @@ def launcher_options(launcher: str, options: dict[str, Any], jobs: int, gpus: in
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # or Ray drops lines that differ in numbers only
         init = {key: value for key, value in options["ray"]["init"].items() if value is not None}
         if "address" in init or "RAY_ADDRESS" in os.environ:
-            init = {key: value for key, value in init.items() if key not in LOCAL_CLUSTER_OPTIONS} | {
-                "object_store_memory": None
-            }
+            init = {key: value for key, value in init.items() if key not in LOCAL_CLUSTER_OPTIONS}
+            init["object_store_memory"] = None
         options["ray"] = OmegaConf.create({"init": init, "remote": options["ray"]["remote"]})
     return options
 
