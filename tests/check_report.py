@@ -23,10 +23,10 @@ WIDTHS = (1366, 390)  # pixels: a laptop, a phone
 
 WATCH = "<script>window.errors = []; addEventListener('error', (e) => errors.push(String(e.message)));</script>"
 USE = """<script>{
-const board = document.getElementById("board-0");
-const drawn = (name) => [...board.querySelectorAll("path.curve")].filter((p) => p.dataset.line === name).length;
-const press = (name) => [...board.querySelectorAll("button")].find((b) => b.dataset.line === name).click();
-const tip = board.querySelector(".tip");
+const root = document.getElementById("dataset-0");
+const drawn = (name) => [...root.querySelectorAll("path.curve")].filter((p) => p.dataset.arm === name).length;
+const press = (name) => [...root.querySelectorAll("button")].find((b) => b.dataset.arm === name).click();
+const tip = root.querySelector(".tip");
 const outcome = { before: drawn("entropy"), width: innerWidth, scroll: document.documentElement.scrollWidth };
 outcome.paths = [...document.querySelectorAll("path.curve")].map((p) => p.getAttribute("d"));
 outcome.sizes = [...document.querySelectorAll("figure svg")].map((s) => s.getBBox().width * s.getBBox().height);
@@ -35,7 +35,7 @@ outcome.hidden = [drawn("entropy"), drawn("random")];
 press("entropy");
 outcome.again = drawn("entropy");
 const move = () => {
-  const svg = board.querySelector("figure svg"), box = svg.getBoundingClientRect();
+  const svg = root.querySelector("figure svg"), box = svg.getBoundingClientRect();
   const at = { clientX: box.left + 0.999 * box.width, clientY: box.top + 0.5 * box.height, bubbles: true };
   svg.dispatchEvent(new PointerEvent("pointermove", at));
   return svg;
@@ -50,11 +50,11 @@ outcome.left = tip.hidden;
 press("entropy");
 move();
 outcome.tipWithout = tip.innerText;
-const [{ lines, charts }] = JSON.parse(document.getElementById("data").textContent);
+const [{ arms, charts }] = JSON.parse(document.getElementById("data").textContent);
 const brief = charts.find((chart) => chart.axis === "seconds");
 for (const [, line] of brief.series) for (const point of line) point[0] /= 12;
 const figure = document.getElementById(`chart-0-${charts.indexOf(brief)}`);
-draw(figure, brief, Object.fromEntries(lines.map((line) => [line.name, line])), new Set());
+draw(figure, brief, Object.fromEntries(arms.map((arm) => [arm.name, arm])), new Set());
 outcome.ticks = [...figure.querySelectorAll("text[text-anchor=middle]")].map((text) => text.textContent);
 outcome.fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
 outcome.errors = window.errors;

@@ -11,17 +11,19 @@ from test_report import report, sweep  # noqa: F401 - a fixture
 from test_tracking import server, stranger  # noqa: F401 - fixtures
 from wandb_server import WandbServer
 
-from sslpl.recording import run_tables
-from sslpl.report import dashboard, markdown, tables
+from sslpl.recording.run_tables import COLUMNS
+from sslpl.report import dashboard, sections
 from sslpl.report.comparison import DatasetComparison, compare_datasets
 from sslpl.report.read import read_runs
+from sslpl.report.render import plain_text, render_markdown
+from sslpl.report.results import results_table
 from sslpl.tracking.trackers import metric_names
 
 pytest.importorskip("wandb_workspaces")
 GROUPED = [{"section": "config", "name": f"{key}.value"} for key in ("dataset_name", "method_name", "setting")]
 
 
-def boards_of(root: Path) -> list[DatasetComparison]:
+def comparisons_of(root: Path) -> list[DatasetComparison]:
     return compare_datasets(read_runs([root])[0])
 
 
@@ -39,7 +41,7 @@ def texts(tree: Any) -> str:
 
 
 def test_the_panels_show_keys_that_a_run_streams() -> None:
-    by_cycle = metric_names(dict.fromkeys(run_tables.COLUMNS, 0.0))
+    by_cycle = metric_names(dict.fromkeys(COLUMNS, 0.0))
     found = [panel for panels in dashboard.panels().values() for panel in panels]
     lines = [panel for panel in found if type(panel).__name__ == "LinePlot"]
     assert {panel.y[0] for panel in lines if panel.x == "labeled"} <= set(by_cycle)
@@ -95,9 +97,8 @@ def test_the_command_saves_a_report_and_a_view(
         shown = [config["metrics"][0] for config in within(grid, "Run History Line Plot")]
         assert shown == [panel.y[0] for found in dashboard.panels().values() for panel in found if hasattr(panel, "y")]
     whole = texts(page["spec"]["blocks"])
-    for board in boards_of(sweep):
-        for row in tables.measured([board]):
-            assert all(cell in whole for cell in tables.cells(row))
+    for row in results_table(comparisons_of(sweep)).rows:
+        assert all(plain_text(cell) in whole for cell in row)
     assert "entropy \N{MINUS SIGN} random" in whole
     assert "a single seed, so no interval and no test: random" in whole
     assert "Labels at which the mean curve" in whole
@@ -114,24 +115,24 @@ def test_runs_are_grouped_by_what_the_tracker_sends(server: WandbServer, tmp_pat
 
 def test_runs_that_are_not_finished_have_panels_too(tmp_path: Path) -> None:
     write_run(tmp_path, "random", 0, [0.3], state="running")
-    blocks = dashboard.report(boards_of(tmp_path), ["a: cannot be read"], "team", "sslpl").blocks
+    blocks = dashboard.build_report(comparisons_of(tmp_path), ["a: cannot be read"], "team", "sslpl").blocks
     assert [type(block).__name__ for block in blocks].count("PanelGrid") == 1
     assert "MarkdownBlock" not in {type(block).__name__ for block in blocks}
     assert blocks[2].items == ["a: cannot be read"]
 
 
 def test_the_tables_in_markdown(sweep: Path) -> None:  # noqa: F811
-    (board,) = boards_of(sweep)
-    rows = [line for line in markdown.tests_table(board).splitlines() if line.startswith("|")]
+    (comparison,) = comparisons_of(sweep)
+    rows = [line for line in render_markdown(sections.tests_table(comparison)).splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert {line.count("|") for line in rows} == {8}
-    assert "<sub>" not in markdown.tests_table(board)
-    savings = [line for line in markdown.savings_table(board).splitlines() if line.startswith("|")]
+    text = render_markdown(sections.savings_table(comparison))
+    savings = [line for line in text.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in savings[2:]] == ["entropy", "random", "sslpm"]
-    assert markdown.ranks_table([board]) == ""
+    assert sections.overall_sections([comparison]) == []
     write_run(sweep, "random", 0, [0.3, 0.4, 0.5, 0.6], dataset="cifar10")
     write_run(sweep, "entropy", 0, [0.3, 0.4, 0.5, 0.7], dataset="cifar10")
-    assert "| entropy | 1.00 | 1 | 1 |" in markdown.ranks_table(boards_of(sweep))
+    assert "| entropy | 1.00 | 1 | 1 |" in render_markdown(sections.ranks_table(comparisons_of(sweep)))
 
 
 def failing(

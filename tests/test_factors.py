@@ -8,7 +8,7 @@ from folders import write_run
 
 from sslpl.report import __main__ as main
 from sslpl.report.comparison import compare_datasets
-from sslpl.report.factorial import Factorial, contrast, effects, factorial, two_way
+from sslpl.report.factorial import Factorial, contrast, effects, full_factorial, two_way_means
 from sslpl.report.factorial_tables import crossed_tables
 from sslpl.report.read import read_runs
 
@@ -26,8 +26,8 @@ def crossing(root: Path, **skipped: str) -> Factorial | None:
         choices = {"method": "sslpm", "query": query, "task_ssl": task, "ssl": ssl, "tracker": "none"}
         choices |= {"query/scorer": query, "query/selector": "top"} if query == "entropy" else {}  # what it is made of
         write_run(root, f"sslpm+query={query}+ssl={ssl}+task_ssl={task}", seed, [0.5, top], choices=choices)
-    (board,) = compare_datasets(read_runs([root])[0])
-    return factorial(board)
+    (comparison,) = compare_datasets(read_runs([root])[0])
+    return full_factorial(comparison)
 
 
 def test_a_main_effect_by_hand():
@@ -64,7 +64,7 @@ def test_effects_are_those_that_were_put_in(tmp_path):
 def test_the_two_way_table_averages_over_the_rest(tmp_path):
     found = crossing(tmp_path)
     query, task = found.groups.index("query"), found.groups.index("task_ssl")
-    cell = two_way(found, query, task, metric=1)[1][1]  # entropy with fixmatch
+    cell = two_way_means(found, query, task, metric=1)[1][1]  # entropy with fixmatch
     assert cell.mean == pytest.approx(0.6 + 0.01 + 0.02 + 0.1 + 0.02 + 0.03)
     assert cell.std == pytest.approx(0.01)
     assert cell.n == 3
@@ -80,16 +80,16 @@ def test_methods_are_one_factor_and_not_what_they_are_made_of(tmp_path):
         choices = {"method": method, "ssl": ssl, "query": method, "budget": budget, "training": "published"}
         per_cycle = {"per_cycle": 20 if budget == "low" else 40}
         write_run(tmp_path, method, seed, [0.5, 0.6 + 0.01 * seed], choices=choices, budget=per_cycle)
-    (board,) = compare_datasets(read_runs([tmp_path])[0])
-    assert set(factorial(board).groups) == {"method", "budget"}
+    (comparison,) = compare_datasets(read_runs([tmp_path])[0])
+    assert set(full_factorial(comparison).groups) == {"method", "budget"}
 
 
 def test_one_group_is_no_factorial(tmp_path):
     for seed, ssl in product(range(2), ("none", "a")):
         write_run(tmp_path, f"sslpm+ssl={ssl}", seed, [0.5, 0.6], choices={"method": "sslpm", "ssl": ssl})
-    (board,) = compare_datasets(read_runs([tmp_path])[0])
-    assert factorial(board) is None
-    assert crossed_tables(board) == ""
+    (comparison,) = compare_datasets(read_runs([tmp_path])[0])
+    assert full_factorial(comparison) is None
+    assert crossed_tables(comparison) == []
 
 
 def test_page_and_csv_hold_the_effects(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -16,14 +17,20 @@ from folders import CLASSES, write_run
 
 from sslpl.recording.run_tables import aubc
 from sslpl.report import __main__ as main
-from sslpl.report import compare, sections, tables
+from sslpl.report import sections
 from sslpl.report.caveats import caveats
 from sslpl.report.charts import chart_data
-from sslpl.report.comparison import DatasetComparison, area, compare_datasets, curve
-from sslpl.report.figures import draw_board, png
-from sslpl.report.page import page
+from sslpl.report.comparison import DatasetComparison, area, compare_datasets, mean_curve
+from sslpl.report.csv_files import csv_files
+from sslpl.report.figures import draw_comparison, png_bytes
+from sslpl.report.page import render_page
+from sslpl.report.pairwise import method_ranks, paired_tests, total_penalties
+from sslpl.report.queries import class_shares, overlap_matrix, queried, query_balance
 from sslpl.report.read import read_run, read_runs
+from sslpl.report.render import render_html, render_latex, render_markdown, render_terminal
+from sslpl.report.savings import label_savings
 from sslpl.report.styles import arm_styles
+from sslpl.report.table import Bar, Name, Table, Text, Value
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
@@ -36,11 +43,11 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def only_board(root: Path) -> DatasetComparison:
-    runs, damaged = read_runs([root])
-    assert not damaged
-    (found,) = compare_datasets(runs)
-    return found
+def only_comparison(root: Path) -> DatasetComparison:
+    runs, unreadable = read_runs([root])
+    assert not unreadable
+    (comparison,) = compare_datasets(runs)
+    return comparison
 
 
 @pytest.fixture
@@ -77,26 +84,26 @@ def test_the_report_agrees_with_the_metrics_files(
 
 
 def test_a_curve_is_the_mean_over_seeds(sweep: Path) -> None:
-    (random,) = [line for line in only_board(sweep).lines if line.label == "random"]
-    points = curve(random)
+    (random,) = [arm for arm in only_comparison(sweep).arms if arm.method_name == "random"]
+    points = mean_curve(random)
     assert [labeled for labeled, _ in points] == [20, 40, 60, 80]
     assert points[0][1].mean == pytest.approx(0.51)
     assert points[0][1].std == pytest.approx(0.01)
     assert area(random).mean == pytest.approx((0.51 / 2 + 0.60 + 0.65 + 0.70 / 2) / 3)
 
 
-def test_lines_are_ordered_by_area_and_the_ceiling_is_apart(sweep: Path) -> None:
-    board = only_board(sweep)
-    assert [line.name for line in board.lines] == ["entropy", "random", "sslpm"]
-    assert [line.name for line in board.ceilings] == ["full"]
-    assert "full" not in {test.first.name for test in compare.tests(board)}
+def test_arms_are_ordered_by_area_and_the_ceiling_is_apart(sweep: Path) -> None:
+    comparison = only_comparison(sweep)
+    assert [arm.name for arm in comparison.arms] == ["entropy", "random", "sslpm"]
+    assert [arm.name for arm in comparison.ceilings] == ["full"]
+    assert "full" not in {test.first.name for test in paired_tests(comparison)}
 
 
 def test_the_tests_compare_shared_seeds(sweep: Path) -> None:
     write_run(sweep, "margin", 1, [0.5, 0.6, 0.7, 0.8])
     write_run(sweep, "margin", 2, [0.5, 0.6, 0.7, 0.9])
     write_run(sweep, "margin", 7, [0.1, 0.1, 0.1, 0.1])
-    found = {(test.first.name, test.second.name): test for test in compare.tests(only_board(sweep))}
+    found = {(test.first.name, test.second.name): test for test in paired_tests(only_comparison(sweep))}
     assert len(found) == 6
     test = next(test for names, test in found.items() if set(names) == {"margin", "random"})
     assert test.result.n == 2
@@ -105,8 +112,8 @@ def test_the_tests_compare_shared_seeds(sweep: Path) -> None:
 
 
 def test_random_needs_as_many_labels_as_it_has(sweep: Path) -> None:
-    board = only_board(sweep)
-    by_name = {line.name: compare.savings(board, line) for line in board.lines}
+    comparison = only_comparison(sweep)
+    by_name = {arm.name: label_savings(comparison, arm) for arm in comparison.arms}
     assert [saving.labels for saving in by_name["random"]] == pytest.approx([40, 60, 80])
     assert [saving.target for saving in by_name["random"]] == pytest.approx([0.6, 0.65, 0.7])
     assert by_name["entropy"][-1].labels == pytest.approx(40 + 20 * (0.70 - 0.661) / (0.72 - 0.661))
@@ -118,15 +125,15 @@ def test_random_needs_as_many_labels_as_it_has(sweep: Path) -> None:
 def test_savings_skip_accuracies_that_random_sampling_had_before(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "random", seed, [0.5, 0.7, 0.6, 0.8])
-    board = only_board(tmp_path)
-    assert [saving.target for saving in compare.savings(board, board.lines[0])] == pytest.approx([0.7, 0.8])
+    comparison = only_comparison(tmp_path)
+    assert [saving.target for saving in label_savings(comparison, comparison.arms[0])] == pytest.approx([0.7, 0.8])
 
 
 def test_ranks_over_datasets(sweep: Path) -> None:
     for seed in range(2):
         write_run(sweep, "random", seed, [0.5, 0.6], dataset="cifar10")
         write_run(sweep, "sslpm", seed, [0.5, 0.7], dataset="cifar10")
-    labels, by_dataset, means = compare.ranks(compare_datasets(read_runs([sweep])[0]))
+    labels, by_dataset, means = method_ranks(compare_datasets(read_runs([sweep])[0]))
     assert labels == ["random", "sslpm"]
     assert by_dataset.tolist() == [[2, 1], [1, 2]]  # cifar10, digits
     assert means.tolist() == [1.5, 1.5]
@@ -138,7 +145,7 @@ def test_penalties_over_datasets_add_up(tmp_path: Path) -> None:
             write_run(tmp_path, "random", seed, [0.5, 0.6 + 0.001 * seed], dataset=dataset)
             write_run(tmp_path, "sslpm", seed, [0.5, 0.7 - 0.001 * seed], dataset=dataset)
             write_run(tmp_path, "only_here", seed, [0.5, 0.9], dataset="digits") if dataset == "digits" else None
-    labels, total = compare.total_penalties(compare_datasets(read_runs([tmp_path])[0]))
+    labels, total = total_penalties(compare_datasets(read_runs([tmp_path])[0]))
     assert labels == ["random", "sslpm"]
     assert total[1, 0] == 1.0  # half of the cycles of each
     assert total[0, 1] == 0.0
@@ -158,21 +165,21 @@ def test_other_files_are_no_runs(sweep: Path) -> None:
     other = sweep / "digits/random/seed0-xxxxxxxx/wandb/files/config.yaml"
     other.parent.mkdir(parents=True)
     other.write_text("wandb_version: 1")
-    runs, damaged = read_runs([sweep])
+    runs, unreadable = read_runs([sweep])
     assert len(runs) == 12
-    assert damaged == []
+    assert unreadable == []
 
 
 def test_queries_are_counted_without_the_first_labels(sweep: Path) -> None:
-    board = only_board(sweep)
-    for line in board.lines:
-        run = line.runs[0]
-        assert len(compare.after_the_first(run).index) == 60
-        assert compare.class_shares(line, CLASSES).sum() == pytest.approx(1)
-        assert len(compare.class_balance(line, CLASSES)) == 4
-    matrix = compare.overlaps(board)
+    comparison = only_comparison(sweep)
+    for arm in comparison.arms:
+        run = arm.runs[0]
+        assert len(queried(run).index) == 60
+        assert class_shares(arm, CLASSES).sum() == pytest.approx(1)
+        assert len(query_balance(arm, CLASSES)) == 4
+    matrix = overlap_matrix(comparison)
     assert np.allclose(matrix, matrix.T)
-    chosen = [[set(run.queries.index[20:].tolist()) for run in line.runs] for line in board.lines]
+    chosen = [[set(run.queries.index[20:].tolist()) for run in arm.runs] for arm in comparison.arms]
     same_seed = [len(a & b) / len(a | b) for a, b in zip(chosen[0], chosen[1], strict=True)]
     assert matrix[0, 1] == pytest.approx(np.mean(same_seed))
     two_seeds = [len(a & b) / len(a | b) for a, b in combinations(chosen[0], 2)]
@@ -183,10 +190,10 @@ def test_settings_are_kept_apart_and_named(tmp_path: Path) -> None:
     for rate in (0.1, 0.2):
         for seed in range(2):
             write_run(tmp_path, "random", seed, [0.5, 0.6 + rate + 0.01 * seed], training={"rate": rate})
-    board = only_board(tmp_path)
-    assert [line.name for line in board.lines] == ["random [training.rate=0.2]", "random [training.rate=0.1]"]
-    assert any("not all of one protocol: training.rate" in line for line in caveats(board))
-    assert len(compare.tests(board)) == 1  # one label: the setting is what is compared
+    comparison = only_comparison(tmp_path)
+    assert [arm.name for arm in comparison.arms] == ["random [training.rate=0.2]", "random [training.rate=0.1]"]
+    assert any("not all of one protocol: training.rate" in line for line in caveats(comparison))
+    assert len(paired_tests(comparison)) == 1  # one method: the setting is what is compared
 
 
 def test_methods_of_other_protocols_are_not_tested_against_one_another(tmp_path: Path) -> None:
@@ -194,16 +201,16 @@ def test_methods_of_other_protocols_are_not_tested_against_one_another(tmp_path:
         write_run(tmp_path, "random", seed, [0.5, 0.6])
         write_run(tmp_path, "sslpm", seed, [0.5, 0.7 + 0.1 * seed], training={"epochs": 9})
         write_run(tmp_path, "scal", seed, [0.5, 0.8 + 0.1 * seed], training={"module_rate": 9.0})
-    pairs = [{test.first.name, test.second.name} for test in compare.tests(only_board(tmp_path))]
+    pairs = [{test.first.name, test.second.name} for test in paired_tests(only_comparison(tmp_path))]
     assert pairs == [{"random", "scal"}]
 
 
 def test_caveats(sweep: Path) -> None:
-    assert caveats(only_board(sweep)) == []
+    assert caveats(only_comparison(sweep)) == []
     write_run(sweep, "margin", 0, [0.5, 0.6, 0.7], commit="b" * 40, dirty=True, budget={"cycles": 3})
     write_run(sweep, "margin", 1, [0.5], state="failed", error="out of memory")
     write_run(sweep, "bald", 0, [], state="waiting")
-    found = "\n".join(caveats(only_board(sweep)))
+    found = "\n".join(caveats(only_comparison(sweep)))
     for part in (
         "not all of one commit: aaaaaaaa (14), bbbbbbbb (1)",
         "1 of 15 runs had uncommitted changes",
@@ -218,12 +225,12 @@ def test_caveats(sweep: Path) -> None:
 
 
 def test_unfinished_runs_do_not_count_and_are_shown(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tables.summary_csv(tables.measured([only_board(sweep)]))
+    before = csv_files([only_comparison(sweep)])["summary.csv"]
     write_run(sweep, "random", 3, [0.1, 0.1], state="running")
     write_run(sweep, "bald", 0, [0.1], state="failed", error="out of <memory>")
-    board = only_board(sweep)
-    assert tables.summary_csv(tables.measured([board])) == before
-    text = page([board], arm_styles([board]), [])
+    comparison = only_comparison(sweep)
+    assert csv_files([comparison])["summary.csv"] == before
+    text = render_page([comparison], arm_styles([comparison]), [])
     assert "1 of 4 cycles: out of &lt;memory&gt;" in text
     assert "missing" in text
     assert '"partial": [["random", [[20.0, 0.1], [40.0, 0.1]]]' in text
@@ -299,25 +306,25 @@ def test_latex_is_escaped_and_marks_the_best(
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     write_run(tmp_path, "a<script>+b", 0, [0.5, 0.6], dataset="{{data}}<i>")
-    board = only_board(tmp_path)
-    text = page([board], arm_styles([board]), ["{{style}}<b>"])
+    comparison = only_comparison(tmp_path)
+    text = render_page([comparison], arm_styles([comparison]), ["{{style}}<b>"])
     assert "a<script>" not in text
     assert "<i>" not in text.replace("<i class", "")
     (data,) = re.findall(r'id="data">(.*?)</script>', text, flags=re.DOTALL)
-    assert json.loads(data)[0]["lines"][0]["name"] == "a<script>+b"
+    assert json.loads(data)[0]["arms"][0]["name"] == "a<script>+b"
 
 
-def test_a_label_keeps_its_look(sweep: Path) -> None:
-    few = arm_styles([only_board(sweep)])
+def test_a_method_keeps_its_style(sweep: Path) -> None:
+    few = arm_styles([only_comparison(sweep)])
     write_run(sweep, "bald", 0, [0.5, 0.6, 0.7, 0.8])
-    many = arm_styles([only_board(sweep)])
+    many = arm_styles([only_comparison(sweep)])
     assert all(few[name].color == many[name].color for name in ("random", "sslpm", "full"))
-    assert len({(look.color, look.dash) for look in many.values()}) == len(many)
+    assert len({(style.color, style.dash) for style in many.values()}) == len(many)
 
 
 def test_the_page_asks_for_nothing_else(sweep: Path) -> None:
-    board = only_board(sweep)
-    text = page([board], arm_styles([board]), [])
+    comparison = only_comparison(sweep)
+    text = render_page([comparison], arm_styles([comparison]), [])
     assert re.findall(r'(?:src|href)="(?!#)', text) == []
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)|@import|fetch\(|XMLHttpRequest", text) == []
     assert "default-src 'none'" in text
@@ -327,16 +334,16 @@ def test_a_run_of_the_framework_is_read_whole(sslpl: Callable[..., Result]) -> N
     assert sslpl(*TINY, "method=scal").code == 0
     (status,) = Path("outputs").glob("**/status.json")
     run = read_run(status.parent.resolve())
-    assert (run.dataset, run.label, run.seed, run.state) == ("digits", "scal", 0, "finished")
+    assert (run.dataset, run.method_name, run.seed, run.state) == ("digits", "scal", 0, "finished")
     assert len(run.queries.index) == 72
     assert run.queries.cycle.tolist() == sorted([0, 1, 2] * 24)
     assert aubc(run.rows) == pytest.approx(json.loads(status.read_text())["aubc"])
-    assert run.origin["precision"] in ("float32", "bfloat16")
+    assert run.provenance["precision"] in ("float32", "bfloat16")
 
 
 def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
-    board = only_board(sweep)
-    charts = {chart["title"]: chart for chart in chart_data(board, arm_styles([board]), CLASSES)["charts"]}
+    comparison = only_comparison(sweep)
+    charts = {chart["title"]: chart for chart in chart_data(comparison, arm_styles([comparison]))["charts"]}
     accuracy = dict(charts["Test accuracy"]["series"])
     half = 4.302653 * 0.01 / math.sqrt(3)  # Student's t for three seeds
     assert accuracy["random"][0] == pytest.approx([20, 0.51, 0.51 - half, 0.51 + half, 3, half])
@@ -349,11 +356,12 @@ def test_the_charts_hold_the_means_over_seeds(sweep: Path) -> None:
     assert "Accuracy of the pseudo-labels" not in charts
 
 
-def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Path) -> None:
-    for seed, accuracy in enumerate(([0.01, 0.99], [0.2, 0.8])):  # of whose intervals the ends are impossible
+def test_bands_end_where_a_metric_ends_and_tables_keep_the_numbers(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate(([0.01, 0.99], [0.2, 0.8])):  # the ends of their intervals are impossible
         write_run(tmp_path, "random", seed, accuracy)
-    board = only_board(tmp_path)
-    charts = {chart["title"]: chart for chart in chart_data(board, arm_styles([board]), CLASSES)["charts"]}
+    comparison = only_comparison(tmp_path)
+    styles = arm_styles([comparison])
+    charts = {chart["title"]: chart for chart in chart_data(comparison, styles)["charts"]}
     half = 12.7062 * 0.095  # Student's t for two seeds
     for title in ("Test accuracy", "Test accuracy over time"):
         first, last = dict(charts[title]["series"])["random"]
@@ -363,29 +371,30 @@ def test_bands_end_where_a_measure_ends_and_tables_keep_the_numbers(tmp_path: Pa
     nll = charts["Negative log-likelihood on the test set"]
     assert dict(nll["series"])["random"][1][1:] == pytest.approx([0.105, 0, 0.105 + half, 2, half], rel=1e-4)
     assert nll["range"] == [0, None]
-    (axes,) = draw_board(board, arm_styles([board])).axes
+    (axes,) = draw_comparison(comparison, styles).axes
     (drawn,) = axes.collections
     assert drawn.get_paths()[0].vertices[:, 1].min() >= 0
     assert drawn.get_paths()[0].vertices[:, 1].max() <= 1
-    points = list(csv.DictReader(tables.curves_csv([board]).splitlines()))
+    points = list(csv.DictReader(csv_files([comparison])["curves.csv"].splitlines()))
     assert float(points[0]["low"]) == pytest.approx(0.105 - half, rel=1e-4)
 
 
 def test_the_results_table_says_what_is_saved_and_gained(sweep: Path) -> None:
-    board = only_board(sweep)
-    text = sections.main_table(board, arm_styles([board]))
+    comparison = only_comparison(sweep)
+    (table,) = sections.dataset_sections(comparison)[0].tables
+    text = render_html(table, {})
     assert "53<small>33% fewer than 80</small>" in text  # entropy: 40 + 20 x 0.039 / 0.059
     assert "not reached" in text  # sslpm
     assert "<td>95.00</td>" in text  # random: 19 points in 12 seconds
 
 
-def test_the_figure_names_every_line_inside_its_edges(sweep: Path) -> None:
+def test_the_figure_names_every_arm_inside_its_edges(sweep: Path) -> None:
     write_run(sweep, "sslpm+query.scorer=entropy+ssl.threshold=0.8", 0, [0.5, 0.6, 0.7, 0.8])
-    board = only_board(sweep)
-    figure = draw_board(board, arm_styles([board]))
-    png(figure)
+    comparison = only_comparison(sweep)
+    figure = draw_comparison(comparison, arm_styles([comparison]))
+    png_bytes(figure)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [line.name for line in board.lines] + [
+    assert [text.get_text() for text in legend.get_texts()] == [arm.name for arm in comparison.arms] + [
         "full (all labels)"
     ]
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in legend.get_texts())
@@ -395,11 +404,43 @@ def test_the_figure_names_every_line_inside_its_edges(sweep: Path) -> None:
     assert low < 0.48 < 0.9 < high
 
 
-def test_folders_with_the_shorter_ids_of_the_version_before_are_read(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, "random", 0, [0.3, 0.4, 0.5, 0.6])
-    assert re.fullmatch("seed0-[0-9a-f]{12}", folder.name)
-    write_run(tmp_path, "random", 1, [0.3, 0.4, 0.5, 0.6])
-    folder.rename(folder.with_name(folder.name[:-4]))
-    runs, damaged = read_runs([tmp_path])
-    assert ([run.seed for run in runs], damaged) == ([0, 1], [])
-    assert runs[0].setting == runs[1].setting
+def test_the_report_starts_without_torch() -> None:
+    code = "import sys, sslpl.report.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_runs_of_the_version_before_are_read(tmp_path: Path) -> None:
+    """Their ids have 8 digits, targets name modules, and starting weights are a path in `training.init`."""
+    for seed, init in enumerate(("/here/weights.pt", "/there/weights.pt")):
+        written = write_run(tmp_path, "random", seed, [0.5, 0.6], query={"_target_": "sslpl.query.sampling.random"})
+        config = json.loads((written / "config.yaml").read_text()) | {"init_content": "0123abcd"}
+        config["training"]["init"] = init
+        (written / "config.yaml").write_text(json.dumps(config))
+        written.rename(written.with_name(f"seed{seed}-0123abcd"))
+    (arm,) = only_comparison(tmp_path).arms
+    assert arm.seeds == [0, 1]  # one setting: the content of the weights counts and not their path
+    assert arm.runs[0].values["init_content"] == "0123abcd"
+
+
+def test_every_format_holds_every_kind_of_cell() -> None:
+    value = Value(-1.5, -2.0, -1.0, strong=True, heat=0.5)
+    spread = Value(60.0, 59.0, 61.0, std=0.5)
+    cells = [Name("a_b", colored=True), Text("3", "of 4", style="finished"), value, spread, Bar({"train": 0.5}), "x<y"]
+    table = Table(["", "b", "c", "d", "e", "f"], [cells], caption="c & d", title="t")
+    html = render_html(table, {"a_b": "#123456"})
+    for part in (
+        '<p><b>t</b></p><p>c &amp; d</p><div class="scroll"',
+        '<th scope="row"><span class="named"><span class="dot" style="--c:#123456"></span><span>a_<wbr>b</span></span>',
+        '<td class="finished">3<small>of 4</small></td>',
+        '<td style="--heat:50%"><b>\N{MINUS SIGN}1.50</b><small>\N{MINUS SIGN}2.00 to \N{MINUS SIGN}1.00</small></td>',
+        "<td>60.00 ± 0.50<small>59.00 to 61.00</small></td>",
+        "<i class='train' style='width:50.00%'></i>",
+        "<td>x&lt;y</td>",
+    ):
+        assert part in html
+    text = "a_b | 3 (of 4) | \N{MINUS SIGN}1.50 (\N{MINUS SIGN}2.00 to \N{MINUS SIGN}1.00) | 60.00 ± 0.50 |  | x<y"
+    assert render_markdown(table).splitlines() == [
+        *("**t**", "", "c & d", "", "|  | b | c | d | e | f |", "| --- | --- | --- | --- | --- | --- |", f"| {text} |")
+    ]
+    assert r"a\_b & 3 (of 4) & $\mathbf{-1.50}$ (-2.00 to -1.00) & $60.00 \pm 0.50$ &  & x<y \\" in render_latex(table)
+    assert [next(iter(column.cells)) for column in render_terminal(table).columns] == text.split(" | ")

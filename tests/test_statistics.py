@@ -33,7 +33,7 @@ def test_a_single_value_has_no_interval():
 
 
 def test_paired_agrees_with_the_textbook_and_with_scipy():
-    found = s.paired(*SLEEP)
+    found = s.paired_difference(*SLEEP)
     assert found.difference == pytest.approx(-1.58)
     assert found.p == pytest.approx(0.002833, abs=1e-6)
     assert (found.low, found.high) == pytest.approx((-2.4598858, -0.7001142), abs=1e-6)
@@ -42,17 +42,17 @@ def test_paired_agrees_with_the_textbook_and_with_scipy():
 
 
 def test_the_interval_of_the_effect_inverts_the_noncentral_t():
-    found, n = s.paired(*SLEEP), 10
+    found, n = s.paired_difference(*SLEEP), 10
     t = found.effect * math.sqrt(n)
     assert stats.nct.cdf(t, n - 1, found.effect_low * math.sqrt(n)) == pytest.approx(0.975, abs=1e-6)
     assert stats.nct.cdf(t, n - 1, found.effect_high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_pairs_without_spread():
-    assert s.paired([1, 2, 3], [1, 2, 3])[:2] == (3, 0.0)
-    assert s.paired([1, 2, 3], [1, 2, 3]).p == 1
-    assert s.paired([0.6, 0.7, 0.8], [0.5, 0.6, 0.7]).p == 0
-    assert math.isnan(s.paired([1.0], [2.0]).p)
+    assert s.paired_difference([1, 2, 3], [1, 2, 3])[:2] == (3, 0.0)
+    assert s.paired_difference([1, 2, 3], [1, 2, 3]).p == 1
+    assert s.paired_difference([0.6, 0.7, 0.8], [0.5, 0.6, 0.7]).p == 0
+    assert math.isnan(s.paired_difference([1.0], [2.0]).p)
 
 
 @pytest.mark.parametrize("n", [3, 5, 8])
@@ -91,28 +91,28 @@ def test_wins_counts_the_cycles_of_significant_t_tests():
     rng = np.random.default_rng(0)
     first, second = rng.normal(0.9, 0.01, (5, 40)), rng.normal(0.89, 0.01, (5, 40))
     expected = [stats.ttest_rel(first[:, k], second[:, k]) for k in range(40)]
-    share = np.mean([one.pvalue < 0.05 and one.statistic > 0 for one in expected])
+    share = np.mean([test.pvalue < 0.05 and test.statistic > 0 for test in expected])
     assert 0 < share < 1
-    assert s.wins(first, second) == pytest.approx(share)
-    assert s.wins(first, first) == 0
-    assert s.wins(first + 0.1, first) == 1
-    assert math.isnan(s.wins(first[:1], second[:1]))
+    assert s.win_share(first, second) == pytest.approx(share)
+    assert s.win_share(first, first) == 0
+    assert s.win_share(first + 0.1, first) == 1
+    assert math.isnan(s.win_share(first[:1], second[:1]))
 
 
 def test_five_seeds_win_above_the_critical_t_of_ash_et_al():
     difference = np.array([[2.0], [2.0], [2.0], [2.0], [2.0]]) + np.array([[1.0], [-1.0], [0.5], [-0.5], [0.0]])
     t = math.sqrt(5) * difference.mean() / difference.std(ddof=1)
     assert t > 2.776  # the two-sided 5% point with four degrees of freedom
-    assert s.wins(difference, np.zeros((5, 1))) == 1
+    assert s.win_share(difference, np.zeros((5, 1))) == 1
 
 
 def test_labels_to_reach_an_accuracy():
-    labeled, accuracy = [100, 200, 300, 400], [0.5, 0.7, 0.6, 0.9]
-    assert s.labels_to_reach(labeled, accuracy, 0.6) == pytest.approx(150)
-    assert s.labels_to_reach(labeled, accuracy, 0.7) == pytest.approx(200)
-    assert s.labels_to_reach(labeled, accuracy, 0.8) == pytest.approx(300 + 100 * 2 / 3)
-    assert s.labels_to_reach(labeled, accuracy, 0.4) == 100
-    assert math.isnan(s.labels_to_reach(labeled, accuracy, 0.95))
+    curve = [(100, 0.5), (200, 0.7), (300, 0.6), (400, 0.9)]
+    assert s.labels_to_reach(curve, 0.6) == pytest.approx(150)
+    assert s.labels_to_reach(curve, 0.7) == pytest.approx(200)
+    assert s.labels_to_reach(curve, 0.8) == pytest.approx(300 + 100 * 2 / 3)
+    assert s.labels_to_reach(curve, 0.4) == 100
+    assert math.isnan(s.labels_to_reach(curve, 0.95))
 
 
 def test_mean_ranks_by_hand():
@@ -123,14 +123,14 @@ def test_mean_ranks_by_hand():
 def test_balance_is_one_for_equal_classes_and_scipys_entropy_otherwise():
     counts = s.class_counts(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 2, 3, 0, 0, 0, 1]), 3, 4)
     assert counts.tolist() == [[1, 1, 1, 1], [3, 1, 0, 0], [0, 0, 0, 0]]
-    even, uneven, none = s.balance(counts)
+    even, uneven, none = s.normalized_entropy(counts)
     assert even == pytest.approx(1)
     assert uneven == pytest.approx(stats.entropy([3, 1, 0, 0], base=4))
     assert math.isnan(none)
-    assert s.balance(np.array([5, 0])) == 0
+    assert s.normalized_entropy(np.array([5, 0])) == 0
 
 
 def test_overlap_of_sets():
-    assert s.overlap(np.array([1, 2, 3]), np.array([3, 4])) == 0.25
-    assert s.overlap(np.array([1]), np.array([1])) == 1
-    assert math.isnan(s.overlap(np.array([], int), np.array([], int)))
+    assert s.jaccard_index(np.array([1, 2, 3]), np.array([3, 4])) == 0.25
+    assert s.jaccard_index(np.array([1]), np.array([1])) == 1
+    assert math.isnan(s.jaccard_index(np.array([], int), np.array([], int)))

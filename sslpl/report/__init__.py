@@ -1,1 +1,1 @@
-"""The comparison of runs: read from folders, compared by statistics, shown as tables, figures and a page."""
+"""Compare runs: read their folders, compute statistics and write tables, figures and a page."""

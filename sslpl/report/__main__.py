@@ -1,4 +1,4 @@
-"""The command: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex] [--wandb ENTITY/PROJECT]."""
+"""Compare runs: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex] [--wandb ENTITY/PROJECT]."""
 
 import argparse
 import re
@@ -8,116 +8,116 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from sslpl.files import write_whole
-from sslpl.report import tables
-from sslpl.report.caveats import caveats, copies
-from sslpl.report.comparison import DatasetComparison, compare_datasets
-from sslpl.report.factorial import factorial
-from sslpl.report.factorial_figure import draw_factorial
-from sslpl.report.figures import draw_board, png
-from sslpl.report.markdown import crossed_tables
-from sslpl.report.page import page
+from sslpl.report.caveats import caveats, duplicate_runs
+from sslpl.report.comparison import Comparisons, compare_datasets
+from sslpl.report.csv_files import csv_files
+from sslpl.report.factorial import full_factorial
+from sslpl.report.factorial_tables import crossed_tables
+from sslpl.report.figures import draw_comparison, draw_factorial, png_bytes
+from sslpl.report.page import render_page
 from sslpl.report.read import read_runs
+from sslpl.report.render import render_latex, render_markdown, render_terminal
+from sslpl.report.results import LATEX_COLUMNS, results_table
 from sslpl.report.styles import arm_styles
 
 
 def main() -> None:
-    """Prints the comparison; with --output also writes the page, tables and figures. Exit code 2 for bad input."""
-    options = parse_arguments()
+    """Print the comparison; with --output also write the page, tables and figures. Exit code 2 for bad input."""
+    options = parse_options()
     if missing := [str(folder) for folder in options.folder if not folder.is_dir()]:
-        fail(f"no such folder: {', '.join(missing)}")
+        exit_with_error(f"no such folder: {', '.join(missing)}")
     if options.wandb:
-        check_wandb(options.wandb)
-    runs, damaged = read_runs(options.folder)
+        check_wandb_option(options.wandb)
+    runs, warnings = read_runs(options.folder)
     if not runs:
-        fail(f"no run below {', '.join(map(str, options.folder))}" + "".join(f"\n{line}" for line in damaged))
-    found, damaged = compare_datasets(runs), [*damaged, *copies(runs)]
-    show(found, options.markdown, options.latex)
-    for line in [*damaged, *(f"{board.dataset}: {line}" for board in found for line in caveats(board))]:
+        exit_with_error(
+            f"no run below {', '.join(map(str, options.folder))}" + "".join(f"\n{line}" for line in warnings)
+        )
+    comparisons, warnings = compare_datasets(runs), [*warnings, *duplicate_runs(runs)]
+    print_tables(comparisons, options.markdown, options.latex)
+    for line in [*warnings, *(f"{c.dataset}: {line}" for c in comparisons for line in caveats(c))]:
         print(f"warning: {line}", file=sys.stderr)
     if options.output:
         try:
-            write(found, damaged, options.output)
+            write_report(comparisons, warnings, options.output)
         except OSError as error:
-            fail(f"--output {options.output}: cannot be written ({error.strerror or error})")
+            exit_with_error(f"--output {options.output}: cannot be written ({error.strerror or error})")
         print(f"written: {options.output / 'index.html'}", file=sys.stderr)
     if options.wandb:
-        send(found, damaged, options.wandb)
+        save_online(comparisons, warnings, options.wandb)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m sslpl.report", description="Compares runs, finished or not.")
     parser.add_argument("folder", nargs="+", type=Path, help="folders of runs, searched with all below them")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, CSV, LaTeX and PNG files")
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="make a W&B report and a workspace view there")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print the tables, also of crossed options, in Markdown")
-    form.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    formats.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
     return parser.parse_args()
 
 
-def fail(line: str, code: int = 2) -> None:
-    """Ends with an exit code: 2 for bad input."""
-    print(f"sslpl: {line}", file=sys.stderr)
+def exit_with_error(message: str, code: int = 2) -> None:
+    """Print an error and exit; the default code 2 stands for bad input."""
+    print(f"sslpl: {message}", file=sys.stderr)
     sys.exit(code)
 
 
-def check_wandb(place: str) -> None:
-    """Ends with exit code 2 unless a place is an entity and a project, and W&B's package for reports is here."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
-        fail(f"--wandb {place}: must be ENTITY/PROJECT, for example my-team/sslpl")
+def check_wandb_option(project: str) -> None:
+    """Exit with code 2 unless the option is ENTITY/PROJECT and the package for W&B reports is installed."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", project):
+        exit_with_error(f"--wandb {project}: must be ENTITY/PROJECT, for example my-team/sslpl")
     if find_spec("wandb_workspaces") is None:
-        fail("--wandb: needs the package wandb-workspaces: pip install 'wandb-workspaces>=0.4.13'")
+        exit_with_error("--wandb: needs the package wandb-workspaces: pip install 'wandb-workspaces>=0.4.13'")
 
 
-def send(found: Sequence[DatasetComparison], damaged: Sequence[str], place: str) -> None:
-    """Makes the report and the view in W&B and prints their links; exit code 1 if W&B does not take them."""
+def save_online(comparisons: Comparisons, warnings: Sequence[str], project: str) -> None:
+    """Save the report and the view to W&B and print their links; exit code 1 if W&B raises an error."""
     try:
-        from sslpl.report import dashboard
+        from sslpl.report.dashboard import save_to_wandb
 
-        for link in dashboard.saved(found, damaged, *place.split("/")):
+        for link in save_to_wandb(comparisons, warnings, *project.split("/")):
             print(link, flush=True)
-    except (Exception, SystemExit) as error:  # whatever happens inside wandb
+    except (Exception, SystemExit) as error:  # wandb may raise anything
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        fail(f"--wandb {place}: {line}", 1)
+        exit_with_error(f"--wandb {project}: {line}", 1)
 
 
-def show(found: Sequence[DatasetComparison], markdown: bool, latex: bool) -> None:
-    """Prints the main table, in Markdown those of crossed options too."""
-    rows = tables.measured(found)
-    if not rows:
+def print_tables(comparisons: Comparisons, markdown: bool, latex: bool) -> None:
+    """Print the main table, in Markdown followed by the tables of crossed options."""
+    table = results_table(comparisons)
+    if not table.rows:
         print("no finished run yet")
-    elif markdown or latex:
-        crossed = [text for board in found if markdown and (text := crossed_tables(board))]
-        print(tables.markdown(rows) if markdown else tables.latex(rows), *crossed, sep="\n\n")
+    elif markdown:
+        tables = [table, *(crossed for comparison in comparisons for crossed in crossed_tables(comparison))]
+        print("\n\n".join(map(render_markdown, tables)))
+    elif latex:
+        print(render_latex(results_table(comparisons, LATEX_COLUMNS)))
     else:
-        table = Table(*(Column(name, no_wrap=True) for name in tables.SHORT_HEADER), box=None)
-        for row in rows:
-            table.add_row(*tables.cells(row))
-        width = None if sys.stdout.isatty() else 200  # a file's lines are not cut
-        Console(markup=False, highlight=False, width=width).print(table)
+        width = None if sys.stdout.isatty() else 200  # lines of a file are not cut off
+        Console(markup=False, highlight=False, width=width).print(render_terminal(table))
 
 
-def write(found: Sequence[DatasetComparison], damaged: Sequence[str], folder: Path) -> None:
-    """Writes the page and all that lies beside it."""
-    rows, look = tables.measured(found), arm_styles(found)
-    write_whole(folder / "index.html", page(found, look, damaged))
-    write_whole(folder / "summary.csv", tables.summary_csv(rows))
-    write_whole(folder / "summary.tex", tables.latex(rows) + "\n")
-    write_whole(folder / "curves.csv", tables.curves_csv(found))
-    write_whole(folder / "tests.csv", tables.tests_csv(found))
-    write_whole(folder / "savings.csv", tables.savings_csv(found))
-    write_whole(folder / "runs.csv", tables.runs_csv(found))
-    if any(factorial(board) for board in found):
-        write_whole(folder / "effects.csv", tables.effects_csv(found))
-    for board in found:
-        if board.lines:
-            write_whole(folder / f"curves-{board.dataset}.png", png(draw_board(board, look)))
-        if (crossed := factorial(board)) is not None:
-            write_whole(folder / f"effects-{board.dataset}.png", png(draw_factorial(crossed, board.dataset)))
+def write_report(comparisons: Comparisons, warnings: Sequence[str], folder: Path) -> None:
+    """Write the page, the CSV and LaTeX files and the figures."""
+    styles = arm_styles(comparisons)
+    latex = render_latex(results_table(comparisons, LATEX_COLUMNS))
+    files: dict[str, str | bytes] = {
+        "index.html": render_page(comparisons, styles, warnings),
+        "summary.tex": latex + "\n",
+    }
+    files |= csv_files(comparisons)
+    for comparison in comparisons:
+        if comparison.arms:
+            files[f"curves-{comparison.dataset}.png"] = png_bytes(draw_comparison(comparison, styles))
+        if (factorial := full_factorial(comparison)) is not None:
+            files[f"effects-{comparison.dataset}.png"] = png_bytes(draw_factorial(factorial, comparison.dataset))
+    for name, content in files.items():
+        write_whole(folder / name, content)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,87 @@
-"""What makes runs hard to compare, a line each."""
+"""Describe what makes runs hard to compare, one line for each reason."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sslpl.report.comparison import DatasetComparison, differing
+from sslpl.report.comparison import DatasetComparison, differing_values
 from sslpl.report.read import Run
 
 
-def caveats(board: DatasetComparison) -> list[str]:
-    """The reasons to be careful with a board."""
-    return [*origins(board), *protocols(board), *settings(board), *budgets(board), *seeds(board), *unfinished(board)]
+def caveats(comparison: DatasetComparison) -> list[str]:
+    """Return all reasons to be careful with the comparison of a dataset."""
+    checks = (mixed_provenance, mixed_protocols, multiple_settings, mixed_budgets, missing_seeds, unfinished_runs)
+    return [line for check in checks for line in check(comparison)]
 
 
-def origins(board: DatasetComparison) -> Iterator[str]:
-    """Runs of several commits, versions or devices, and of a commit with changes."""
-    for key in sorted({key for run in board.runs for key in run.origin}):
-        found = Counter(run.origin.get(key, "unknown") for run in board.runs)
+def mixed_provenance(comparison: DatasetComparison) -> Iterator[str]:
+    """Report runs of different commits, versions or devices, and commits with uncommitted changes."""
+    for key in sorted({key for run in comparison.runs for key in run.provenance}):
+        counts = Counter(run.provenance.get(key, "unknown") for run in comparison.runs)
         if key == "uncommitted changes":
-            if found["yes"]:
-                n = f"{found['yes']} of {len(board.runs)} runs"
-                yield f"{n} had uncommitted changes: their commit does not say which code ran"
-        elif len(found) > 1:
-            yield f"not all of one {key}: " + ", ".join(f"{value} ({n})" for value, n in found.most_common())
+            if counts["yes"]:
+                n = f"{counts['yes']} of {len(comparison.runs)} runs"
+                yield f"{n} had uncommitted changes: their commit does not identify the code that ran"
+        elif len(counts) > 1:
+            yield f"not all of one {key}: " + ", ".join(f"{value} ({n})" for value, n in counts.most_common())
 
 
-def protocols(board: DatasetComparison) -> Iterator[str]:
-    """Lines that differ in what methods should share; ceilings by nothing but the budget."""
-    for lines in (board.lines, board.ceilings):
-        shared = [line.runs[0].protocol for line in lines]
-        keys = sorted({key for one in shared for key in one if any(other.get(key) != one[key] for other in shared)})
+def mixed_protocols(comparison: DatasetComparison) -> Iterator[str]:
+    """Report arms that differ in what methods should share; ceilings may differ from the others in the budget."""
+    for arms in (comparison.arms, comparison.ceilings):
+        protocols = [arm.runs[0].protocol for arm in arms]
+        keys = sorted({key for p in protocols for key in p if any(other.get(key) != p[key] for other in protocols)})
         if keys:
-            yield f"not all of one protocol: {', '.join(keys)}; only lines of one protocol or one label are tested"
-    for line in board.ceilings[:1]:
-        usual = [schedule(other.runs[0]) for other in board.lines]
-        if usual and schedule(line.runs[0]) not in usual:
-            yield f"{line.name} was trained otherwise than the rest: {differing(schedule(line.runs[0]), usual)}"
+            yield f"not all of one protocol: {', '.join(keys)}; only arms with one protocol or one method are tested"
+    for arm in comparison.ceilings[:1]:
+        usual = [unbudgeted_protocol(other.runs[0]) for other in comparison.arms]
+        protocol = unbudgeted_protocol(arm.runs[0])
+        if usual and protocol not in usual:
+            yield f"{arm.name} was trained differently from the rest: {differing_values(protocol, usual)}"
 
 
-def schedule(run: Run) -> dict[str, str]:
-    """Its protocol without the budget."""
+def unbudgeted_protocol(run: Run) -> dict[str, str]:
+    """Return a run's protocol without the budget."""
     return {key: value for key, value in run.protocol.items() if not key.startswith("budget.")}
 
 
-def settings(board: DatasetComparison) -> Iterator[str]:
-    """Labels with several settings."""
-    for label, n in Counter(line.label for line in [*board.finished, *board.waiting]).items():
+def multiple_settings(comparison: DatasetComparison) -> Iterator[str]:
+    """Report methods with several settings."""
+    for method, n in Counter(arm.method_name for arm in comparison.every_arm).items():
         if n > 1:
-            yield f"{label} has {n} settings, which are kept apart"
+            yield f"{method} has {n} settings, which are kept apart"
 
 
-def budgets(board: DatasetComparison) -> Iterator[str]:
-    """Other numbers of labels: areas under curves over other ranges are not to be compared."""
-    grids = Counter(line.grid for line in board.lines)
-    if len(grids) > 1:
-        usual = grids.most_common(1)[0][0]
-        names = [line.name for line in board.lines if line.grid != usual]
-        yield f"other numbers of labels than the rest: {', '.join(names)}; areas are over other ranges there"
+def mixed_budgets(comparison: DatasetComparison) -> Iterator[str]:
+    """Report arms with other numbers of labels: areas under curves over different ranges cannot be compared."""
+    counts = Counter(arm.labeled_counts for arm in comparison.arms)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        names = [arm.name for arm in comparison.arms if arm.labeled_counts != usual]
+        yield f"other numbers of labels than the rest: {', '.join(names)}; their areas cover other ranges"
 
 
-def seeds(board: DatasetComparison) -> Iterator[str]:
-    """Seeds that a line lacks and others have, and lines with a single one."""
-    every = sorted({seed for line in board.finished for seed in line.seeds})
-    for line in board.finished:
-        if missing := [str(seed) for seed in every if seed not in line.seeds]:
-            yield f"{line.name} has no finished run of seed {', '.join(missing)}"
-    if single := [line.name for line in board.finished if len(line.runs) == 1]:
+def missing_seeds(comparison: DatasetComparison) -> Iterator[str]:
+    """Report seeds that an arm lacks and others have, and arms with a single seed."""
+    every = sorted({seed for arm in comparison.finished for seed in arm.seeds})
+    for arm in comparison.finished:
+        if missing := [str(seed) for seed in every if seed not in arm.seeds]:
+            yield f"{arm.name} has no finished run of seed {', '.join(missing)}"
+    if single := [arm.name for arm in comparison.finished if len(arm.runs) == 1]:
         yield f"a single seed, so no interval and no test: {', '.join(single)}"
 
 
-def unfinished(board: DatasetComparison) -> Iterator[str]:
-    """How many runs do not count yet, by state."""
-    found = Counter(run.state for run in board.runs if not run.finished)
-    if found:
-        yield "not finished and left out: " + ", ".join(f"{n} {state}" for state, n in sorted(found.items()))
+def unfinished_runs(comparison: DatasetComparison) -> Iterator[str]:
+    """Report how many runs are left out because they are not finished, by state."""
+    counts = Counter(run.state for run in comparison.runs if not run.finished)
+    if counts:
+        yield "not finished and left out: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
 
 
-def copies(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that is there more than once."""
-    found = Counter((run.dataset, run.label, run.setting, run.seed) for run in runs if run.finished)
+def duplicate_runs(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each finished run with several copies."""
+    counts = Counter((run.dataset, run.method_name, run.setting, run.seed) for run in runs if run.finished)
     return [
-        f"{d}/{label}, seed {seed}: {n} copies, the first counts" for (d, label, _, seed), n in found.items() if n > 1
+        f"{dataset}/{method}, seed {seed}: {n} copies, only the first counts"
+        for (dataset, method, _, seed), n in counts.items()
+        if n > 1
     ]

@@ -1,19 +1,19 @@
-"""What the page draws, as plain data: the charts of a dataset and the look of its lines."""
+"""Prepare the charts of the page as plain data for JSON."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslpl.recording.run_tables import PHASE_SECONDS
-from sslpl.report.compare import class_balance
-from sslpl.report.comparison import Arm, DatasetComparison, curve, final
+from sslpl.report.comparison import Arm, DatasetComparison, final_accuracy, mean_curve
+from sslpl.report.queries import class_count, query_balance
 from sslpl.report.statistics import Estimate, estimate
 from sslpl.report.styles import Style
 
 Points = list[list[float | None]]  # x, mean, low and high of the band, n, half of the interval
-Range = tuple[float, float]  # of the values that a measure can have
+Range = tuple[float, float]  # of the possible values of a metric
 SHARE: Range = (0.0, 1.0)
-MEASURES: tuple[tuple[str, str, str, Range], ...] = (
+METRICS: tuple[tuple[str, str, str, Range], ...] = (
     ("test_accuracy", "Test accuracy", "percent", SHARE),
     ("test_nll", "Negative log-likelihood on the test set", "", (0.0, math.inf)),
     ("loss_rank_correlation", "Rank correlation of predicted and true loss", "", (-1.0, 1.0)),
@@ -22,76 +22,70 @@ MEASURES: tuple[tuple[str, str, str, Range], ...] = (
 )
 
 
-def chart_data(board: DatasetComparison, looks: dict[str, Style], classes: int) -> dict[str, Any]:
-    """The charts of a board; lines that have nothing to show in one are left out of it."""
-    lines = [*board.lines, *(line for line in board.waiting if any(run.rows for run in line.unfinished))]
-    charts = [by_labels(lines, *measure) for measure in MEASURES]
+def chart_data(comparison: DatasetComparison, styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Return the legend and the charts of a dataset; a chart leaves out arms without a value for it."""
+    arms = [*comparison.arms, *(arm for arm in comparison.unfinished if any(run.rows for run in arm.unfinished))]
+    charts = [
+        chart(
+            title,
+            unit,
+            possible,
+            {arm.name: curve_points(mean_curve(arm, column), possible) for arm in arms if arm.runs},
+        )
+        for column, title, unit, possible in METRICS
+    ]
     charts[0] |= {
-        "ceilings": [[line.name, final(line).mean] for line in board.ceilings],
+        "ceilings": [[arm.name, final_accuracy(arm).mean] for arm in comparison.ceilings],
         "partial": [
-            [line.name, [[row["labeled"], row["test_accuracy"]] for row in run.rows]]
-            for line in lines
-            for run in line.unfinished
+            [arm.name, [[row["labeled"], row["test_accuracy"]] for row in run.rows]]
+            for arm in arms
+            for run in arm.unfinished
             if run.rows
         ],
     }
-    balance = {line.name: listed(class_balance(line, classes), SHARE) for line in board.lines}
-    times = {line.name: over_time(line) for line in board.lines}
+    balance = {arm.name: curve_points(query_balance(arm, class_count(comparison)), SHARE) for arm in comparison.arms}
+    seconds = {arm.name: accuracy_over_time(arm) for arm in comparison.arms}
     charts += [
         chart("Balance of the classes in each query", "percent", SHARE, balance),
-        chart("Test accuracy over time", "percent", SHARE, times, "seconds"),
+        chart("Test accuracy over time", "percent", SHARE, seconds, "seconds"),
     ]
-    shown = [one for one in charts if one["series"] or one.get("partial")]
-    return {"lines": [legend_entry(line, looks[line.name]) for line in [*lines, *board.ceilings]], "charts": shown}
-
-
-def legend_entry(line: Arm, look: Style) -> dict[str, Any]:
-    """A line's entry in the legend."""
-    return {"name": line.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "shown": look.shown}
-
-
-def by_labels(lines: Sequence[Arm], column: str, title: str, unit: str, possible: Range) -> dict[str, Any]:
-    """The chart of a column of metrics.csv against the number of labels."""
-    series = {line.name: listed(curve(line, column), possible) for line in lines if line.runs}
-    return chart(title, unit, possible, series)
+    shown = [chart for chart in charts if chart["series"] or chart.get("partial")]
+    legend = [{"name": arm.name, **styles[arm.name]._asdict()} for arm in [*arms, *comparison.ceilings]]
+    return {"arms": legend, "charts": shown}
 
 
 def chart(
-    title: str, unit: str, possible: Range, series: dict[str, Points], axis: str = "labeled images"
+    title: str, unit: str, possible: Range, series: Mapping[str, Points], axis: str = "labeled images"
 ) -> dict[str, Any]:
-    """A chart of named series."""
-    return {
-        "title": title,
-        "unit": unit,
-        "range": [defined(end) for end in possible],
-        "axis": axis,
-        "series": [[k, points] for k, points in series.items() if points],
-    }
+    """Return a chart of the series that have points."""
+    shown = [[name, points] for name, points in series.items() if points]
+    limits = [none_if_not_finite(end) for end in possible]
+    return {"title": title, "unit": unit, "range": limits, "axis": axis, "series": shown}
 
 
-def listed(points: Sequence[tuple[float, Estimate]], possible: Range) -> Points:
-    """Lists the points of a curve, the band clipped to the possible values; an undefined interval is null."""
+def curve_points(curve: Sequence[tuple[float, Estimate]], possible: Range) -> Points:
+    """Return the points of a curve, its band clipped to the possible values; an undefined interval is null."""
     return [
-        [x, e.mean, *(defined(end) for end in band(e, possible)), e.n, defined((e.high - e.low) / 2)] for x, e in points
+        [x, e.mean, *map(none_if_not_finite, band(e, possible)), e.n, none_if_not_finite((e.high - e.low) / 2)]
+        for x, e in curve
     ]
 
 
 def band(value: Estimate, possible: Range) -> Range:
-    """Clips an interval to the values that a measure can have; NaN stays."""
+    """Clip an interval to the possible values of a metric; NaN stays."""
     low, high = possible
     return (min(max(value.low, low), high), min(max(value.high, low), high))
 
 
-def defined(value: float) -> float | None:
-    """The number, or None for NaN and infinity, which JSON lacks."""
+def none_if_not_finite(value: float) -> float | None:
+    """Return a number, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
-def over_time(line: Arm) -> Points:
-    """Test accuracy after the mean seconds that the cycles up to it took."""
-    points, seconds = [], 0.0
-    for k in range(min(len(run.rows) for run in line.runs)):
-        rows = [run.rows[k] for run in line.runs]
+def accuracy_over_time(arm: Arm) -> Points:
+    """Return the test accuracy of each cycle against the mean seconds of all phases up to its end."""
+    curve, seconds = [], 0.0
+    for rows in zip(*(run.rows for run in arm.runs), strict=False):  # as many cycles as the shortest run has
         seconds += sum(row.get(phase, 0.0) for row in rows for phase in PHASE_SECONDS) / len(rows)
-        points.append((seconds, estimate([row["test_accuracy"] for row in rows])))
-    return listed(points, SHARE)
+        curve.append((seconds, estimate([row["test_accuracy"] for row in rows])))
+    return curve_points(curve, SHARE)

@@ -1,4 +1,4 @@
-"""Crossed options: where every combination of some groups was run, the effect of each and of their coming together."""
+"""Analyze crossed options: the effect of each option, and of their combination, in a full factorial of some groups."""
 
 import math
 from collections.abc import Sequence
@@ -10,72 +10,74 @@ import numpy as np
 from sslpl.config.identity import METHOD_GROUPS
 from sslpl.recording.run_tables import aubc
 from sslpl.report.comparison import Arm, DatasetComparison
-from sslpl.report.statistics import Array, Estimate, Paired, estimate, holm, paired
+from sslpl.report.statistics import Array, Estimate, PairedDifference, estimate, holm, paired_difference
 
-REFERENCE = ("none", "random")  # the options that others are measured against
-ASIDE = ("experiment", "dataset", "tracker", "runtime")  # groups that are no factors
+REFERENCES = ("none", "random")  # the options that the others are compared with
+EXCLUDED_GROUPS = ("experiment", "dataset", "tracker", "runtime")  # never factors
 METRICS = ("area under the budget curve", "final accuracy")
 
 
 class Factorial(NamedTuple):
-    """A value for every combination of the options of two groups or more, and every seed."""
+    """A value of each metric for every combination of the options of at least two groups and every seed."""
 
     groups: tuple[str, ...]
-    options: tuple[tuple[str, ...], ...]  # of each group, the one that others are measured against first
+    options: tuple[tuple[str, ...], ...]  # of each group, the reference first
     seeds: list[int]
     values: Array  # [metrics, seeds, *options]
 
 
 class Effect(NamedTuple):
-    """What options change against those of reference, alone or beyond what each of them changes by itself."""
+    """The main effect of an option, or the interaction of options of several groups, against their references."""
 
     metric: str
-    options: tuple[tuple[str, str, str], ...]  # group, option, option of reference
-    result: Paired
-    adjusted: float  # p after Holm's correction over the effects of as many groups
+    options: tuple[tuple[str, str, str], ...]  # group, option, reference
+    result: PairedDifference
+    adjusted: float  # p after Holm's correction over the effects with as many groups
 
 
-def factorial(board: DatasetComparison) -> Factorial | None:
-    """The finished lines of a board as a full factorial over shared seeds; None if they are not one."""
-    chosen = [line.runs[0].choices for line in board.lines]
-    groups = [group for group in crossed_groups(chosen) if len({one.get(group, "") for one in chosen}) > 1]
-    if len(groups) < 2:
+def full_factorial(comparison: DatasetComparison) -> Factorial | None:
+    """Arrange the arms of a dataset as a full factorial over at least two shared seeds; None if they are not one."""
+    choices = [arm.runs[0].choices for arm in comparison.arms]
+    groups = [group for group in candidate_groups(choices) if len({chosen.get(group, "") for chosen in choices}) > 1]
+    options = tuple(sort_options({chosen.get(group, "") for chosen in choices}) for group in groups)
+    cells = [tuple(chosen.get(group, "") for group in groups) for chosen in choices]
+    if len(groups) < 2 or not len(set(cells)) == len(cells) == math.prod(map(len, options)):
         return None
-    options = tuple(ordered({one.get(group, "") for one in chosen}) for group in groups)
-    cells = {tuple(one.get(g, "") for g in groups): line for one, line in zip(chosen, board.lines, strict=True)}
-    if not len(cells) == len(board.lines) == math.prod(map(len, options)):
-        return None
-    seeds = sorted(set.intersection(*(set(line.seeds) for line in board.lines)))
+    seeds = sorted(set.intersection(*(set(arm.seeds) for arm in comparison.arms)))
     if len(seeds) < 2:
         return None
-    table = np.array([scores(cells[cell], seeds) for cell in product(*options)])  # [cells, seeds, metrics]
+    by_cell = dict(zip(cells, comparison.arms, strict=True))
+    table = np.array([seed_scores(by_cell[cell], seeds) for cell in product(*options)])  # [cells, seeds, metrics]
     values = np.moveaxis(table, 0, -1).swapaxes(0, 1).reshape(len(METRICS), len(seeds), *map(len, options))
     return Factorial(tuple(groups), options, seeds, values)
 
 
-def crossed_groups(chosen: Sequence[dict[str, str]]) -> list[str]:
-    """The groups that may be factors: where methods differ, a method is one option and not those that it is made of,
-    and where queries differ a query is one, not its scorer and selector."""
-    groups = dict.fromkeys(group for one in chosen for group in one if group not in ASIDE)
-    differ = {group for group in groups if len({one.get(group) for one in chosen}) > 1}
-    made_of = (*METHOD_GROUPS, "training") if "method" in differ else ("method",)
+def candidate_groups(choices: Sequence[dict[str, str]]) -> list[str]:
+    """Return the groups that can be factors.
+
+    Where methods differ, `method` is a factor and the groups that it sets are not; where queries differ, `query` is one
+    and its scorer and selector are not.
+    """
+    groups = dict.fromkeys(group for chosen in choices for group in chosen if group not in EXCLUDED_GROUPS)
+    differ = {group for group in groups if len({chosen.get(group) for chosen in choices}) > 1}
+    excluded = (*METHOD_GROUPS, "training") if "method" in differ else ("method",)
     heads = ((group, *group.split("/", 1)) for group in groups)
-    return [group for group, head, *part in heads if head not in made_of and not (part and head in differ)]
+    return [group for group, head, *part in heads if head not in excluded and not (part and head in differ)]
 
 
-def ordered(options: set[str]) -> tuple[str, ...]:
-    """Options by name, the one that others are measured against first."""
-    return tuple(sorted(options, key=lambda option: (option not in REFERENCE, option)))
+def sort_options(options: set[str]) -> tuple[str, ...]:
+    """Sort options by name, the reference first."""
+    return tuple(sorted(options, key=lambda option: (option not in REFERENCES, option)))
 
 
-def scores(line: Arm, seeds: Sequence[int]) -> list[tuple[float, float]]:
-    """The area under the budget curve and the final accuracy for each seed."""
-    runs = {run.seed: run for run in line.runs}
+def seed_scores(arm: Arm, seeds: Sequence[int]) -> list[tuple[float, float]]:
+    """Return the area under the budget curve and the final accuracy for each seed."""
+    runs = {run.seed: run for run in arm.runs}
     return [(aubc(runs[seed].rows), runs[seed].rows[-1]["test_accuracy"]) for seed in seeds]
 
 
 def contrast(values: Array, levels: dict[int, int]) -> Array:
-    """What the levels {axis: level} add to level 0 of their axes, [n], for values [n, axis 0, axis 1, ...].
+    """Return what the levels {axis: level} change against level 0, [n], for values [n, axis 0, axis 1, ...].
 
     One axis gives a main effect, several an interaction: the difference of differences. Other axes are averaged over.
     """
@@ -85,26 +87,32 @@ def contrast(values: Array, levels: dict[int, int]) -> Array:
     return values
 
 
-def effects(found: Factorial, metric: int = 0) -> list[Effect]:
-    """All main effects, then the interactions of two groups, then of three, paired over seeds."""
-    result: list[Effect] = []
-    for order in range(1, min(3, len(found.groups)) + 1):
-        these = []
-        for axes in combinations(range(len(found.groups)), order):
-            for levels in product(*(range(1, len(found.options[axis])) for axis in axes)):
-                difference = contrast(found.values[metric], dict(zip(axes, levels, strict=True)))
-                options = tuple(
-                    (found.groups[axis], found.options[axis][level], found.options[axis][0])
-                    for axis, level in zip(axes, levels, strict=True)
-                )
-                these.append((options, paired(difference.tolist(), [0.0] * len(difference))))
-        adjusted = holm([one.p for _, one in these])
-        result += [Effect(METRICS[metric], *one, p) for one, p in zip(these, adjusted, strict=True)]
-    return result
+def effects(factorial: Factorial, metric: int = 0) -> list[Effect]:
+    """Return all main effects, then all interactions of two groups, then of three, paired over seeds."""
+    return [
+        effect
+        for order in range(1, min(3, len(factorial.groups)) + 1)
+        for effect in effects_of_order(factorial, metric, order)
+    ]
 
 
-def two_way(found: Factorial, first: int, second: int, metric: int = 0) -> list[list[Estimate]]:
-    """The mean over seeds for each pair of options of two groups, averaged over the other groups."""
-    others = tuple(axis + 1 for axis in range(len(found.groups)) if axis not in (first, second))
-    table = found.values[metric].mean(axis=others)
+def effects_of_order(factorial: Factorial, metric: int, order: int) -> list[Effect]:
+    """Return the effects of as many groups together as the order says."""
+    results = []
+    for axes in combinations(range(len(factorial.groups)), order):
+        for levels in product(*(range(1, len(factorial.options[axis])) for axis in axes)):
+            difference = contrast(factorial.values[metric], dict(zip(axes, levels, strict=True)))
+            options = tuple(
+                (factorial.groups[axis], factorial.options[axis][level], factorial.options[axis][0])
+                for axis, level in zip(axes, levels, strict=True)
+            )
+            results.append((options, paired_difference(difference.tolist(), [0.0] * len(difference))))
+    adjusted = holm([result.p for _, result in results])
+    return [Effect(METRICS[metric], *result, p) for result, p in zip(results, adjusted, strict=True)]
+
+
+def two_way_means(factorial: Factorial, first: int, second: int, metric: int = 0) -> list[list[Estimate]]:
+    """Estimate the mean over seeds for each pair of options of two groups, averaged over the other groups."""
+    others = tuple(axis + 1 for axis in range(len(factorial.groups)) if axis not in (first, second))
+    table = factorial.values[metric].mean(axis=others)
     return [[estimate(table[:, i, j].tolist()) for j in range(table.shape[2])] for i in range(table.shape[1])]

@@ -1,72 +1,62 @@
-"""The tables of crossed options: means over two groups, main effects and interactions."""
+"""Return the tables of crossed options: means by two groups, main effects and interactions."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import combinations
 
 from sslpl.report.comparison import DatasetComparison
-from sslpl.report.factorial import METRICS, Effect, Factorial, effects, factorial, two_way
-from sslpl.report.markup import DASH, heat, interval, name, number, percent, table
+from sslpl.report.factorial import METRICS, Effect, Factorial, effects, full_factorial, two_way_means
+from sslpl.report.statistics import SIGNIFICANT
+from sslpl.report.table import DASH, Name, Row, Table, Value, heat, percent_value
 
 MEANS = "Percent, mean over the other groups and {} seeds, with its 95% interval (Student t over seeds)."
 EFFECTS = (
-    "In percentage points, paired over seeds, averaged over all groups that are not named. A line with one group is a "
-    "main effect: the option against that of reference. A line with several is an interaction: how much more the "
-    "options change together than each of them does alone. Holm's correction is over the lines with as many groups."
+    "In percentage points, paired over seeds, averaged over all groups that are not named. A row with one group is a "
+    "main effect: the option compared with the reference. A row with several groups is an interaction: how much more "
+    "the options change together than each of them does alone. Holm's correction is over the rows with as many groups."
 )
 
 
-def crossed_tables(board: DatasetComparison) -> str:
-    """Two-way tables and effects; nothing unless the lines cross two groups or more."""
-    return "".join(crossed(board, two_way_table, effects_table, "<p>{}</p>".format))
-
-
-def crossed(
-    board: DatasetComparison,
-    means: Callable[[Factorial, int, int, int], str],
-    changes: Callable[[list[Effect]], str],
-    paragraph: Callable[[str], str],
-) -> list[str]:
-    """The parts of what is told of crossed options, in the forms that are given; none unless there are any."""
-    found = factorial(board)
-    if found is None:
+def crossed_tables(comparison: DatasetComparison) -> list[Table]:
+    """Return the two-way tables and the tables of effects; none unless the arms are a full factorial."""
+    factorial = full_factorial(comparison)
+    if factorial is None:
         return []
-    metrics, pairs = range(len(METRICS)), list(combinations(range(len(found.groups)), 2))
-    return [
-        paragraph(MEANS.format(len(found.seeds))),
-        *(means(found, *pair, metric) for metric in metrics for pair in pairs),
-        paragraph(EFFECTS),
-        *(changes(effects(found, metric)) for metric in metrics),
+    metrics, pairs = range(len(METRICS)), list(combinations(range(len(factorial.groups)), 2))
+    means = [two_way_table(factorial, *pair, metric) for metric in metrics for pair in pairs]
+    changes = [effects_table(effects(factorial, metric)) for metric in metrics]
+    means[0] = means[0]._replace(caption=MEANS.format(len(factorial.seeds)))
+    changes[0] = changes[0]._replace(caption=EFFECTS)
+    return [*means, *changes]
+
+
+def two_way_table(factorial: Factorial, first: int, second: int, metric: int) -> Table:
+    """Return the table of the mean for each pair of options of two groups."""
+    estimates = two_way_means(factorial, first, second, metric)
+    means = [estimate.mean for row in estimates for estimate in row]
+    low, span = min(means), max(means) - min(means)
+    rows: list[Row] = [
+        [Name(option), *(percent_value(e, heat=heat(e.mean - low, span)) for e in row)]
+        for option, row in zip(factorial.options[first], estimates, strict=True)
     ]
+    title = f"{factorial.groups[first]} by {factorial.groups[second]}: {METRICS[metric]}"
+    return Table(["", *map(Name, factorial.options[second])], rows, title=title)
 
 
-def two_way_table(found: Factorial, first: int, second: int, metric: int) -> str:
-    """The mean for each pair of options of two groups."""
-    cells = two_way(found, first, second, metric)
-    means = [cell.mean for row in cells for cell in row]
-    low, high = min(means), max(means)
-    rows = [
-        [name(option), *(heat(cell.mean - low, percent(cell), high - low) for cell in row)]
-        for option, row in zip(found.options[first], cells, strict=True)
-    ]
-    caption = f"<b>{name(found.groups[first])} by {name(found.groups[second])}: {METRICS[metric]}</b>"
-    return table(["", *map(name, found.options[second])], rows, caption)
-
-
-def effects_table(found: list[Effect]) -> str:
-    """Main effects and interactions."""
-    rows = [
+def effects_table(changes: Sequence[Effect]) -> Table:
+    """Return the table of main effects and interactions on one metric."""
+    rows: list[Row] = [
         [
-            name(described(effect)),
-            number(100 * effect.result.difference, 2) + interval(100 * effect.result.low, 100 * effect.result.high, 2),
-            f"{effect.result.p:.3f}",
-            f"<b>{effect.adjusted:.3f}</b>" if effect.adjusted < 0.05 else f"{effect.adjusted:.3f}",
+            Name(describe_effect(effect)),
+            Value(100 * effect.result.difference, 100 * effect.result.low, 100 * effect.result.high),
+            Value(effect.result.p, digits=3),
+            Value(effect.adjusted, digits=3, strong=effect.adjusted < SIGNIFICANT),
         ]
-        for effect in found
+        for effect in changes
     ]
-    return table(["", "change", "p", "p (Holm)"], rows, f"<b>Effects on the {found[0].metric}</b>")
+    return Table(["", "change", "p", "p (Holm)"], rows, title=f"Effects on the {changes[0].metric}")
 
 
-def described(effect: Effect) -> str:
-    """The options of an effect in words."""
-    sides = [f"{group}={option} (against {usual or DASH})" for group, option, usual in effect.options]
-    return " \N{MULTIPLICATION SIGN} ".join(sides)
+def describe_effect(effect: Effect) -> str:
+    """Name the options of an effect and their references."""
+    parts = [f"{group}={option} (against {reference or DASH})" for group, option, reference in effect.options]
+    return " \N{MULTIPLICATION SIGN} ".join(parts)

@@ -45,7 +45,7 @@ function limits(means, ends) {
   return [bottom - 0.06 * span, top + 0.06 * span];
 }
 
-function draw(figure, chart, looks, hidden) {
+function draw(figure, chart, styles, hidden) {
   const series = chart.series.filter(([name]) => !hidden.has(name));
   const partial = (chart.partial || []).filter(([name]) => !hidden.has(name));
   const ceilings = (chart.ceilings || []).filter(([name]) => !hidden.has(name));
@@ -84,24 +84,24 @@ function draw(figure, chart, looks, hidden) {
   for (const [name, line] of series) {
     const known = line.filter((p) => p[2] !== null);
     const outline = path(known, 2) + path([...known].reverse(), 3).replace("M", "L") + "Z";
-    if (known.length > 1) shape("path", { class: "band", d: outline, style: `--c:${looks[name].color}` }, inside);
+    if (known.length > 1) shape("path", { class: "band", d: outline, style: `--c:${styles[name].color}` }, inside);
   }
   for (const [name, value] of ceilings) {
-    shape("path", { class: "curve ceiling", "data-line": name, d: `M${left},${Y(value).toFixed(1)}H${width - right}` }, inside);
+    shape("path", { class: "curve ceiling", "data-arm": name, d: `M${left},${Y(value).toFixed(1)}H${width - right}` }, inside);
     shape("text", { x: width - right, y: Y(value) - 6, "text-anchor": "end" }, svg, `${name} ${written(value, chart.unit)}`);
   }
   for (const [name, line] of partial) {
-    shape("path", { class: "curve partial", "data-line": name, d: path(line, 1), style: `--c:${looks[name].color}` }, inside);
+    shape("path", { class: "curve partial", "data-arm": name, d: path(line, 1), style: `--c:${styles[name].color}` }, inside);
   }
   for (const [name, line] of series) {
-    const style = `--c:${looks[name].color};stroke-dasharray:${looks[name].dash || "none"}`;
-    shape("path", { class: "curve", "data-line": name, d: path(line, 1), style }, inside);
+    const style = `--c:${styles[name].color};stroke-dasharray:${styles[name].dash.join(" ") || "none"}`;
+    shape("path", { class: "curve", "data-arm": name, d: path(line, 1), style }, inside);
     for (const p of line) shape("circle", { class: "mark", cx: X(p[0]), cy: Y(p[1]), r: 3.2, style }, inside);
   }
-  hover(figure, svg, chart, series, looks, { X, xs, top, bottom: height - bottom });
+  hover(figure, svg, chart, series, styles, { X, xs, top, bottom: height - bottom });
 }
 
-function hover(figure, svg, chart, series, looks, { X, xs, top, bottom }) {
+function hover(figure, svg, chart, series, styles, { X, xs, top, bottom }) {
   const tip = figure.querySelector(".tip");
   const cursor = shape("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" }, svg);
   const leave = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
@@ -114,7 +114,7 @@ function hover(figure, svg, chart, series, looks, { X, xs, top, bottom }) {
     tip.replaceChildren(element("b", "", null, `${number(x, chart.axis === "seconds" && x < 100 ? 2 : 0)} ${chart.axis}`));
     for (const [name, [, mean, , , n, half]] of rows.sort((a, b) => b[1][1] - a[1][1])) {
       const row = element("div", "", tip);
-      element("span", "dot", row).style.setProperty("--c", looks[name].color);
+      element("span", "dot", row).style.setProperty("--c", styles[name].color);
       element("span", "", row, name);
       element("b", "", row, written(mean, chart.unit));
       element("i", "", row, half === null ? `n=${n}` : `± ${written(half, chart.unit)}`);
@@ -127,9 +127,9 @@ function hover(figure, svg, chart, series, looks, { X, xs, top, bottom }) {
   });
 }
 
-function board(root, data, k) {
-  const looks = Object.fromEntries(data.lines.map((line) => [line.name, line]));
-  const hidden = new Set(data.lines.filter((line) => !line.shown).map((line) => line.name));
+function drawDataset(root, data, k) {
+  const styles = Object.fromEntries(data.arms.map((arm) => [arm.name, arm]));
+  const hidden = new Set(data.arms.filter((arm) => !arm.shown).map((arm) => arm.name));
   const figures = data.charts.map((chart, i) => {
     const figure = element("figure", "", root.querySelector(".charts"));
     figure.id = `chart-${k}-${i}`;
@@ -137,24 +137,24 @@ function board(root, data, k) {
     element("div", "tip", figure).hidden = true;
     return figure;
   });
-  const redraw = () => figures.forEach((figure, i) => draw(figure, data.charts[i], looks, hidden));
-  const buttons = data.lines.map((line) => {
+  const redraw = () => figures.forEach((figure, i) => draw(figure, data.charts[i], styles, hidden));
+  const buttons = data.arms.map((arm) => {
     const button = element("button", "", root.querySelector(".legend"));
     button.type = "button";
-    button.dataset.line = line.name;
+    button.dataset.arm = arm.name;
     const swatch = shape("svg", { width: 26, height: 8, "aria-hidden": "true" }, button);
-    const style = `--c:${line.color};stroke-dasharray:${line.dash || "none"}`;
+    const style = `--c:${arm.color};stroke-dasharray:${arm.dash.join(" ") || "none"}`;
     shape("line", { class: "swatch", x1: 0, x2: 26, y1: 4, y2: 4, style }, swatch);
-    element("span", "", button, line.name);
+    element("span", "", button, arm.name);
     return button;
   });
   const update = () => {
-    for (const button of buttons) button.setAttribute("aria-pressed", !hidden.has(button.dataset.line));
+    for (const button of buttons) button.setAttribute("aria-pressed", !hidden.has(button.dataset.arm));
     redraw();
   };
   for (const button of buttons) {
     button.addEventListener("click", () => {
-      const name = button.dataset.line;
+      const name = button.dataset.arm;
       if (!hidden.delete(name)) hidden.add(name);
       update();
     });
@@ -162,7 +162,7 @@ function board(root, data, k) {
   const every = element("button", "every", root.querySelector(".legend"), "all / none");
   every.addEventListener("click", () => {
     const empty = hidden.size > 0;
-    for (const line of data.lines) empty ? hidden.delete(line.name) : hidden.add(line.name);
+    for (const arm of data.arms) empty ? hidden.delete(arm.name) : hidden.add(arm.name);
     update();
   });
   update();
@@ -170,4 +170,4 @@ function board(root, data, k) {
   addEventListener("resize", () => { if (root.clientWidth !== width) { width = root.clientWidth; redraw(); } });
 }
 
-JSON.parse(document.getElementById("data").textContent).forEach((data, k) => board(document.getElementById(`board-${k}`), data, k));
+JSON.parse(document.getElementById("data").textContent).forEach((data, k) => drawDataset(document.getElementById(`dataset-${k}`), data, k));

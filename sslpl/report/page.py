@@ -1,82 +1,75 @@
-"""The page: one HTML file that needs nothing but itself."""
+"""Build the page: one HTML file without references to other files."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-from sslpl.report import sections
 from sslpl.report.caveats import caveats
 from sslpl.report.charts import chart_data
-from sslpl.report.comparison import DatasetComparison
-from sslpl.report.factorial_tables import crossed_tables
-from sslpl.report.markup import section
+from sslpl.report.comparison import Comparisons, DatasetComparison
+from sslpl.report.render import render_html
+from sslpl.report.sections import dataset_sections, overall_sections
 from sslpl.report.styles import Style
+from sslpl.report.table import Section
 
 
-def page(boards: Sequence[DatasetComparison], looks: dict[str, Style], damaged: Sequence[str]) -> str:
-    """The whole page; `damaged` are lines about folders that could not be read."""
-    data = json.dumps([chart_data(board, looks, classes(board)) for board in boards], allow_nan=False)
+def render_page(comparisons: Comparisons, styles: Mapping[str, Style], warnings: Sequence[str]) -> str:
+    """Render the page; `warnings` are lines about the whole comparison, such as folders that cannot be read."""
+    data = json.dumps([chart_data(comparison, styles) for comparison in comparisons], allow_nan=False)
     parts = {
-        "title": f"Comparison of {sum(len(board.runs) for board in boards)} runs",
-        "style": own("page.css"),
-        "script": own("page.js"),
-        "content": content(boards, looks, damaged),
+        "title": f"Comparison of {sum(len(comparison.runs) for comparison in comparisons)} runs",
+        "style": read_asset("page.css"),
+        "script": read_asset("page.js"),
+        "content": page_content(comparisons, styles, warnings),
         "data": data.replace("<", "\\u003c"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], own("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], read_asset("page.html"))
 
 
-def own(name: str) -> str:
-    """A file of this package."""
+def read_asset(name: str) -> str:
+    """Read a text file of this package."""
     return files("sslpl.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def content(boards: Sequence[DatasetComparison], looks: dict[str, Style], damaged: Sequence[str]) -> str:
-    """The body of the page."""
-    runs = [run for board in boards for run in board.runs]
-    links = "".join(f'<a href="#board-{k}">{escape(board.dataset)}</a>' for k, board in enumerate(boards))
+def page_content(comparisons: Comparisons, styles: Mapping[str, Style], warnings: Sequence[str]) -> str:
+    """Render the body of the page."""
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    colors = {name: style.color for name, style in styles.items()}
+    links = (f'<a href="#dataset-{k}">{escape(comparison.dataset)}</a>' for k, comparison in enumerate(comparisons))
     return "\n".join(
         [
             f"<h1>{len(runs)} runs, {sum(run.finished for run in runs)} of them finished</h1>",
-            f"<nav>{links}</nav>" if len(boards) > 1 else "",
-            notice(damaged),
-            section("Ranks over datasets", sections.ranks_table(boards)),
-            section("Penalties over datasets", sections.total_table(boards)),
-            *(board_content(board, k, looks) for k, board in enumerate(boards)),
+            f"<nav>{''.join(links)}</nav>" if len(comparisons) > 1 else "",
+            warning_list(warnings),
+            *(render_section(section, colors) for section in overall_sections(comparisons)),
+            *(dataset_article(comparison, k, colors) for k, comparison in enumerate(comparisons)),
         ]
     )
 
 
-def board_content(board: DatasetComparison, k: int, looks: dict[str, Style]) -> str:
-    """The part of the page on one dataset."""
-    parts = [
-        f'<article id="board-{k}"><h2>{escape(board.dataset)}</h2>',
-        notice(caveats(board)),
-        "<p>Mean over seeds, band: its 95% interval. Choose the methods here; point at a chart for its values.</p>",
-        '<div class="legend"></div><div class="charts"></div>',
-    ]
-    if board.finished:
-        parts += [
-            section("Results", sections.main_table(board, looks)),
-            section("Label savings", sections.savings_table(board, looks)),
-            section("Paired tests", sections.tests_table(board)),
-            section("Crossed options", crossed_tables(board)),
-            section("Penalty matrix", sections.penalty_table(board)),
-            section("Classes of the queries", sections.classes_table(board, classes(board))),
-            section("Overlap of the queries", sections.overlap_table(board)),
-            section("Time by phase", sections.time_table(board)),
+def dataset_article(comparison: DatasetComparison, k: int, colors: Mapping[str, str]) -> str:
+    """Render the part of the page about the k-th dataset."""
+    return "\n".join(
+        [
+            f'<article id="dataset-{k}"><h2>{escape(comparison.dataset)}</h2>',
+            warning_list(caveats(comparison)),
+            "<p>Mean over seeds, band: its 95% interval. Choose methods here; point at a chart to read its values.</p>",
+            '<div class="legend"></div><div class="charts"></div>',
+            *(render_section(section, colors) for section in dataset_sections(comparison)),
+            "</article>",
         ]
-    return "\n".join([*parts, section("Status", sections.status_table(board)), "</article>"])
+    )
 
 
-def notice(lines: Sequence[str]) -> str:
-    """Warnings as a list; nothing if there are none."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<aside><b>Before you compare</b><ul>{items}</ul></aside>" if lines else ""
+def render_section(section: Section, colors: Mapping[str, str]) -> str:
+    """Render the tables of a section below its heading."""
+    tables = "".join(render_html(table, colors) for table in section.tables)
+    return f"<section><h3>{section.heading}</h3>{tables}</section>"
 
 
-def classes(board: DatasetComparison) -> int:
-    """How many classes the labels of a board's runs show."""
-    return 1 + max((int(run.queries.label.max()) for run in board.runs if len(run.queries.label)), default=1)
+def warning_list(warnings: Sequence[str]) -> str:
+    """Render warnings as a list; empty if there are none."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in warnings)
+    return f"<aside><b>Before you compare</b><ul>{items}</ul></aside>" if warnings else ""

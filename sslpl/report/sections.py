@@ -1,195 +1,153 @@
-"""The tables of the page."""
+"""Return the tables of the report, section by section."""
 
 import math
-from collections.abc import Sequence
-from html import escape
 
 from sslpl.recording.progress import duration
-from sslpl.report.compare import Saving, class_shares, overlaps, penalties, ranks, savings, tests, total_penalties
-from sslpl.report.comparison import Arm, DatasetComparison, area, final, mean_of_cycles, seconds
-from sslpl.report.markup import DASH, MINUS, heat, interval, matrix, name, number, percent, table
-from sslpl.report.styles import Style
+from sslpl.report.comparison import Comparisons, DatasetComparison, phase_seconds
+from sslpl.report.factorial_tables import crossed_tables
+from sslpl.report.pairwise import method_ranks, paired_tests, penalty_matrix, total_penalties
+from sslpl.report.queries import class_count, class_shares, overlap_matrix
+from sslpl.report.results import CAPTION, COLUMNS, results_table
+from sslpl.report.savings import label_savings
+from sslpl.report.statistics import SIGNIFICANT
+from sslpl.report.table import DASH, MINUS, Bar, Name, Row, Section, Table, Text, Value, heat, matrix_table
 
 TESTS = (
     "Two-sided paired t tests of the area under the budget curve over shared seeds, in percentage points, with "
-    "Holm's correction over all pairs of this dataset; d<sub>z</sub> is the mean difference over its standard "
-    "deviation. Wilcoxon's signed-rank test is exact, but cannot fall below 0.25 with three seeds or 0.06 with "
-    "five: the t test decides, and assumes that differences are about normal."
+    "Holm's correction over all pairs of this dataset; d_z is the mean difference divided by its standard deviation. "
+    "Wilcoxon's signed-rank test is exact, but cannot fall below 0.25 with three seeds or 0.06 with five: the t test "
+    "decides, and assumes that differences are approximately normal."
 )
 PENALTIES = (
-    "In what share of the cycles the row beats the column by a two-sided paired t test at 5% (Ash et al. 2020; "
+    "The share of cycles in which the row beats the column by a two-sided paired t test at 5% (Ash et al. 2020; "
     "not corrected)."
 )
-TOTAL = "Over how many datasets, each counted by the share of its cycles, the row beats the column (Ash et al. 2020)."
+TOTAL = "The number of datasets on which the row beats the column, each counted as a share of cycles (Ash et al. 2020)."
+RANKS = "Rank by mean area under the budget curve among the methods that all datasets have; 1 is the best."
 SAVINGS = (
-    "Labels at which the mean curve, straight between its points, first reaches an accuracy of random sampling, "
-    "and how many seeds reach it."
+    "Labels at which the mean curve, linear between its points, first reaches an accuracy of random sampling, and how "
+    "many seeds reach it."
 )
+CLASSES = "Percent of each class in all queries after the initial labels."
 OVERLAP = (
-    "Jaccard's index of the queried images: of two methods with the same seed; on the diagonal, of one method "
-    "with two seeds. The diagonal of random sampling is chance."
+    "Jaccard's index of the queried images: off the diagonal of two methods with the same seed, on the diagonal of one "
+    "method with two seeds. The diagonal of random sampling shows chance."
 )
+TIME = "Mean of a run; wall-clock time, which other work on the machine lengthens."
 PHASES = ("train", "finetune", "evaluate", "query")
+MOST_CLASSES = 30  # in the table of classes
 
 
-def named(line: Arm, looks: dict[str, Style]) -> str:
-    """The name of a line beside its color."""
-    dot = f'<span class="dot" style="--c:{looks[line.name].color}"></span>'
-    return f'<span class="named">{dot}<span>{name(line.name)}</span></span>'
-
-
-def main_table(board: DatasetComparison, looks: dict[str, Style]) -> str:
-    """What each line gives."""
-    header = ["", "seeds", "area under the budget curve", "final accuracy", "labels for random's last accuracy"]
-    rows = [
-        [
-            named(line, looks),
-            str(len(line.runs)),
-            percent(area(line)),
-            percent(final(line)),
-            saved(savings(board, line)),
-            correlation(line),
-            duration(sum(seconds(line).values())),
-            gain(line),
-        ]
-        for line in board.finished
-    ]
-    caption = "Percent, mean over seeds and its 95% interval (Student t)."
-    return table([*header, "loss rank correlation", "time of a run", "points gained per minute"], rows, caption)
-
-
-def saved(found: Sequence[Saving]) -> str:
-    """The labels that a line needs for the last accuracy of random sampling, and the share that it saves."""
-    if not found:
-        return DASH
-    last = found[-1]
-    if math.isnan(last.labels):
-        return "not reached"
-    share = round(100 * (1 - last.labels / last.random))
-    against = f"{abs(share)}% {'more' if share < 0 else 'fewer'} than {last.random:,.0f}" if share else "as many"
-    return f"{last.labels:,.0f}<small>{against}</small>"
-
-
-def correlation(line: Arm) -> str:
-    """The mean loss rank correlation over the cycles."""
-    found = mean_of_cycles(line, "loss_rank_correlation")
-    return number(found.mean, 3) + interval(found.low, found.high, 3) if found else DASH
-
-
-def gain(line: Arm) -> str:
-    """Percentage points between the first and the last accuracy over the minutes that it took to get there."""
-    first = sum(run.rows[0]["test_accuracy"] for run in line.runs) / len(line.runs)
-    minutes = sum(seconds(line).values()) / 60
-    return number(100 * (final(line).mean - first) / minutes, 2) if len(line.grid) > 1 and minutes else DASH
-
-
-def tests_table(board: DatasetComparison) -> str:
-    """The paired tests."""
-    rows = [
-        [
-            f"{name(test.first.name)} {MINUS} {name(test.second.name)}",
-            str(test.result.n),
-            number(100 * test.result.difference, 2) + interval(100 * test.result.low, 100 * test.result.high, 2),
-            number(test.result.effect, 2) + interval(test.result.effect_low, test.result.effect_high, 2),
-            f"{test.result.p:.3f}",
-            f"<b>{test.adjusted:.3f}</b>" if test.adjusted < 0.05 else f"{test.adjusted:.3f}",
-            f"{test.result.wilcoxon:.3f}",
-        ]
-        for test in tests(board)
-    ]
-    header = ["pair", "seeds", "difference", "d<sub>z</sub>", "p", "p (Holm)", "p (Wilcoxon)"]
-    return table(header, rows, TESTS) if rows else ""
-
-
-def penalty_table(board: DatasetComparison) -> str:
-    """The penalty matrix; nothing if no pair can be compared."""
-    values = penalties(board)
-    return (
-        matrix([line.name for line in board.lines], values, PENALTIES)
-        if any(not math.isnan(v) for v in values.flat)
-        else ""
+def overall_sections(comparisons: Comparisons) -> list[Section]:
+    """Return the sections about several datasets together; none for a single dataset."""
+    if len(comparisons) < 2:
+        return []
+    methods, penalties = total_penalties(comparisons)
+    return with_rows(
+        Section("Ranks over datasets", [ranks_table(comparisons)]),
+        Section("Penalties over datasets", [matrix_table(methods, penalties, TOTAL, len(comparisons))]),
     )
 
 
-def savings_table(board: DatasetComparison, looks: dict[str, Style]) -> str:
-    """The labels that each line needs for the accuracies that random sampling reaches."""
-    found = [(line, savings(board, line)) for line in board.lines]
-    usual = next((one for _, one in found if one), [])
-    same = [(line, one) for line, one in found if one and one[-1].target == usual[-1].target]
-    header = ["", *(f"{100 * s.target:.1f}%<small>random: {s.random:,.0f}</small>" for s in usual)]
-    rows = [
-        [
-            named(line, looks),
-            *(f"{number(s.labels, 0)}<small>{s.reached} of {len(line.runs)} seeds</small>" for s in one),
-        ]
-        for line, one in same
+def dataset_sections(comparison: DatasetComparison) -> list[Section]:
+    """Return the sections about one dataset."""
+    names = [arm.name for arm in comparison.arms]
+    overlap, results = overlap_matrix(comparison), results_table([comparison], tuple(COLUMNS)[1:])
+    highest = max((value for value in overlap.flat if not math.isnan(value)), default=1.0)
+    return with_rows(
+        Section("Results", [results._replace(caption=CAPTION)]),
+        Section("Label savings", [savings_table(comparison)]),
+        Section("Paired tests", [tests_table(comparison)]),
+        Section("Crossed options", crossed_tables(comparison)),
+        Section("Penalty matrix", [matrix_table(names, penalty_matrix(comparison), PENALTIES)]),
+        Section("Classes of the queries", [classes_table(comparison)]),
+        Section("Overlap of the queries", [matrix_table(names, overlap, OVERLAP, highest)]),
+        Section("Time by phase", [time_table(comparison)]),
+        Section("Status", [status_table(comparison)]),
+    )
+
+
+def with_rows(*sections: Section) -> list[Section]:
+    """Return the sections that have a table with rows."""
+    return [section for section in sections if any(table.rows for table in section.tables)]
+
+
+def ranks_table(comparisons: Comparisons) -> Table:
+    """Return the table of ranks of the methods that all datasets have, the best mean rank first."""
+    methods, by_dataset, means = method_ranks(comparisons)
+    order = sorted(range(len(methods)), key=lambda k: (means[k], methods[k]))
+    rows: list[Row] = [
+        [Name(methods[k]), f"{means[k]:.2f}", *(f"{rank:g}" for rank in by_dataset[:, k])] for k in order
     ]
-    return table(header, rows, SAVINGS) if rows else ""
+    return Table(["", "mean rank", *(Name(comparison.dataset) for comparison in comparisons)], rows, RANKS)
 
 
-def time_table(board: DatasetComparison) -> str:
-    """Where the time of a run goes."""
-    spent = [(line, seconds(line)) for line in board.finished]
-    longest = max((sum(one.values()) for _, one in spent), default=0) or 1
-    rows = [
+def savings_table(comparison: DatasetComparison) -> Table:
+    """Return the table of labels that the arms with the same baseline need for the accuracies of random sampling."""
+    by_arm = [(arm, label_savings(comparison, arm)) for arm in comparison.arms]
+    usual = next((savings for _, savings in by_arm if savings), [])
+    rows: list[Row] = [
         [
-            name(line.name),
-            "<td><span class='bar'>"
-            + "".join(f"<i class='{p}' style='width:{100 * one[p] / longest:.2f}%'></i>" for p in PHASES)
-            + "</span></td>",
-            *(duration(one[phase]) if one[phase] else DASH for phase in PHASES),
+            Name(arm.name, True),
+            *(Text(Value(s.labels, digits=0).text, f"{s.reached} of {len(arm.runs)} seeds") for s in savings),
         ]
-        for line, one in spent
+        for arm, savings in by_arm
+        if savings and [s.target for s in savings] == [s.target for s in usual]
     ]
-    keys = [f'<i class="key {phase}"></i>{phase}' for phase in PHASES]
-    return table(["", "", *keys], rows, "Mean of a run; wall time, which other work on the machine lengthens.", "time")
+    return Table(["", *(Text(f"{100 * s.target:.1f}%", f"random: {s.random:,.0f}") for s in usual)], rows, SAVINGS)
 
 
-def classes_table(board: DatasetComparison, classes: int) -> str:
-    """The share of each class in what was queried."""
-    if classes > 30:
-        return ""
-    shares = [(line, class_shares(line, classes)) for line in board.lines]
-    highest = max((float(share.max()) for _, share in shares), default=1.0)
-    rows = [[name(line.name), *(heat(v, number(100 * v, 0), highest) for v in share)] for line, share in shares]
-    return table(["", *map(str, range(classes))], rows, "Percent of each class in all queries after the first labels.")
+def tests_table(comparison: DatasetComparison) -> Table:
+    """Return the table of paired tests."""
+    rows: list[Row] = [
+        [
+            Name(f"{test.first.name} {MINUS} {test.second.name}"),
+            str(test.result.n),
+            Value(100 * test.result.difference, 100 * test.result.low, 100 * test.result.high),
+            Value(test.result.effect, test.result.effect_low, test.result.effect_high),
+            Value(test.result.p, digits=3),
+            Value(test.adjusted, digits=3, strong=test.adjusted < SIGNIFICANT),
+            Value(test.result.wilcoxon, digits=3),
+        ]
+        for test in paired_tests(comparison)
+    ]
+    return Table(["pair", "seeds", "difference", "d_z", "p", "p (Holm)", "p (Wilcoxon)"], rows, TESTS)
 
 
-def overlap_table(board: DatasetComparison) -> str:
-    """How much lines choose the same images."""
-    values = overlaps(board)
-    known = [v for v in values.flat if not math.isnan(v)]
-    return matrix([line.name for line in board.lines], values, OVERLAP, max(known)) if known else ""
+def classes_table(comparison: DatasetComparison) -> Table:
+    """Return the table of the share of each class in the queries; without rows if there are many classes."""
+    classes = class_count(comparison)
+    arms = comparison.arms if classes <= MOST_CLASSES else []
+    shares = [class_shares(arm, classes).tolist() for arm in arms]
+    highest = max(map(max, shares), default=1.0)
+    rows: list[Row] = [
+        [Name(arm.name), *(Value(100 * v, digits=0, heat=heat(v, highest)) for v in share)]
+        for arm, share in zip(arms, shares, strict=True)
+    ]
+    return Table(["", *map(str, range(classes))], rows, CLASSES)
 
 
-def status_table(board: DatasetComparison) -> str:
-    """The state of each run."""
-    seeds = sorted({run.seed for run in board.runs})
-    rows = []
-    for line in [*board.finished, *board.waiting]:
-        runs = {run.seed: run for run in [*line.unfinished, *line.runs]}
+def time_table(comparison: DatasetComparison) -> Table:
+    """Return the table of the mean time of a run by phase."""
+    by_arm = [(arm.name, phase_seconds(arm)) for arm in comparison.finished]
+    longest = max((sum(seconds.values()) for _, seconds in by_arm), default=0.0) or 1.0
+    rows: list[Row] = [
+        [
+            Name(name),
+            Bar({phase: seconds[phase] / longest for phase in PHASES}),
+            *(duration(seconds[phase]) if seconds[phase] else DASH for phase in PHASES),
+        ]
+        for name, seconds in by_arm
+    ]
+    return Table(["", "", *(Text(phase, style=phase) for phase in PHASES)], rows, TIME, style="time")
+
+
+def status_table(comparison: DatasetComparison) -> Table:
+    """Return the table of the state of each run."""
+    seeds = sorted({run.seed for run in comparison.runs})
+    rows: list[Row] = []
+    for arm in comparison.every_arm:
+        runs = {run.seed: run for run in [*arm.unfinished, *arm.runs]}
         states = [(runs[seed].state, runs[seed].note) if seed in runs else ("missing", "") for seed in seeds]
-        texts = [f"<td class='{escape(s)}'>{name(s)}<small>{name(note)}</small></td>" for s, note in states]
-        rows.append([name(line.name), *texts])
-    return table(["", *(f"seed {seed}" for seed in seeds)], rows, kind="status")
-
-
-def ranks_table(boards: Sequence[DatasetComparison]) -> str:
-    """The ranks of the methods that every dataset has; nothing for a single dataset."""
-    if len(boards) < 2:
-        return ""
-    labels, table_of_ranks, means = ranks(list(boards))
-    order = sorted(range(len(labels)), key=lambda k: (means[k], labels[k]))
-    rows = [[name(labels[k]), f"{means[k]:.2f}", *(f"{row[k]:g}" for row in table_of_ranks)] for k in order]
-    header = ["", "mean rank", *(name(board.dataset) for board in boards)]
-    caption = "Rank by mean area under the budget curve among the methods that all datasets have; 1 is the best."
-    return table(header, rows, caption) if rows else ""
-
-
-def total_table(boards: Sequence[DatasetComparison]) -> str:
-    """The penalty matrices of several datasets added up."""
-    if len(boards) < 2:
-        return ""
-    labels, total = total_penalties(list(boards))
-    known = any(not math.isnan(value) for value in total.flat)
-    return matrix(labels, total, TOTAL, len(boards)) if known else ""
+        rows.append([Name(arm.name), *(Text(state, note, style=state) for state, note in states)])
+    return Table(["", *(f"seed {seed}" for seed in seeds)], rows, style="status")

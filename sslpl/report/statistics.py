@@ -1,7 +1,8 @@
-"""The statistics of a comparison: pure functions on numbers, NaN where a number is not defined."""
+"""Compute the statistics of a comparison with pure functions of numbers; NaN where a result is not defined."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ Integers = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A mean over n values with their standard deviation (n - 1) and the 95% interval of the mean."""
+    """The mean of n independent values, their standard deviation (n - 1) and the 95% interval of the mean."""
 
     mean: float
     std: float  # 0 for a single value
@@ -25,22 +26,22 @@ class Estimate(NamedTuple):
     n: int
 
 
-class Paired(NamedTuple):
-    """Two methods over the seeds that they share, the second subtracted from the first."""
+class PairedDifference(NamedTuple):
+    """The differences of n pairs, first minus second: their mean, its tests and its effect size."""
 
     n: int
-    difference: float
-    low: float  # 95% interval of the difference, Student t
+    difference: float  # mean
+    low: float  # 95% interval of the mean, Student t
     high: float
     p: float  # two-sided paired t test
     wilcoxon: float  # exact two-sided p of the signed-rank test
-    effect: float  # Cohen's d_z: the mean difference over its standard deviation
+    effect: float  # Cohen's d_z: the mean difference divided by its standard deviation
     effect_low: float  # 95% interval of d_z, noncentral t
     effect_high: float
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its Student t interval."""
+    """Estimate the mean of independent values with its 95% interval by Student's t."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return Estimate(mean, 0.0, math.nan, math.nan, 1)
@@ -49,26 +50,28 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, std, mean - half, mean + half, n)
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Compares values that belong together in pairs, as two methods with the same seeds do; NaN with fewer than two.
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """Compare values in pairs, such as two methods with the same seeds; NaN with fewer than two pairs.
 
-    The t test is the one to decide by: with n pairs the signed-rank test cannot give less than 2 / 2^n, which is 0.25
-    with three seeds and 0.06 with five, whatever the values are.
+    Decide by the t test: with n pairs the signed-rank test cannot give less than 2 / 2^n, which is 0.25 with three
+    seeds and 0.06 with five, whatever the values are.
     """
     difference = np.subtract(first, second).astype(float)
-    d = estimate(difference.tolist())
-    if d.n < 2:
-        return Paired(d.n, d.mean, *[math.nan] * 7)
+    mean = estimate(difference.tolist())
+    if mean.n < 2:
+        return PairedDifference(mean.n, mean.mean, *[math.nan] * 7)
     t, p = t_test(difference[:, None])
-    effect = float(t[0]) / math.sqrt(d.n)
-    low, high = effect_interval(float(t[0]), d.n)
-    return Paired(d.n, d.mean, d.low, d.high, float(p[0]), signed_rank(difference), effect, low, high)
+    effect = float(t[0]) / math.sqrt(mean.n)
+    interval = effect_interval(float(t[0]), mean.n)
+    return PairedDifference(
+        mean.n, mean.mean, mean.low, mean.high, float(p[0]), signed_rank(difference), effect, *interval
+    )
 
 
 def t_test(difference: Array) -> tuple[Array, Array]:
-    """t and the two-sided p of paired t tests, one for each column of differences [n, columns], n above 1.
+    """Return t and two-sided p of paired t tests, one for each column of differences [n, columns], n above 1.
 
-    Without any spread, t is infinite and p 0; without any difference either, t is 0 and p 1.
+    Without any spread, t is infinite and p is 0; if all differences are zero, t is 0 and p is 1.
     """
     n = len(difference)
     mean, error = difference.mean(axis=0), difference.std(axis=0, ddof=1) / math.sqrt(n)
@@ -79,7 +82,7 @@ def t_test(difference: Array) -> tuple[Array, Array]:
 
 
 def effect_interval(t: float, n: int) -> tuple[float, float]:
-    """The 95% interval of d_z from a paired t of n pairs, by the noncentral t distribution (Cumming and Finch 2001)."""
+    """Return the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001)."""
     if not math.isfinite(t):
         return t, t
     tail = (1 - LEVEL) / 2
@@ -88,9 +91,10 @@ def effect_interval(t: float, n: int) -> tuple[float, float]:
 
 
 def signed_rank(difference: ArrayLike) -> float:
-    """The exact two-sided p of Wilcoxon's signed-rank test, zeros left out, ties at their mean rank.
+    """Return the exact two-sided p of Wilcoxon's signed-rank test; zeros are dropped, ties get their mean rank.
 
-    The null distribution counts, rank by rank, in how many ways the signs give each sum; ranks are doubled to be whole.
+    The null distribution counts, rank by rank, the assignments of signs that give each sum of positive ranks. Ranks are
+    doubled to make them integers.
     """
     values = np.asarray(difference, dtype=float)
     values = values[values != 0]
@@ -106,7 +110,7 @@ def signed_rank(difference: ArrayLike) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusts the p values of several tests so that the chance of any false one is kept (Holm 1979); NaN stays out."""
+    """Adjust the p values of several tests to control the family-wise error rate (Holm 1979); NaN stays NaN."""
     values = np.asarray(p, dtype=float)
     order = [int(k) for k in np.argsort(values) if not math.isnan(values[k])]
     adjusted, largest = np.full(len(values), math.nan), 0.0
@@ -116,10 +120,10 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def wins(first: Array, second: Array) -> float:
-    """The share of cycles in which the first is better by a two-sided paired t test at 5% (Ash et al., ICLR 2020).
+def win_share(first: Array, second: Array) -> float:
+    """Return the share of cycles that the first wins by a two-sided paired t test at 5% (Ash et al., ICLR 2020).
 
-    Both hold accuracies [seeds, cycles] of the same seeds. NaN with a single seed.
+    Both arguments are accuracies [seeds, cycles] of the same seeds. NaN with a single seed.
     """
     if len(first) < 2:
         return math.nan
@@ -127,40 +131,39 @@ def wins(first: Array, second: Array) -> float:
     return float(np.mean((p < SIGNIFICANT) & (t > 0)))
 
 
-def labels_to_reach(labeled: Sequence[float], accuracy: Sequence[float], target: float) -> float:
-    """The labels at which a curve, straight between its points, first reaches an accuracy; NaN if it never does.
+def labels_to_reach(curve: Sequence[tuple[float, float]], target: float) -> float:
+    """Return the labels at which a curve of (labels, accuracy), linear between points, first reaches the target.
 
-    A curve that begins above gives its first number of labels: no fewer were tried.
+    NaN if it never does. A curve that starts at or above the target gives its first number of labels.
     """
-    for k, value in enumerate(accuracy):
-        if value >= target:
-            if k == 0:
-                return float(labeled[0])
-            share = (target - accuracy[k - 1]) / (value - accuracy[k - 1])
-            return float(labeled[k - 1] + share * (labeled[k] - labeled[k - 1]))
+    if curve and curve[0][1] >= target:
+        return float(curve[0][0])
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if y1 >= target:
+            return float(x0 + (target - y0) / (y1 - y0) * (x1 - x0))
     return math.nan
 
 
 def mean_ranks(scores: Array) -> Array:
-    """The mean rank of each method [methods] over datasets, from scores [datasets, methods]; 1 is the highest."""
+    """Return each method's mean rank [methods] for scores [datasets, methods]; rank 1 is the highest score."""
     return np.asarray(stats.rankdata(-scores, axis=1).mean(axis=0), dtype=float)
 
 
 def class_counts(cycle: Integers, label: Integers, cycles: int, classes: int) -> Integers:
-    """How many images of each class were labeled for each cycle: [cycles, classes]."""
+    """Count the images of each class that were labeled for each cycle: [cycles, classes]."""
     return np.bincount(cycle * classes + label, minlength=cycles * classes).reshape(cycles, classes)
 
 
-def balance(counts: Integers) -> Array:
-    """The entropy of class counts [..., classes] over its maximum: 1 if all classes are equal, 0 for a single one."""
+def normalized_entropy(counts: Integers) -> Array:
+    """Return the entropy of counts [..., classes] divided by its maximum: 1 for equal counts, 0 for a single class."""
     total = counts.sum(axis=-1)
     p = counts / np.maximum(total, 1)[..., None]
     entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1) / math.log(max(counts.shape[-1], 2))
     return np.asarray(np.where(total > 0, entropy, math.nan))
 
 
-def overlap(first: Integers, second: Integers) -> float:
-    """Jaccard's index of two sets of distinct positions; NaN if both are empty."""
+def jaccard_index(first: Integers, second: Integers) -> float:
+    """Return Jaccard's index of two sets of distinct positions; NaN if both are empty."""
     shared = len(np.intersect1d(first, second, assume_unique=True))
     union = len(first) + len(second) - shared
     return shared / union if union else math.nan
