@@ -17,8 +17,8 @@ from sslpl.data.datasets import digits
 from sslpl.oracle.label_table import read_table
 from sslpl.predict.predictions import FilePredictions, predictions_csv
 from sslpl.recording.run_tables import classes_csv
-from sslpl.report import tables
 from sslpl.report.comparison import compare_datasets
+from sslpl.report.csv_files import csv_files
 from sslpl.report.read import read_runs
 from sslpl.types import Dataset
 
@@ -53,10 +53,10 @@ def test_no_table_has_a_class_a_path_or_a_label_that_a_spreadsheet_runs(tmp_path
     )
     assert cells(predictions_csv(predicted, ("=A1", "b"), ["-x.png"])) >= {"'=A1", "'-x.png", "-1.5", "p_=A1"}
     write_run(tmp_path, "@random", 0, [0.5, 0.6])
-    found = compare_datasets(read_runs([tmp_path])[0])
-    for table in (tables.summary_csv(tables.measured(found)), tables.curves_csv(found), tables.runs_csv(found)):
-        assert "'@random" in cells(table)
-        assert "@random" not in cells(table)
+    files = csv_files(compare_datasets(read_runs([tmp_path])[0]))
+    for name in ("summary.csv", "curves.csv", "runs.csv"):
+        assert "'@random" in cells(files[name])
+        assert "@random" not in cells(files[name])
 
 
 def named_like_formulas(root: str = "data", flip: bool = False, cutout: int | None = None) -> Dataset:
