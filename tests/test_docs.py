@@ -63,7 +63,8 @@ def small(line: str, folder: Path) -> list[str]:
         return [*arguments, "--cfg", "job"]
     written = {"cifar100": write_cifar100, "image_folder": write_image_folder}
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
-    write(folder / "files", 240, 20, np.random.default_rng(0))
+    images = 1300 if "-cn" in arguments else 240  # a sweep file has a budget of its own
+    write(folder / "files", images, 20, np.random.default_rng(0))
     extra = ["runtime.dry_run=true", f"dataset.root={folder / 'files'}"]
     if "-cn" not in arguments:
         extra += ["budget.initial=16", "budget.per_cycle=8", "budget.cycles=2", "budget.candidates=60", "tracker=none"]

@@ -336,7 +336,7 @@ def test_a_method_name_too_long_for_a_folder_is_shortened_and_kept(sslpl: Comman
     assert len(name) == 255
     assert name.startswith("entropy+some.key=0.125+some.key=0.125")
     ((run,), damaged) = read_runs([Path("outputs")])
-    assert (run.label, damaged) == ("entropy" + "+some.key=0.125" * 30, [])
+    assert (run.method_name, damaged) == ("entropy" + "+some.key=0.125" * 30, [])
     again = sslpl(*RUN)
     assert (again.code, again.out.startswith("finished already")) == (0, True)
 
