@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import transforms
 
 from sslpl import fingerprints
-from sslpl import memory as image_sets
+from sslpl.data import images as image_sets
 from sslpl.data import scan
 from sslpl.data.decoding import ImageFormat, convert_mode, image_format, open_image, to_array
 from sslpl.data.folders import files_fingerprint, image_folder
