@@ -20,10 +20,10 @@ LIFE = """
 import logging, os, signal, sys, time
 logging.basicConfig(level=logging.DEBUG)  # as Hydra does; wandb stays quiet all the same
 from pathlib import Path
-from sslpl.recording import tracking
+from sslpl.tracking import trackers
 from sslpl.types import RunInfo
-tracking.INIT_SECONDS = 2
-tracker = tracking.WandbTracker()
+trackers.INIT_SECONDS = 2
+tracker = trackers.WandbTracker()
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 tracker.start(RunInfo("abc12345", "seed0", "sslpm", Path(sys.argv[1]), {}, {}, "digits", "5e771116"))
 for step in range(5):
@@ -362,7 +362,7 @@ for core in cores:
     os.kill(core, signal.SIGKILL)
 time.sleep(0.5)
 if RESTART is False:
-    tracking.WandbTracker._open = lambda *_: 1 / 0
+    trackers.WandbTracker._open = lambda *_: 1 / 0
 for step in range(5, 8):
     tracker.log(step, {"train/loss": 1.0})
 tracker.finish(0, {"aubc": 0.5}, [])
@@ -439,7 +439,7 @@ print(time.time())
 
 def test_no_tracker_does_not_import_wandb(tmp_path):
     code = """
-tracker = tracking.NoTracker(); tracker.start(None); tracker.log(0, {}); tracker.finish(0, {}, [])
+tracker = trackers.NoTracker(); tracker.start(None); tracker.log(0, {}); tracker.finish(0, {}, [])
 assert "wandb" not in sys.modules
 """
     own = LIFE.split("tracker = ")[0]

@@ -105,7 +105,7 @@ def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
         assert len([line for line in run.lines if "test/accuracy" in line]) == 2
     assert len(cycles_once(second)) == len(second.lines)
 
-    phase, seen = recorder.Recorder.phase, []
+    phase, seen = recorder.Recorder.on_phase_end, []
 
     def killing(self: recorder.Recorder, *arguments: object) -> None:
         seen.append(1)
@@ -113,11 +113,11 @@ def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
             raise RuntimeError("killed")
         phase(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recorder.Recorder, "phase", killing)
+    monkeypatch.setattr(recorder.Recorder, "on_phase_end", killing)
     assert sslpl(*fast, "runtime.output_dir=third").code == 1
     assert len(server.runs) == 3
     token = json.loads((run_folder(Path("third")) / "provenance.json").read_text())["run_token"]
-    monkeypatch.setattr(recorder.Recorder, "phase", phase)
+    monkeypatch.setattr(recorder.Recorder, "on_phase_end", phase)
     wandb.teardown()  # another process takes it over
     assert sslpl(*fast, "runtime.output_dir=third").code == 0
     assert len(server.runs) == 3
