@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sslpl.config.build import build_setup
 from sslpl.learn.cuda_graphs import WARM_UP, Captured, CapturedSteps, first_line
 from sslpl.learn.optimizers import resume_optimizer, set_rates
+from sslpl.learn.sums import JointSums
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -108,7 +109,7 @@ def capturing(monkeypatch: Patch) -> Patch:
             self.replay = replay
 
     def capture(self: CapturedSteps, views: Tensor, labels: Tensor, detached: bool) -> Captured:
-        sums = torch.zeros(4)
+        sums = torch.zeros(len(JointSums._fields))
         return Captured(Graph(lambda: sums.copy_(self.step(views, labels, detached))), views, labels, sums)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CapturedSteps, "_run_eagerly", lambda self, *inputs: self.step(*inputs))

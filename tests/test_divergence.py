@@ -11,6 +11,7 @@ from test_ssl import finished, make_setup, trained
 from torch import Tensor, nn
 
 from sslpl.learn.divergence import LIMIT, check_losses
+from sslpl.learn.sums import FinetuneSums, JointSums
 from sslpl.phases import finetune as module
 from sslpl.recording import checkpoint
 from sslpl.state import State
@@ -83,7 +84,8 @@ def test_a_state_whose_losses_are_not_finite_is_not_fit_to_be_saved(phase: str, 
     setup = make_setup(None)
     state = trained(setup)
     state.enter(phase)
-    state.sums = torch.tensor([loss, 0.0, 1.0, 1.0, 0.0, 0.0])
+    fields = JointSums._fields if phase == "train" else FinetuneSums._fields
+    state.sums = torch.tensor([loss, *[1.0] * (len(fields) - 1)])
     if refused:
         with pytest.raises(FloatingPointError):
             check_losses(state)

@@ -3,7 +3,7 @@
 Every process computes the same run. Expensive work is sharded, and the results are gathered or summed, so that all
 ranks continue with the same numbers. What must happen once runs on rank 0, which broadcasts the result
 (`on_rank_zero`).
-No torch wrapper such as DistributedDataParallel is needed: the gradients of both networks are summed in one all-reduce
+No wrapper of torch's is needed: the gradients of both networks are summed in one all-reduce
 per step.
 """
 

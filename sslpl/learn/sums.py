@@ -32,9 +32,8 @@ class FinetuneSums(NamedTuple, Generic[T]):
     unlabeled_images: T
 
 
-EPOCH_SUMS = FinetuneSums._fields.index(
-    "pseudo_label_weight"
-)  # the number of sums that are reset in each epoch of a fine-tune
+# The number of sums that are reset in each epoch of a fine-tune.
+EPOCH_SUMS = FinetuneSums._fields.index("pseudo_label_weight")
 
 
 def joint_means(sums: JointSums[float]) -> dict[str, float]:
