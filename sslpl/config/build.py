@@ -37,26 +37,14 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
     dataset = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
     labeled = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # 0 if all labels are known
     budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), labeled)
-    limit = None if runtime.held_gib is None else int(runtime.held_gib * 2**30)
-    dataset = dataset._replace(
-        train=place_images(dataset.train, device, limit), test=place_images(dataset.test, device, limit)
-    )
-    augmentation = Augmentation(
-        dataset.train.shape,
-        dataset.mean,
-        dataset.std,
-        flip=dataset.flip,
-        padding=dataset.padding,
-        cutout=dataset.cutout,
-        device=device,
-    )
+    dataset = place_dataset(dataset, device, runtime.held_gib)
     build = network_builder(config, dataset, device, compiled=runtime.compile is True)
     build(0)  # reports errors in the backbone or its weights before anything is written
     check_pool(query, budget, len(dataset.train), device)
     return Setup(
         dataset,
         build,
-        augmentation,
+        build_augmentation(dataset, device),
         ranking,
         ssl,
         query,
@@ -74,6 +62,29 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         oracle=oracle,
         folder=folder,
         world=world,
+    )
+
+
+def place_dataset(dataset: Dataset, device: torch.device, held_gib: float | None) -> Dataset:
+    """Returns the dataset with its images in memory, or streamed where a set takes more than `held_gib` GiB.
+
+    None sets no limit of its own: `place_images` has one for each kind of device.
+    """
+    limit = None if held_gib is None else int(held_gib * 2**30)
+    train, test = (place_images(images, device, limit) for images in (dataset.train, dataset.test))
+    return dataset._replace(train=train, test=test)
+
+
+def build_augmentation(dataset: Dataset, device: torch.device) -> Augmentation:
+    """Builds the augmentation that a dataset describes."""
+    return Augmentation(
+        dataset.train.shape,
+        dataset.mean,
+        dataset.std,
+        flip=dataset.flip,
+        padding=dataset.padding,
+        cutout=dataset.cutout,
+        device=device,
     )
 
 

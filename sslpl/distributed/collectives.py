@@ -2,9 +2,7 @@
 
 Every process computes the same run. Expensive work is sharded, and the results are gathered or summed, so that all
 ranks continue with the same numbers. What must happen once runs on rank 0, which broadcasts the result
-(`on_rank_zero`).
-No wrapper of torch's is needed: the gradients of both networks are summed in one all-reduce
-per step.
+(`on_rank_zero`). The gradients of both networks are summed in one all-reduce per step, without a wrapper of torch's.
 """
 
 from collections.abc import Callable, Iterator, Sequence

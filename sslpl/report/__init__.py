@@ -1,1 +1,1 @@
-"""Compare runs: read their folders, compute statistics and write tables, figures and a page."""
+"""Compares runs: reads their folders, computes statistics and writes tables, figures and a page."""

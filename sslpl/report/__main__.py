@@ -1,4 +1,4 @@
-"""Compare runs: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex] [--wandb ENTITY/PROJECT]."""
+"""Compares runs: python -m sslpl.report FOLDER... [--output DIR] [--markdown | --latex] [--wandb ENTITY/PROJECT]."""
 
 import argparse
 import re
@@ -24,7 +24,7 @@ from sslpl.report.styles import arm_styles
 
 
 def main() -> None:
-    """Print the comparison; with --output also write the page, tables and figures. Exit code 2 for bad input."""
+    """Prints the comparison; with --output also writes the page, tables and figures. Exit code 2 for bad input."""
     options = parse_options()
     if missing := [str(folder) for folder in options.folder if not folder.is_dir()]:
         exit_with_error(f"no such folder: {', '.join(missing)}")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """Parse the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m sslpl.report", description="Compares runs, finished or not.")
     parser.add_argument("folder", nargs="+", type=Path, help="folders of runs, searched with all below them")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, CSV, LaTeX and PNG files")
@@ -62,13 +62,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def exit_with_error(message: str, code: int = 2) -> None:
-    """Print an error and exit; the default code 2 stands for bad input."""
+    """Prints an error and exits; the default code 2 stands for bad input."""
     print(f"sslpl: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def check_wandb_option(project: str) -> None:
-    """Exit with code 2 unless the option is ENTITY/PROJECT and the package for W&B reports is installed."""
+    """Exits with code 2 unless the option is ENTITY/PROJECT and the package for W&B reports is installed."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", project):
         exit_with_error(f"--wandb {project}: must be ENTITY/PROJECT, for example my-team/sslpl")
     if find_spec("wandb_workspaces") is None:
@@ -76,7 +76,7 @@ def check_wandb_option(project: str) -> None:
 
 
 def save_online(comparisons: Comparisons, warnings: Sequence[str], project: str) -> None:
-    """Save the report and the view to W&B and print their links; exit code 1 if W&B raises an error."""
+    """Saves the report and the view to W&B and prints their links; exit code 1 if W&B raises an error."""
     try:
         from sslpl.report.dashboard import save_to_wandb
 
@@ -88,7 +88,7 @@ def save_online(comparisons: Comparisons, warnings: Sequence[str], project: str)
 
 
 def print_tables(comparisons: Comparisons, markdown: bool, latex: bool) -> None:
-    """Print the main table, in Markdown followed by the tables of crossed options."""
+    """Prints the main table, in Markdown followed by the tables of crossed options."""
     table = results_table(comparisons)
     if not table.rows:
         print("no finished run yet")
@@ -103,7 +103,7 @@ def print_tables(comparisons: Comparisons, markdown: bool, latex: bool) -> None:
 
 
 def write_report(comparisons: Comparisons, warnings: Sequence[str], folder: Path) -> None:
-    """Write the page, the CSV and LaTeX files and the figures."""
+    """Writes the page, the CSV and LaTeX files and the figures."""
     styles = arm_styles(comparisons)
     latex = render_latex(results_table(comparisons, LATEX_COLUMNS))
     files: dict[str, str | bytes] = {

@@ -1,4 +1,4 @@
-"""Prepare the charts of the page as plain data for JSON."""
+"""Prepares the charts of the page as plain data for JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ METRICS: tuple[tuple[str, str, str, Range], ...] = (
 
 
 def chart_data(comparison: DatasetComparison, styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Return the legend and the charts of a dataset; a chart leaves out arms without a value for it."""
+    """Returns the legend and the charts of a dataset; a chart leaves out arms without a value for it."""
     arms = [*comparison.arms, *(arm for arm in comparison.unfinished if any(run.rows for run in arm.unfinished))]
     charts = [
         chart(
@@ -57,14 +57,14 @@ def chart_data(comparison: DatasetComparison, styles: Mapping[str, Style]) -> di
 def chart(
     title: str, unit: str, possible: Range, series: Mapping[str, Points], axis: str = "labeled images"
 ) -> dict[str, Any]:
-    """Return a chart of the series that have points."""
+    """Returns a chart of the series that have points."""
     shown = [[name, points] for name, points in series.items() if points]
     limits = [none_if_not_finite(end) for end in possible]
     return {"title": title, "unit": unit, "range": limits, "axis": axis, "series": shown}
 
 
 def curve_points(curve: Sequence[tuple[float, Estimate]], possible: Range) -> Points:
-    """Return the points of a curve, its band clipped to the possible values; an undefined interval is null."""
+    """Returns the points of a curve, its band clipped to the possible values; an undefined interval is null."""
     return [
         [x, e.mean, *map(none_if_not_finite, band(e, possible)), e.n, none_if_not_finite((e.high - e.low) / 2)]
         for x, e in curve
@@ -72,18 +72,18 @@ def curve_points(curve: Sequence[tuple[float, Estimate]], possible: Range) -> Po
 
 
 def band(value: Estimate, possible: Range) -> Range:
-    """Clip an interval to the possible values of a metric; NaN stays."""
+    """Clips an interval to the possible values of a metric; NaN stays."""
     low, high = possible
     return (min(max(value.low, low), high), min(max(value.high, low), high))
 
 
 def none_if_not_finite(value: float) -> float | None:
-    """Return a number, or None for NaN and infinity, which JSON does not have."""
+    """Returns a number, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def accuracy_over_time(arm: Arm) -> Points:
-    """Return the test accuracy of each cycle against the mean seconds of all phases up to its end."""
+    """Returns the test accuracy of each cycle against the mean seconds of all phases up to its end."""
     curve, seconds = [], 0.0
     for rows in zip(*(run.rows for run in arm.runs), strict=False):  # as many cycles as the shortest run has
         seconds += sum(row.get(phase, 0.0) for row in rows for phase in PHASE_SECONDS) / len(rows)

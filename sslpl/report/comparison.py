@@ -1,4 +1,4 @@
-"""Group runs into arms, one per method and setting, and the arms of each dataset into a comparison."""
+"""Groups runs into arms, one per method and setting, and the arms of each dataset into a comparison."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ class Arm(NamedTuple):
 
     @property
     def seeds(self) -> list[int]:
-        """Return the seeds of the finished runs in ascending order."""
+        """Returns the seeds of the finished runs in ascending order."""
         return [run.seed for run in self.runs]
 
     @property
     def labeled_counts(self) -> tuple[float, ...]:
-        """Return the numbers of labels at which every finished run was tested."""
+        """Returns the numbers of labels at which every finished run was tested."""
         shared = set.intersection(*({row["labeled"] for row in run.rows} for run in self.runs))
         return tuple(sorted(shared))
 
@@ -41,12 +41,12 @@ class DatasetComparison(NamedTuple):
 
     @property
     def finished(self) -> list[Arm]:
-        """Return the ceilings, then the other arms with a finished run."""
+        """Returns the ceilings, then the other arms with a finished run."""
         return [*self.ceilings, *self.arms]
 
     @property
     def every_arm(self) -> list[Arm]:
-        """Return all arms, those without a finished run last."""
+        """Returns all arms, those without a finished run last."""
         return [*self.finished, *self.unfinished]
 
 
@@ -54,7 +54,7 @@ Comparisons = Sequence[DatasetComparison]
 
 
 def compare_datasets(runs: Sequence[Run]) -> list[DatasetComparison]:
-    """Compare the runs of each dataset; datasets are sorted by name."""
+    """Compares the runs of each dataset; datasets are sorted by name."""
     by_dataset: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_dataset[run.dataset].append(run)
@@ -62,7 +62,7 @@ def compare_datasets(runs: Sequence[Run]) -> list[DatasetComparison]:
 
 
 def compare_arms(dataset: str, runs: Sequence[Run]) -> DatasetComparison:
-    """Group the runs of one dataset into arms and sort these."""
+    """Groups the runs of one dataset into arms and sorts these."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.seed, run.folder)):
         groups[run.method_name, run.setting].append(run)
@@ -73,7 +73,7 @@ def compare_arms(dataset: str, runs: Sequence[Run]) -> DatasetComparison:
 
 
 def make_arm(runs: Sequence[Run], suffix: str) -> Arm:
-    """Make an arm of runs with one setting; of finished runs with the same seed (copied folders) the first is kept."""
+    """Makes an arm of runs with one setting; of finished runs with the same seed (copied folders) the first is kept."""
     method_name, setting = runs[0].method_name, runs[0].setting
     finished = {run.seed: run for run in reversed(runs) if run.finished}
     name = f"{method_name} [{suffix}]" if suffix else method_name
@@ -82,52 +82,52 @@ def make_arm(runs: Sequence[Run], suffix: str) -> Arm:
 
 
 def distinguishing_values(run: Run, groups: dict[tuple[str, str], list[Run]]) -> str:
-    """Return what tells a run's setting from the other settings of its method, as in `training.rate=0.1`."""
+    """Returns what tells a run's setting from the other settings of its method, as in `training.rate=0.1`."""
     return differing_values(
         run.values, [group[0].values for (name, _), group in groups.items() if name == run.method_name]
     )
 
 
 def differing_values(values: dict[str, str], others: Sequence[dict[str, str]]) -> str:
-    """Return the values that are not the same in all the others, as `key=value, ...`."""
+    """Returns the values that are not the same in all the others, as `key=value, ...`."""
     keys = [key for key in values if any(other.get(key) != values[key] for other in others)]
     return ", ".join(f"{key}={values[key]}" for key in keys)
 
 
 def area(arm: Arm) -> Estimate:
-    """Estimate the area under the budget curve (0 to 1) over an arm's seeds."""
+    """Estimates the area under the budget curve (0 to 1) over an arm's seeds."""
     return estimate([aubc(run.rows) for run in arm.runs])
 
 
 def final_accuracy(arm: Arm) -> Estimate:
-    """Estimate the test accuracy (0 to 1) after the last cycle over an arm's seeds."""
+    """Estimates the test accuracy (0 to 1) after the last cycle over an arm's seeds."""
     return estimate([run.rows[-1]["test_accuracy"] for run in arm.runs])
 
 
 def cycle_mean(arm: Arm, column: str) -> Estimate | None:
-    """Estimate a column's mean over the cycles of a run; None if no run has the column."""
+    """Estimates a column's mean over the cycles of a run; None if no run has the column."""
     values = [[row[column] for row in run.rows if column in row] for run in arm.runs]
     means = [sum(cycles) / len(cycles) for cycles in values if cycles]
     return estimate(means) if means else None
 
 
 def phase_seconds(arm: Arm) -> dict[str, float]:
-    """Return the mean seconds of a run in each phase."""
+    """Returns the mean seconds of a run in each phase."""
     rows, n = [row for run in arm.runs for row in run.rows], len(arm.runs)
     return {column.removesuffix("_seconds"): sum(row.get(column, 0.0) for row in rows) / n for column in PHASE_SECONDS}
 
 
 def run_seconds(arm: Arm) -> float:
-    """Return the mean seconds of a run in all phases."""
+    """Returns the mean seconds of a run in all phases."""
     return sum(phase_seconds(arm).values())
 
 
 def column_values(arm: Arm, column: str, labeled: float) -> list[float]:
-    """Return the values of a column at a number of labels, from the runs that have one."""
+    """Returns the values of a column at a number of labels, from the runs that have one."""
     return [row[column] for run in arm.runs for row in run.rows if row["labeled"] == labeled and column in row]
 
 
 def mean_curve(arm: Arm, column: str = "test_accuracy") -> list[tuple[float, Estimate]]:
-    """Return pairs (number of labels, estimate over seeds) of a column of metrics.csv."""
+    """Returns pairs (number of labels, estimate over seeds) of a column of metrics.csv."""
     columns = [(labeled, column_values(arm, column, labeled)) for labeled in arm.labeled_counts]
     return [(labeled, estimate(values)) for labeled, values in columns if values]

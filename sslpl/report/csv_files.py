@@ -1,4 +1,4 @@
-"""Write the numbers of the comparison as CSV files; accuracies are from 0 to 1."""
+"""Writes the numbers of the comparison as CSV files; accuracies are from 0 to 1."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ CURVES = ("test_accuracy", "test_nll", "test_ece", ESTIMATES[2], "pseudo_label_r
 
 
 def csv_files(comparisons: Comparisons) -> dict[str, str]:
-    """Return the content of each CSV file by name; effects.csv only if options were crossed."""
+    """Returns the content of each CSV file by name; effects.csv only if options were crossed."""
     files = {}
     for name, (columns, dataset_rows) in FILES.items():
         rows = [[comparison.dataset, *row] for comparison in comparisons for row in dataset_rows(comparison)]
@@ -36,7 +36,7 @@ def csv_files(comparisons: Comparisons) -> dict[str, str]:
 
 
 def summary_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per arm."""
+    """Yields a row per arm."""
     for arm in comparison.finished:
         estimates = (area(arm), final_accuracy(arm), cycle_mean(arm, ESTIMATES[2]))
         parts = [part for estimate in estimates for part in estimate_parts(estimate)]
@@ -44,7 +44,7 @@ def summary_rows(comparison: DatasetComparison) -> Rows:
 
 
 def curve_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per arm, measure and number of labels."""
+    """Yields a row per arm, measure and number of labels."""
     for arm in comparison.finished:
         for column in CURVES:
             for labeled, point in mean_curve(arm, column):
@@ -52,13 +52,13 @@ def curve_rows(comparison: DatasetComparison) -> Rows:
 
 
 def test_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per paired test: the area under the budget curve of the first arm minus that of the second."""
+    """Yields a row per paired test: the area under the budget curve of the first arm minus that of the second."""
     for test in paired_tests(comparison):
         yield [test.first.name, test.second.name, *test.result, test.adjusted]
 
 
 def saving_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per arm and accuracy of random sampling: the labels that both need for it."""
+    """Yields a row per arm and accuracy of random sampling: the labels that both need for it."""
     for arm in comparison.arms:
         for s in label_savings(comparison, arm):
             labels = [s.target, s.random, s.labels, s.reached, *estimate_parts(s.seeds)]
@@ -66,7 +66,7 @@ def saving_rows(comparison: DatasetComparison) -> Rows:
 
 
 def effect_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per effect of crossed options."""
+    """Yields a row per effect of crossed options."""
     if factorial := full_factorial(comparison):
         for metric in range(len(METRICS)):
             for effect in effects(factorial, metric):
@@ -75,7 +75,7 @@ def effect_rows(comparison: DatasetComparison) -> Rows:
 
 
 def run_rows(comparison: DatasetComparison) -> Rows:
-    """Yield a row per run, whatever its state."""
+    """Yields a row per run, whatever its state."""
     for run in comparison.runs:
         accuracies = [aubc(run.rows), run.rows[-1]["test_accuracy"]] if run.rows else [None, None]
         status = [run.seed, run.state, run.note, len(run.rows)]
@@ -83,7 +83,7 @@ def run_rows(comparison: DatasetComparison) -> Rows:
 
 
 def estimate_parts(estimate: Estimate | None) -> list[float | None]:
-    """Return mean, standard deviation and interval; None where there is no estimate."""
+    """Returns mean, standard deviation and interval; None where there is no estimate."""
     return [*estimate[:4]] if estimate else [None] * len(PARTS)
 
 

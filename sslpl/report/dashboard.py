@@ -1,4 +1,4 @@
-"""Save the comparison to Weights & Biases: a workspace view of a project's runs and a report with the tables.
+"""Saves the comparison to Weights & Biases: a workspace view of a project's runs and a report with the tables.
 
 Import this module only on demand: it needs the package wandb-workspaces.
 """
@@ -48,7 +48,7 @@ SECTIONS = ("Ranks over datasets", "Results", "Label savings", "Paired tests", "
 
 
 def panels() -> dict[str, list[Any]]:
-    """Return the panels of each section: mean and standard deviation over the runs of a group."""
+    """Returns the panels of each section: mean and standard deviation over the runs of a group."""
     style: dict[str, Any] = {"max_bars_to_show": MAX_GROUPS, **SPREAD}
     bars = [wr.BarPlot(title=title, metrics=[key], **style) for title, key in SUMMARY.items()]
     curves = {section: [line_panel(*key, "labeled") for key in keys.items()] for section, keys in CYCLES.items()}
@@ -56,12 +56,12 @@ def panels() -> dict[str, list[Any]]:
 
 
 def line_panel(title: str, key: str, axis: str) -> Any:
-    """Plot a key against the number of labels or the steps."""
+    """Plots a key against the number of labels or the steps."""
     return wr.LinePlot(title=title, x=axis, y=[key], title_x=axis, max_runs_to_show=MAX_GROUPS, **SPREAD)
 
 
 def build_workspace(comparisons: Comparisons, entity: str, project: str) -> Any:
-    """Build a view of the project's runs on these datasets, grouped by all but the seed."""
+    """Builds a view of the project's runs on these datasets, grouped by all but the seed."""
     datasets = [comparison.dataset for comparison in comparisons]
     return ws.Workspace(
         entity=entity,
@@ -77,7 +77,7 @@ def build_workspace(comparisons: Comparisons, entity: str, project: str) -> Any:
 
 
 def build_report(comparisons: Comparisons, warnings: Sequence[str], entity: str, project: str) -> Any:
-    """Build a report with a part for each dataset: its caveats, panels and tables."""
+    """Builds a report with a part for each dataset: its caveats, panels and tables."""
     runs = [run for comparison in comparisons for run in comparison.runs]
     return wr.Report(
         entity=entity,
@@ -95,7 +95,7 @@ def build_report(comparisons: Comparisons, warnings: Sequence[str], entity: str,
 
 
 def dataset_blocks(comparison: DatasetComparison, entity: str, project: str) -> list[Any]:
-    """Return the part of the report about a dataset."""
+    """Returns the part of the report about a dataset."""
     plots = [panel for section in panels().values() for panel in section]
     return [
         wr.H1(text=comparison.dataset),
@@ -108,7 +108,7 @@ def dataset_blocks(comparison: DatasetComparison, entity: str, project: str) -> 
 
 
 def dataset_runset(comparison: DatasetComparison, entity: str, project: str) -> Any:
-    """Select the project's runs on a dataset, grouped by all but the seed."""
+    """Selects the project's runs on a dataset, grouped by all but the seed."""
     return wr.Runset(
         entity=entity,
         project=project,
@@ -119,12 +119,12 @@ def dataset_runset(comparison: DatasetComparison, entity: str, project: str) -> 
 
 
 def warning_blocks(warnings: Sequence[str]) -> list[Any]:
-    """Return warnings as a list below a heading; empty if there are none."""
+    """Returns warnings as a list below a heading; empty if there are none."""
     return [wr.H2(text="Before you compare"), wr.UnorderedList(items=list(warnings))] if warnings else []
 
 
 def section_blocks(sections: Sequence[Section]) -> list[Any]:
-    """Return headings and tables of the sections that the report shows."""
+    """Returns headings and tables of the sections that the report shows."""
     blocks: list[Any] = []
     for section in sections:
         if section.heading in SECTIONS:
@@ -134,7 +134,7 @@ def section_blocks(sections: Sequence[Section]) -> list[Any]:
 
 
 def save_to_wandb(comparisons: Comparisons, warnings: Sequence[str], entity: str, project: str) -> Iterator[str]:
-    """Save the report, then the view, and yield the link of each; raises whatever W&B raises."""
+    """Saves the report, then the view, and yields the link of each; raises whatever W&B raises."""
     limits: dict[str, Any] = {
         "x_graphql_retry_max": 2,
         "x_graphql_timeout_seconds": 10.0,

@@ -36,7 +36,7 @@ class Effect(NamedTuple):
 
 
 def full_factorial(comparison: DatasetComparison) -> Factorial | None:
-    """Arrange the arms of a dataset as a full factorial over at least two shared seeds; None if they are not one."""
+    """Arranges the arms of a dataset as a full factorial over at least two shared seeds; None if they are not one."""
     choices = [arm.runs[0].choices for arm in comparison.arms]
     groups = [group for group in candidate_groups(choices) if len({chosen.get(group, "") for chosen in choices}) > 1]
     options = tuple(sort_options({chosen.get(group, "") for chosen in choices}) for group in groups)
@@ -53,7 +53,7 @@ def full_factorial(comparison: DatasetComparison) -> Factorial | None:
 
 
 def candidate_groups(choices: Sequence[dict[str, str]]) -> list[str]:
-    """Return the groups that can be factors.
+    """Returns the groups that can be factors.
 
     Where methods differ, `method` is a factor and the groups that it sets are not; where queries differ, `query` is one
     and its scorer and selector are not.
@@ -66,18 +66,18 @@ def candidate_groups(choices: Sequence[dict[str, str]]) -> list[str]:
 
 
 def sort_options(options: set[str]) -> tuple[str, ...]:
-    """Sort options by name, the reference first."""
+    """Sorts options by name, the reference first."""
     return tuple(sorted(options, key=lambda option: (option not in REFERENCES, option)))
 
 
 def seed_scores(arm: Arm, seeds: Sequence[int]) -> list[tuple[float, float]]:
-    """Return the area under the budget curve and the final accuracy for each seed."""
+    """Returns the area under the budget curve and the final accuracy for each seed."""
     runs = {run.seed: run for run in arm.runs}
     return [(aubc(runs[seed].rows), runs[seed].rows[-1]["test_accuracy"]) for seed in seeds]
 
 
 def contrast(values: Array, levels: dict[int, int]) -> Array:
-    """Return what the levels {axis: level} change against level 0, [n], for values [n, axis 0, axis 1, ...].
+    """Returns what the levels {axis: level} change against level 0, [n], for values [n, axis 0, axis 1, ...].
 
     One axis gives a main effect, several an interaction: the difference of differences. Other axes are averaged over.
     """
@@ -88,7 +88,7 @@ def contrast(values: Array, levels: dict[int, int]) -> Array:
 
 
 def effects(factorial: Factorial, metric: int = 0) -> list[Effect]:
-    """Return all main effects, then all interactions of two groups, then of three, paired over seeds."""
+    """Returns all main effects, then all interactions of two groups, then of three, paired over seeds."""
     return [
         effect
         for order in range(1, min(3, len(factorial.groups)) + 1)
@@ -97,7 +97,7 @@ def effects(factorial: Factorial, metric: int = 0) -> list[Effect]:
 
 
 def effects_of_order(factorial: Factorial, metric: int, order: int) -> list[Effect]:
-    """Return the effects of as many groups together as the order says."""
+    """Returns the effects of as many groups together as the order says."""
     results = []
     for axes in combinations(range(len(factorial.groups)), order):
         for levels in product(*(range(1, len(factorial.options[axis])) for axis in axes)):
@@ -112,7 +112,7 @@ def effects_of_order(factorial: Factorial, metric: int, order: int) -> list[Effe
 
 
 def two_way_means(factorial: Factorial, first: int, second: int, metric: int = 0) -> list[list[Estimate]]:
-    """Estimate the mean over seeds for each pair of options of two groups, averaged over the other groups."""
+    """Estimates the mean over seeds for each pair of options of two groups, averaged over the other groups."""
     others = tuple(axis + 1 for axis in range(len(factorial.groups)) if axis not in (first, second))
     table = factorial.values[metric].mean(axis=others)
     return [[estimate(table[:, i, j].tolist()) for j in range(table.shape[2])] for i in range(table.shape[1])]

@@ -1,4 +1,4 @@
-"""Return the tables of crossed options: means by two groups, main effects and interactions."""
+"""Returns the tables of crossed options: means by two groups, main effects and interactions."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,7 +17,7 @@ EFFECTS = (
 
 
 def crossed_tables(comparison: DatasetComparison) -> list[Table]:
-    """Return the two-way tables and the tables of effects; none unless the arms are a full factorial."""
+    """Returns the two-way tables and the tables of effects; none unless the arms are a full factorial."""
     factorial = full_factorial(comparison)
     if factorial is None:
         return []
@@ -30,7 +30,7 @@ def crossed_tables(comparison: DatasetComparison) -> list[Table]:
 
 
 def two_way_table(factorial: Factorial, first: int, second: int, metric: int) -> Table:
-    """Return the table of the mean for each pair of options of two groups."""
+    """Returns the table of the mean for each pair of options of two groups."""
     estimates = two_way_means(factorial, first, second, metric)
     means = [estimate.mean for row in estimates for estimate in row]
     low, span = min(means), max(means) - min(means)
@@ -43,7 +43,7 @@ def two_way_table(factorial: Factorial, first: int, second: int, metric: int) ->
 
 
 def effects_table(changes: Sequence[Effect]) -> Table:
-    """Return the table of main effects and interactions on one metric."""
+    """Returns the table of main effects and interactions on one metric."""
     rows: list[Row] = [
         [
             Name(describe_effect(effect)),
@@ -57,6 +57,6 @@ def effects_table(changes: Sequence[Effect]) -> Table:
 
 
 def describe_effect(effect: Effect) -> str:
-    """Name the options of an effect and their references."""
+    """Names the options of an effect and their references."""
     parts = [f"{group}={option} (against {reference or DASH})" for group, option, reference in effect.options]
     return " \N{MULTIPLICATION SIGN} ".join(parts)

@@ -1,4 +1,4 @@
-"""Draw the figures of a dataset: its learning curves, and its crossed options."""
+"""Draws the figures of a dataset: its learning curves, and its crossed options."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ OFFSET = 0.07  # between lines of crossed options, as a share of the distance be
 
 
 def style_axes(ax: Axes, ticks: int, labelsize: float) -> None:
-    """Set up axes with percent on the vertical axis and a grid."""
+    """Sets up axes with percent on the vertical axis and a grid."""
     ax.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     ax.grid(color=GRID, linewidth=0.8)
@@ -31,7 +31,7 @@ def style_axes(ax: Axes, ticks: int, labelsize: float) -> None:
 
 
 def draw_arm(ax: Axes, arm: Arm, style: Style) -> None:
-    """Draw the mean accuracy of an arm with its 95% interval."""
+    """Draws the mean accuracy of an arm with its 95% interval."""
     curve = mean_curve(arm)
     x = [labeled for labeled, _ in curve]
     drawn: dict[str, Any] = {"color": style.color, "linestyle": (0, style.dash) if style.dash else "solid"}
@@ -42,7 +42,7 @@ def draw_arm(ax: Axes, arm: Arm, style: Style) -> None:
 
 
 def draw_comparison(comparison: DatasetComparison, styles: Mapping[str, Style]) -> Figure:
-    """Draw the learning curves of a dataset: mean and 95% interval over seeds, ceilings as horizontal lines."""
+    """Draws the learning curves of a dataset: mean and 95% interval over seeds, ceilings as horizontal lines."""
     figure = Figure((8, 4.2), dpi=200, facecolor="white", layout="constrained")
     ax = figure.add_subplot()
     arms = [arm for arm in comparison.arms if styles[arm.name].shown]
@@ -65,7 +65,7 @@ def draw_comparison(comparison: DatasetComparison, styles: Mapping[str, Style]) 
 
 
 def accuracy_range(comparison: DatasetComparison, arms: Sequence[Arm]) -> tuple[float, float]:
-    """Return a range of accuracies that holds the ceilings and all means with their standard deviation.
+    """Returns a range of accuracies that holds the ceilings and all means with their standard deviation.
 
     Wide intervals of few seeds are cut off.
     """
@@ -76,7 +76,7 @@ def accuracy_range(comparison: DatasetComparison, arms: Sequence[Arm]) -> tuple[
 
 
 def draw_factorial(factorial: Factorial, title: str) -> Figure:
-    """Draw a row of panels per metric and a panel per pair of groups; lines that are not parallel interact."""
+    """Draws a row of panels per metric and a panel per pair of groups; lines that are not parallel interact."""
     pairs = list(combinations(range(len(factorial.groups)), 2))
     figure = Figure((3.5 * len(pairs), 3.1 * len(METRICS)), dpi=200, facecolor="white", layout="constrained")
     panels = figure.subplots(len(METRICS), len(pairs), squeeze=False, sharey="row")
@@ -92,7 +92,7 @@ def draw_factorial(factorial: Factorial, title: str) -> Figure:
 
 
 def draw_pair(ax: Axes, factorial: Factorial, pair: tuple[int, int], metric: int) -> None:
-    """Draw a line of means over seeds and other groups per option of the second group, and a dot per seed."""
+    """Draws a line of means over seeds and other groups per option of the second group, and a dot per seed."""
     first, second = pair
     others = tuple(axis + 1 for axis in range(len(factorial.groups)) if axis not in pair)
     values = factorial.values[metric].mean(axis=others)  # [seeds, options of the first, of the second]
@@ -109,7 +109,7 @@ def draw_pair(ax: Axes, factorial: Factorial, pair: tuple[int, int], metric: int
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Render a figure as a PNG image."""
+    """Renders a figure as a PNG image."""
     image = BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png")

@@ -1,4 +1,4 @@
-"""Build the page: one HTML file without references to other files."""
+"""Builds the page: one HTML file without references to other files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from sslpl.report.table import Section
 
 
 def render_page(comparisons: Comparisons, styles: Mapping[str, Style], warnings: Sequence[str]) -> str:
-    """Render the page; `warnings` are lines about the whole comparison, such as folders that cannot be read."""
+    """Renders the page; `warnings` are lines about the whole comparison, such as folders that cannot be read."""
     data = json.dumps([chart_data(comparison, styles) for comparison in comparisons], allow_nan=False)
     parts = {
         "title": f"Comparison of {sum(len(comparison.runs) for comparison in comparisons)} runs",
@@ -29,12 +29,12 @@ def render_page(comparisons: Comparisons, styles: Mapping[str, Style], warnings:
 
 
 def read_asset(name: str) -> str:
-    """Read a text file of this package."""
+    """Reads a text file of this package."""
     return files("sslpl.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def page_content(comparisons: Comparisons, styles: Mapping[str, Style], warnings: Sequence[str]) -> str:
-    """Render the body of the page."""
+    """Renders the body of the page."""
     runs = [run for comparison in comparisons for run in comparison.runs]
     colors = {name: style.color for name, style in styles.items()}
     links = (f'<a href="#dataset-{k}">{escape(comparison.dataset)}</a>' for k, comparison in enumerate(comparisons))
@@ -50,7 +50,7 @@ def page_content(comparisons: Comparisons, styles: Mapping[str, Style], warnings
 
 
 def dataset_article(comparison: DatasetComparison, k: int, colors: Mapping[str, str]) -> str:
-    """Render the part of the page about the k-th dataset."""
+    """Renders the part of the page about the k-th dataset."""
     return "\n".join(
         [
             f'<article id="dataset-{k}"><h2>{escape(comparison.dataset)}</h2>',
@@ -64,12 +64,12 @@ def dataset_article(comparison: DatasetComparison, k: int, colors: Mapping[str, 
 
 
 def render_section(section: Section, colors: Mapping[str, str]) -> str:
-    """Render the tables of a section below its heading."""
+    """Renders the tables of a section below its heading."""
     tables = "".join(render_html(table, colors) for table in section.tables)
     return f"<section><h3>{section.heading}</h3>{tables}</section>"
 
 
 def warning_list(warnings: Sequence[str]) -> str:
-    """Render warnings as a list; empty if there are none."""
+    """Renders warnings as a list; empty if there are none."""
     items = "".join(f"<li>{escape(line)}</li>" for line in warnings)
     return f"<aside><b>Before you compare</b><ul>{items}</ul></aside>" if warnings else ""

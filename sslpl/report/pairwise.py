@@ -1,4 +1,4 @@
-"""Compare arms in pairs (paired tests, penalty matrix) and rank methods over datasets."""
+"""Compares arms in pairs (paired tests, penalty matrix) and ranks methods over datasets."""
 
 import math
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ class MethodRanks(NamedTuple):
 
 
 def comparable(first: Arm, second: Arm) -> bool:
-    """Whether two arms share the protocol or the method, and the numbers of labels at which they were tested."""
+    """True if two arms share the protocol or the method, and the numbers of labels at which they were tested."""
     alike = first.runs[0].protocol == second.runs[0].protocol or first.method_name == second.method_name
     return alike and first.labeled_counts == second.labeled_counts
 
 
 def paired_seeds(first: Arm, second: Arm) -> list[int]:
-    """Return the shared seeds of two comparable arms; none if they share fewer than two or are not comparable."""
+    """Returns the shared seeds of two comparable arms; none if they share fewer than two or are not comparable."""
     seeds = sorted(set(first.seeds) & set(second.seeds))
     return seeds if len(seeds) > 1 and comparable(first, second) else []
 
 
 def paired_tests(comparison: DatasetComparison) -> list[PairedTest]:
-    """Test all pairs of comparable arms with at least two shared seeds; the smallest p comes first."""
+    """Tests all pairs of comparable arms with at least two shared seeds; the smallest p comes first."""
     results = []
     for pair in combinations(comparison.arms, 2):
         if seeds := paired_seeds(*pair):
@@ -54,13 +54,13 @@ def paired_tests(comparison: DatasetComparison) -> list[PairedTest]:
 
 
 def accuracies(arm: Arm, seeds: Sequence[int]) -> Array:
-    """Return test accuracies [seeds, cycles] at the numbers of labels that the arm's runs share."""
+    """Returns test accuracies [seeds, cycles] at the numbers of labels that the arm's runs share."""
     by_labels = [{row["labeled"]: row["test_accuracy"] for row in run.rows} for run in arm.runs if run.seed in seeds]
     return np.array([[accuracy[labeled] for labeled in arm.labeled_counts] for accuracy in by_labels])
 
 
 def penalty_matrix(comparison: DatasetComparison) -> Array:
-    """Return the share of cycles in which each arm (row) beats each other (column); NaN if not comparable."""
+    """Returns the share of cycles in which each arm (row) beats each other (column); NaN if not comparable."""
     matrix = np.full((len(comparison.arms), len(comparison.arms)), math.nan)
     for (i, first), (j, second) in permutations(enumerate(comparison.arms), 2):
         if seeds := paired_seeds(first, second):
@@ -69,7 +69,7 @@ def penalty_matrix(comparison: DatasetComparison) -> Array:
 
 
 def total_penalties(comparisons: Comparisons) -> tuple[list[str], Array]:
-    """Return the methods that `method_ranks` ranks and the sum of their penalty matrices (Ash et al., ICLR 2020)."""
+    """Returns the methods that `method_ranks` ranks and the sum of their penalty matrices (Ash et al., ICLR 2020)."""
     methods = method_ranks(comparisons).methods
     total = np.zeros((len(methods), len(methods)))
     for comparison in comparisons:
@@ -80,7 +80,7 @@ def total_penalties(comparisons: Comparisons) -> tuple[list[str], Array]:
 
 
 def method_ranks(comparisons: Comparisons) -> MethodRanks:
-    """Rank the methods that every dataset has in exactly one setting."""
+    """Ranks the methods that every dataset has in exactly one setting."""
     scores = []
     for comparison in comparisons:
         names = [arm.method_name for arm in comparison.arms]

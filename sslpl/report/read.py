@@ -1,4 +1,4 @@
-"""Read run folders, whatever state the runs are in."""
+"""Reads run folders, whatever state the runs are in."""
 
 import csv
 import json
@@ -50,22 +50,22 @@ class Run(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run is finished; only finished runs are compared."""
+        """True if the run is finished; only finished runs are compared."""
         return self.state == FINISHED
 
     @property
     def protocol(self) -> dict[str, str]:
-        """Return the values that methods share in a fair comparison: data, backbone, budget, schedule."""
+        """Returns the values that methods share in a fair comparison: data, backbone, budget, schedule."""
         return {path: value for path, value in self.values.items() if not belongs_to_method(path)}
 
     @property
     def ceiling(self) -> bool:
-        """Whether the run trains on all labels from the start."""
+        """True if the run trains on all labels from the start."""
         return self.values.get("budget.initial") == "1.0" and self.values.get("budget.cycles") == "1"
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Read the runs in and below some folders, by path, and describe each folder that cannot be read in a line."""
+    """Reads the runs in and below some folders, by path, and describes each folder that cannot be read in a line."""
     runs, unreadable = [], []
     for folder in sorted({folder for top in folders for folder in run_folders(top)}):
         try:
@@ -77,13 +77,13 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def run_folders(top: Path) -> Iterator[Path]:
-    """Find the run folders in and below a folder: those with a status, or named like a run and with a config."""
+    """Finds the run folders in and below a folder: those with a status, or named like a run and with a config."""
     for path in (*top.glob("**/status.json"), *top.glob("**/seed*-*/config.yaml")):
         yield path.parent.resolve()
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run from its folder, of this version or the one before; a damaged folder may raise any exception."""
+    """Reads a run from its folder, of this version or the one before; a damaged folder may raise any exception."""
     config: Config = yaml.load((folder / "config.yaml").read_text(), LOADER)
     config.get("training", {}).pop("init", None)  # older runs: a path, whose content is in `init_content`
     science = {key: value for key, value in scientific_config(config).items() if key != "seed"}
@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Run:
 
 
 def is_killed(status: Mapping[str, Any]) -> bool:
-    """Whether the status says running, but the process on this machine no longer exists."""
+    """True if the status says running, but the process on this machine no longer exists."""
     if status.get("state") != "running" or status.get("host") != socket.gethostname() or os.name != "posix":
         return False
     try:
@@ -120,7 +120,7 @@ def is_killed(status: Mapping[str, Any]) -> bool:
 
 
 def read_rows(path: Path) -> list[MetricsRow]:
-    """Read the rows of a metrics.csv, none if there is no file; ValueError if a row has no accuracy."""
+    """Reads the rows of a metrics.csv, none if there is no file; ValueError if a row has no accuracy."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -132,7 +132,7 @@ def read_rows(path: Path) -> list[MetricsRow]:
 
 
 def read_queries(path: Path) -> Queries:
-    """Read the first three columns of a queries.csv, empty if there is no file."""
+    """Reads the first three columns of a queries.csv, empty if there is no file."""
     lines = path.read_text().splitlines()[1:] if path.exists() else []
     if not lines:
         return Queries(*np.empty((3, 0), np.int64))
@@ -140,7 +140,7 @@ def read_queries(path: Path) -> Queries:
 
 
 def read_provenance(path: Path) -> dict[str, str]:
-    """Read from provenance.json what should be equal in runs that are compared; values are "unknown" without it."""
+    """Reads from provenance.json what should be equal in runs that are compared; values are "unknown" without it."""
     content = read_json(path)
     git, versions = content.get("git") or {}, content.get("versions") or {}
     facts = {
@@ -155,7 +155,7 @@ def read_provenance(path: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a mapping from a JSON file, empty if there is no file; ValueError if it holds anything else."""
+    """Reads a mapping from a JSON file, empty if there is no file; ValueError if it holds anything else."""
     content = json.loads(path.read_text()) if path.exists() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no mapping")
@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def progress_note(status: Mapping[str, Any], cycles: int, planned: int) -> str:
-    """Say why a run failed or how far it is; empty if it is finished."""
+    """Says why a run failed or how far it is; empty if it is finished."""
     if status.get("state") == FINISHED:
         return ""
     where = f"{cycles} of {planned} cycles"
@@ -173,7 +173,7 @@ def progress_note(status: Mapping[str, Any], cycles: int, planned: int) -> str:
 
 
 def flatten(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    """Yield the leaves of nested mappings as text with their dotted paths."""
+    """Yields the leaves of nested mappings as text with their dotted paths."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{above}{key}.")
@@ -182,6 +182,6 @@ def flatten(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str
 
 
 def belongs_to_method(path: str) -> bool:
-    """Whether a value is part of the method rather than of the protocol that methods share."""
+    """True if a value is part of the method rather than of the protocol that methods share."""
     group, _, key = path.partition(".")
     return group in ("method", *METHOD_GROUPS) or (group == "training" and key in METHOD_TRAINING)

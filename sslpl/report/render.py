@@ -1,4 +1,4 @@
-"""Render a table as HTML, Markdown, LaTeX (booktabs) or for the terminal."""
+"""Renders a table as HTML, Markdown, LaTeX (booktabs) or for the terminal."""
 
 import math
 import re
@@ -15,7 +15,7 @@ LATEX_SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
 def render_html(table: Table, colors: Mapping[str, str]) -> str:
-    """Render a table as HTML in a box that scrolls; `colors` are those of the arms by name."""
+    """Renders a table as HTML in a box that scrolls; `colors` are those of the arms by name."""
     head = "".join(f'<th scope="col"{html_attribute(cell)}>{html_content(cell, colors)}</th>' for cell in table.header)
     rows = (
         f'<tr><th scope="row">{html_content(first, colors)}</th>'
@@ -30,7 +30,7 @@ def render_html(table: Table, colors: Mapping[str, str]) -> str:
 
 
 def html_content(cell: Cell, colors: Mapping[str, str]) -> str:
-    """Render the content of a cell as HTML."""
+    """Renders the content of a cell as HTML."""
     match cell:
         case Name(text, colored):
             name = re.sub(r"([_+=,.])", r"\1<wbr>", escape(text))  # may be wrapped after these signs
@@ -47,14 +47,14 @@ def html_content(cell: Cell, colors: Mapping[str, str]) -> str:
 
 
 def html_attribute(cell: Cell) -> str:
-    """Return the attribute of a cell's tag: the heat of a value or the class of a text."""
+    """Returns the attribute of a cell's tag: the heat of a value or the class of a text."""
     if isinstance(cell, Value) and cell.heat is not None:
         return f' style="--heat:{100 * cell.heat:.0f}%"'
     return f' class="{escape(cell.style)}"' if isinstance(cell, Text) and cell.style else ""
 
 
 def plain_text(cell: Cell) -> str:
-    """Render a cell as one line of plain text: a value with its standard deviation or else with its interval."""
+    """Renders a cell as one line of plain text: a value with its standard deviation or else with its interval."""
     if isinstance(cell, str):
         return cell
     note = cell.note if isinstance(cell, Text) or (isinstance(cell, Value) and math.isnan(cell.std)) else ""
@@ -62,7 +62,7 @@ def plain_text(cell: Cell) -> str:
 
 
 def render_markdown(table: Table) -> str:
-    """Render a table as Markdown below its title and caption."""
+    """Renders a table as Markdown below its title and caption."""
     lines = [list(map(plain_text, row)) for row in (table.header, *table.rows)]
     lines.insert(1, ["---"] * len(table.header))
     above = [f"**{table.title}**"] if table.title else []
@@ -71,7 +71,7 @@ def render_markdown(table: Table) -> str:
 
 
 def render_latex(table: Table) -> str:
-    """Render a table as LaTeX (booktabs); rows with the same first cell form a group that names it once."""
+    """Renders a table as LaTeX (booktabs); rows with the same first cell form a group that names it once."""
     lines = [rf"\begin{{tabular}}{{ll{'r' * (len(table.header) - 2)}}}", r"\toprule"]
     lines.append(latex_row([text[:1].upper() + text[1:] for text in map(plain_text, table.header)]))
     for _, group in groupby(table.rows, key=lambda row: row[0]):
@@ -81,12 +81,12 @@ def render_latex(table: Table) -> str:
 
 
 def latex_row(row: Sequence[Cell]) -> str:
-    """Render a row as LaTeX."""
+    """Renders a row as LaTeX."""
     return " & ".join(map(latex_cell, row)) + r" \\"
 
 
 def latex_cell(cell: Cell) -> str:
-    """Render a cell as LaTeX: numbers in math mode, text with its special characters escaped."""
+    """Renders a cell as LaTeX: numbers in math mode, text with its special characters escaped."""
     text = plain_text(cell)
     if not isinstance(cell, Value) or text == DASH:
         return "".join(LATEX_SIGNS.get(sign, sign) for sign in text)
@@ -96,7 +96,7 @@ def latex_cell(cell: Cell) -> str:
 
 
 def render_terminal(table: Table) -> rich.table.Table:
-    """Render a table for the terminal."""
+    """Renders a table for the terminal."""
     columns = (rich.table.Column(plain_text(cell), no_wrap=True) for cell in table.header)
     rendered = rich.table.Table(*columns, box=None)
     for row in table.rows:

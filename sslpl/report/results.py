@@ -15,7 +15,7 @@ CAPTION = (
 
 
 def saving_cell(comparison: DatasetComparison, arm: Arm) -> Cell:
-    """Return the labels that an arm needs for the last accuracy of random sampling, and the share that it saves."""
+    """Returns the labels that an arm needs for the last accuracy of random sampling, and the share that it saves."""
     saving = next(reversed(label_savings(comparison, arm)), None)
     if saving is None or math.isnan(saving.labels):
         return "not reached" if saving else DASH
@@ -25,7 +25,7 @@ def saving_cell(comparison: DatasetComparison, arm: Arm) -> Cell:
 
 
 def gain_cell(_: DatasetComparison, arm: Arm) -> Cell:
-    """Return the percentage points gained from the first cycle to the last per minute of a run."""
+    """Returns the percentage points gained from the first cycle to the last per minute of a run."""
     seconds = run_seconds(arm)
     if len(arm.labeled_counts) < 2 or not seconds:
         return DASH
@@ -34,7 +34,7 @@ def gain_cell(_: DatasetComparison, arm: Arm) -> Cell:
 
 
 def correlation_cell(_: DatasetComparison, arm: Arm) -> Cell:
-    """Return the rank correlation of predicted and true losses, averaged over the cycles of each run."""
+    """Returns the rank correlation of predicted and true losses, averaged over the cycles of each run."""
     correlation = cycle_mean(arm, "loss_rank_correlation")
     return Value(correlation.mean, correlation.low, correlation.high, correlation.std, 3) if correlation else DASH
 
@@ -55,6 +55,6 @@ LATEX_COLUMNS = TEXT_COLUMNS[:-1]
 
 
 def results_table(comparisons: Comparisons, columns: Sequence[str] = TEXT_COLUMNS) -> Table:
-    """Return the main table with the given columns: a row per arm with a finished run."""
+    """Returns the main table with the given columns: a row per arm with a finished run."""
     arms = [(comparison, arm) for comparison in comparisons for arm in comparison.finished]
     return Table(columns, [[COLUMNS[column](*arm) for column in columns] for arm in arms])

@@ -1,4 +1,4 @@
-"""Compute how many labels an arm saves against random sampling."""
+"""Computes how many labels an arm saves against random sampling."""
 
 import math
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class LabelSaving(NamedTuple):
 
 
 def label_savings(comparison: DatasetComparison, arm: Arm) -> list[LabelSaving]:
-    """Return an arm's savings at each new maximum of the mean accuracy of random sampling; none without a baseline."""
+    """Returns an arm's savings at each new maximum of the mean accuracy of random sampling; none without a baseline."""
     baseline = random_baseline(comparison, arm)
     means = [point.mean for _, point in mean_curve(baseline)] if baseline else []
     maxima = [mean for k, mean in enumerate(means) if k and mean > max(means[:k])]
@@ -28,14 +28,14 @@ def label_savings(comparison: DatasetComparison, arm: Arm) -> list[LabelSaving]:
 
 
 def random_baseline(comparison: DatasetComparison, arm: Arm) -> Arm | None:
-    """Return the arm of random sampling with the same protocol and numbers of labels, if there is one."""
+    """Returns the arm of random sampling with the same protocol and numbers of labels, if there is one."""
     key = BASELINE, arm.runs[0].protocol, arm.labeled_counts
     arms = comparison.arms
     return next((a for a in arms if (a.method_name, a.runs[0].protocol, a.labeled_counts) == key), None)
 
 
 def saving_at(arm: Arm, baseline: Arm, target: float) -> LabelSaving:
-    """Return the labels that an arm and its baseline need for a target accuracy."""
+    """Returns the labels that an arm and its baseline need for a target accuracy."""
     curves = [[(row["labeled"], row["test_accuracy"]) for row in run.rows] for run in arm.runs]
     needed = [labels_to_reach(curve, target) for curve in curves]
     reached = [labels for labels in needed if not math.isnan(labels)]
@@ -44,5 +44,5 @@ def saving_at(arm: Arm, baseline: Arm, target: float) -> LabelSaving:
 
 
 def mean_labels(arm: Arm, target: float) -> float:
-    """Return the labels at which an arm's mean curve reaches an accuracy; NaN if it never does."""
+    """Returns the labels at which an arm's mean curve reaches an accuracy; NaN if it never does."""
     return labels_to_reach([(labeled, point.mean) for labeled, point in mean_curve(arm)], target)

@@ -1,4 +1,4 @@
-"""Return the tables of the report, section by section."""
+"""Returns the tables of the report, section by section."""
 
 import math
 
@@ -39,7 +39,7 @@ MOST_CLASSES = 30  # in the table of classes
 
 
 def overall_sections(comparisons: Comparisons) -> list[Section]:
-    """Return the sections about several datasets together; none for a single dataset."""
+    """Returns the sections about several datasets together; none for a single dataset."""
     if len(comparisons) < 2:
         return []
     methods, penalties = total_penalties(comparisons)
@@ -50,7 +50,7 @@ def overall_sections(comparisons: Comparisons) -> list[Section]:
 
 
 def dataset_sections(comparison: DatasetComparison) -> list[Section]:
-    """Return the sections about one dataset."""
+    """Returns the sections about one dataset."""
     names = [arm.name for arm in comparison.arms]
     overlap, results = overlap_matrix(comparison), results_table([comparison], tuple(COLUMNS)[1:])
     highest = max((value for value in overlap.flat if not math.isnan(value)), default=1.0)
@@ -68,12 +68,12 @@ def dataset_sections(comparison: DatasetComparison) -> list[Section]:
 
 
 def with_rows(*sections: Section) -> list[Section]:
-    """Return the sections that have a table with rows."""
+    """Returns the sections that have a table with rows."""
     return [section for section in sections if any(table.rows for table in section.tables)]
 
 
 def ranks_table(comparisons: Comparisons) -> Table:
-    """Return the table of ranks of the methods that all datasets have, the best mean rank first."""
+    """Returns the table of ranks of the methods that all datasets have, the best mean rank first."""
     methods, by_dataset, means = method_ranks(comparisons)
     order = sorted(range(len(methods)), key=lambda k: (means[k], methods[k]))
     rows: list[Row] = [
@@ -83,7 +83,7 @@ def ranks_table(comparisons: Comparisons) -> Table:
 
 
 def savings_table(comparison: DatasetComparison) -> Table:
-    """Return the table of labels that the arms with the same baseline need for the accuracies of random sampling."""
+    """Returns the table of labels that the arms with the same baseline need for the accuracies of random sampling."""
     by_arm = [(arm, label_savings(comparison, arm)) for arm in comparison.arms]
     usual = next((savings for _, savings in by_arm if savings), [])
     rows: list[Row] = [
@@ -98,7 +98,7 @@ def savings_table(comparison: DatasetComparison) -> Table:
 
 
 def tests_table(comparison: DatasetComparison) -> Table:
-    """Return the table of paired tests."""
+    """Returns the table of paired tests."""
     rows: list[Row] = [
         [
             Name(f"{test.first.name} {MINUS} {test.second.name}"),
@@ -115,7 +115,7 @@ def tests_table(comparison: DatasetComparison) -> Table:
 
 
 def classes_table(comparison: DatasetComparison) -> Table:
-    """Return the table of the share of each class in the queries; without rows if there are many classes."""
+    """Returns the table of the share of each class in the queries; without rows if there are many classes."""
     classes = class_count(comparison)
     arms = comparison.arms if classes <= MOST_CLASSES else []
     shares = [class_shares(arm, classes).tolist() for arm in arms]
@@ -128,7 +128,7 @@ def classes_table(comparison: DatasetComparison) -> Table:
 
 
 def time_table(comparison: DatasetComparison) -> Table:
-    """Return the table of the mean time of a run by phase."""
+    """Returns the table of the mean time of a run by phase."""
     by_arm = [(arm.name, phase_seconds(arm)) for arm in comparison.finished]
     longest = max((sum(seconds.values()) for _, seconds in by_arm), default=0.0) or 1.0
     rows: list[Row] = [
@@ -143,7 +143,7 @@ def time_table(comparison: DatasetComparison) -> Table:
 
 
 def status_table(comparison: DatasetComparison) -> Table:
-    """Return the table of the state of each run."""
+    """Returns the table of the state of each run."""
     seeds = sorted({run.seed for run in comparison.runs})
     rows: list[Row] = []
     for arm in comparison.every_arm:

@@ -1,4 +1,4 @@
-"""Compute the statistics of a comparison with pure functions of numbers; NaN where a result is not defined."""
+"""Computes the statistics of a comparison with pure functions of numbers; NaN where a result is not defined."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class PairedDifference(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of independent values with its 95% interval by Student's t."""
+    """Estimates the mean of independent values with its 95% interval by Student's t."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return Estimate(mean, 0.0, math.nan, math.nan, 1)
@@ -51,7 +51,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """Compare values in pairs, such as two methods with the same seeds; NaN with fewer than two pairs.
+    """Compares values in pairs, such as two methods with the same seeds; NaN with fewer than two pairs.
 
     Decide by the t test: with n pairs the signed-rank test cannot give less than 2 / 2^n, which is 0.25 with three
     seeds and 0.06 with five, whatever the values are.
@@ -69,7 +69,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
 
 
 def t_test(difference: Array) -> tuple[Array, Array]:
-    """Return t and two-sided p of paired t tests, one for each column of differences [n, columns], n above 1.
+    """Returns t and two-sided p of paired t tests, one for each column of differences [n, columns], n above 1.
 
     Without any spread, t is infinite and p is 0; if all differences are zero, t is 0 and p is 1.
     """
@@ -82,7 +82,7 @@ def t_test(difference: Array) -> tuple[Array, Array]:
 
 
 def effect_interval(t: float, n: int) -> tuple[float, float]:
-    """Return the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001)."""
+    """Returns the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001)."""
     if not math.isfinite(t):
         return t, t
     tail = (1 - LEVEL) / 2
@@ -91,7 +91,7 @@ def effect_interval(t: float, n: int) -> tuple[float, float]:
 
 
 def signed_rank(difference: ArrayLike) -> float:
-    """Return the exact two-sided p of Wilcoxon's signed-rank test; zeros are dropped, ties get their mean rank.
+    """Returns the exact two-sided p of Wilcoxon's signed-rank test; zeros are dropped, ties get their mean rank.
 
     The null distribution counts, rank by rank, the assignments of signs that give each sum of positive ranks. Ranks are
     doubled to make them integers.
@@ -110,7 +110,7 @@ def signed_rank(difference: ArrayLike) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust the p values of several tests to control the family-wise error rate (Holm 1979); NaN stays NaN."""
+    """Adjusts the p values of several tests to control the family-wise error rate (Holm 1979); NaN stays NaN."""
     values = np.asarray(p, dtype=float)
     order = [int(k) for k in np.argsort(values) if not math.isnan(values[k])]
     adjusted, largest = np.full(len(values), math.nan), 0.0
@@ -121,7 +121,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def win_share(first: Array, second: Array) -> float:
-    """Return the share of cycles that the first wins by a two-sided paired t test at 5% (Ash et al., ICLR 2020).
+    """Returns the share of cycles that the first wins by a two-sided paired t test at 5% (Ash et al., ICLR 2020).
 
     Both arguments are accuracies [seeds, cycles] of the same seeds. NaN with a single seed.
     """
@@ -132,7 +132,7 @@ def win_share(first: Array, second: Array) -> float:
 
 
 def labels_to_reach(curve: Sequence[tuple[float, float]], target: float) -> float:
-    """Return the labels at which a curve of (labels, accuracy), linear between points, first reaches the target.
+    """Returns the labels at which a curve of (labels, accuracy), linear between points, first reaches the target.
 
     NaN if it never does. A curve that starts at or above the target gives its first number of labels.
     """
@@ -145,17 +145,17 @@ def labels_to_reach(curve: Sequence[tuple[float, float]], target: float) -> floa
 
 
 def mean_ranks(scores: Array) -> Array:
-    """Return each method's mean rank [methods] for scores [datasets, methods]; rank 1 is the highest score."""
+    """Returns each method's mean rank [methods] for scores [datasets, methods]; rank 1 is the highest score."""
     return np.asarray(stats.rankdata(-scores, axis=1).mean(axis=0), dtype=float)
 
 
 def class_counts(cycle: Integers, label: Integers, cycles: int, classes: int) -> Integers:
-    """Count the images of each class that were labeled for each cycle: [cycles, classes]."""
+    """Counts the images of each class that were labeled for each cycle: [cycles, classes]."""
     return np.bincount(cycle * classes + label, minlength=cycles * classes).reshape(cycles, classes)
 
 
 def normalized_entropy(counts: Integers) -> Array:
-    """Return the entropy of counts [..., classes] divided by its maximum: 1 for equal counts, 0 for a single class."""
+    """Returns the entropy of counts [..., classes] divided by its maximum: 1 for equal counts, 0 for a single class."""
     total = counts.sum(axis=-1)
     p = counts / np.maximum(total, 1)[..., None]
     entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1) / math.log(max(counts.shape[-1], 2))
@@ -163,7 +163,7 @@ def normalized_entropy(counts: Integers) -> Array:
 
 
 def jaccard_index(first: Integers, second: Integers) -> float:
-    """Return Jaccard's index of two sets of distinct positions; NaN if both are empty."""
+    """Returns Jaccard's index of two sets of distinct positions; NaN if both are empty."""
     shared = len(np.intersect1d(first, second, assume_unique=True))
     union = len(first) + len(second) - shared
     return shared / union if union else math.nan

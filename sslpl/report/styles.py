@@ -23,7 +23,7 @@ class Style(NamedTuple):
 
 
 def arm_styles(comparisons: Comparisons) -> dict[str, Style]:
-    """Return the style of each arm by its name: the same for all datasets, and fixed colors for common methods."""
+    """Returns the style of each arm by its name: the same for all datasets, and fixed colors for common methods."""
     ceilings = {arm.name for comparison in comparisons for arm in comparison.ceilings}
     arms = [arm for comparison in comparisons for arm in comparison.every_arm]
     common = {arm.name for arm in arms if arm.method_name in FIXED_COLORS}

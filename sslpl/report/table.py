@@ -37,16 +37,16 @@ class Value(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the number, with its standard deviation if there is one."""
+        """Returns the number, with its standard deviation if there is one."""
         return self.number(self.value) + ("" if math.isnan(self.std) else f" ± {self.number(self.std)}")
 
     @property
     def note(self) -> str:
-        """Return the ends of the interval; empty if there is none."""
+        """Returns the ends of the interval; empty if there is none."""
         return "" if math.isnan(self.low) else f"{self.number(self.low)} to {self.number(self.high)}"
 
     def number(self, value: float) -> str:
-        """Format a number; NaN is a dash."""
+        """Formats a number; NaN is a dash."""
         return DASH if math.isnan(value) else f"{value:.{self.digits}f}".replace("-", MINUS)
 
 
@@ -79,17 +79,17 @@ class Section(NamedTuple):
 
 
 def percent_value(e: Estimate, *, spread: bool = False, strong: bool = False, heat: float | None = None) -> Value:
-    """Return a cell with an estimate in percent, with its standard deviation if `spread`."""
+    """Returns a cell with an estimate in percent, with its standard deviation if `spread`."""
     return Value(100 * e.mean, 100 * e.low, 100 * e.high, 100 * e.std if spread else math.nan, 2, strong, heat)
 
 
 def heat(value: float, highest: float) -> float:
-    """Return a value as a share of the highest one, within 0 to 1; 0 for NaN."""
+    """Returns a value as a share of the highest one, within 0 to 1; 0 for NaN."""
     return 0.0 if math.isnan(value) or not highest else max(0.0, min(1.0, value / highest))
 
 
 def matrix_table(names: Sequence[str], values: Array, caption: str, highest: float = 1.0) -> Table:
-    """Return a square table of numbers with a heat map; without rows if no number is defined."""
+    """Returns a square table of numbers with a heat map; without rows if no number is defined."""
     named = zip(names, values.tolist(), strict=True) if any(not math.isnan(value) for value in values.flat) else ()
     rows: list[Row] = [[Name(name), *(Value(v, heat=heat(v, highest)) for v in row)] for name, row in named]
     return Table(["", *map(Name, names)], rows, caption, style="matrix")
