@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Result, run_folder
 from hydra.core.global_hydra import GlobalHydra
-from layouts import write_cifar100, write_fashion_mnist, write_image_folder
+from layouts import write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
 
 Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def small(line: str, folder: Path) -> list[str]:
         return arguments
     if any(argument.startswith("hydra/launcher=") for argument in arguments):
         return [*arguments, "--cfg", "job"]
-    written = {"cifar100": write_cifar100, "image_folder": write_image_folder}
+    written = {"cifar100": write_cifar100, "cifar10": write_cifar10, "image_folder": write_image_folder}
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
     images = 1300 if "-cn" in arguments else 240  # a sweep file has a budget of its own
     write(folder / "files", images, 20, np.random.default_rng(0))
