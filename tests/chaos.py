@@ -70,10 +70,11 @@ def kill_before_call(module: Any, name: str, call: int) -> None:
 
 def kill_while_writing(file: str, call: int) -> None:
     """Patches the writing of a file to kill the process when half of it has been written."""
+    from sslpl import files
     from sslpl.recording import checkpoint, recorder
 
     calls = Counter[str]()
-    for module in (checkpoint, recorder):
+    for module in (checkpoint, recorder, files):
         whole = module.write_whole
 
         def half(path: Path, content: str | bytes, whole: Callable[..., None] = whole) -> None:
