@@ -9,9 +9,11 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY, Result, run_folder
 from hydra.core.global_hydra import GlobalHydra
 from layouts import write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
+from test_experiments import values_of
 
 Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
@@ -51,7 +53,10 @@ def starting(*words: str) -> list[str]:
 
 
 def small(line: str, folder: Path) -> list[str]:
-    """The arguments of a run's command, made small, on files of our own, as a dry run."""
+    """The arguments of a run's command, made small, on files of our own, as a dry run.
+
+    A sweep tries the first value of each key; test_experiments.py checks every value.
+    """
     import numpy as np
 
     arguments = shlex.split(line[line.index("run.py") + len("run.py") :])
@@ -65,13 +70,15 @@ def small(line: str, folder: Path) -> list[str]:
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
     images = 1300 if "-cn" in arguments else 240  # a sweep file has a budget of its own
     write(folder / "files", images, 20, np.random.default_rng(0))
-    extra = ["runtime.dry_run=true", f"dataset.root={folder / 'files'}"]
+    extra = ["runtime.dry_run=true", "training.batch_size=8", f"dataset.root={folder / 'files'}"]
     if "-cn" not in arguments:
         extra += ["budget.initial=16", "budget.per_cycle=8", "budget.cycles=2", "budget.candidates=60", "tracker=none"]
     elif "optuna" in arguments:
         extra += ["hydra.sweeper.n_trials=2"]
     else:
-        extra += ["hydra.sweeper.params={seed: '0'}"]
+        sweep = yaml.safe_load((ROOT / "multirun_sweeps" / f"{arguments[arguments.index('-cn') + 1]}.yaml").read_text())
+        options = {key: values_of(key, str(node))[0] for key, node in sweep["hydra"]["sweeper"]["params"].items()}
+        extra += ["hydra.sweeper.params={" + ", ".join(f"{key}: '{value}'" for key, value in options.items()) + "}"]
     return [*arguments, *extra]
 
 

@@ -28,10 +28,10 @@ WRITERS = {
 }  # fmt: skip
 
 
-def write_dataset(experiment: str, root: Path) -> None:
+def write_dataset(experiment: str, root: Path, images: int = 240) -> None:
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     (name,) = [name for name in WRITERS if f"/dataset: {name}\n" in text]
-    WRITERS[name](root, 240, 40, np.random.default_rng(0))
+    WRITERS[name](root, images, 40, np.random.default_rng(0))
 
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
@@ -124,7 +124,7 @@ def test_the_sweeps_cover_the_components_of_the_method() -> None:
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
     required = ["method=random"] if (group, option) == ("module", "none") else []
     done = sslpl(*required, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",
-                 "budget.initial=20", "budget.per_cycle=20", "budget.cycles=2")  # fmt: skip
+                 "budget.initial=20", "budget.per_cycle=20", "budget.cycles=2", "training.batch_size=8")  # fmt: skip
     assert done.code == 0, done.err
 
 
@@ -138,7 +138,7 @@ def test_every_experiment_says_what_it_is(experiment: str) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_a_cycle(sslpl: Command, tmp_path: Path, experiment: str) -> None:
-    write_dataset(experiment, tmp_path / "files")
+    write_dataset(experiment, tmp_path / "files", images=100)
     tiny = (
         "training.epochs=1", "training.finetune_epochs=1", "budget.initial=16", "budget.per_cycle=8", "budget.cycles=2",
         "budget.candidates=60", "tracker=none", "runtime.progress=none", f"dataset.root={tmp_path / 'files'}",
@@ -154,7 +154,7 @@ def test_the_fully_supervised_ceiling_works_with_every_experiment(
 ) -> None:
     write_dataset(experiment, tmp_path / "files")
     done = sslpl(f"experiment={experiment}", "method=full", f"dataset.root={tmp_path / 'files'}", "tracker=none",
-                 "runtime.dry_run=true")  # fmt: skip
+                 "runtime.dry_run=true", "training.batch_size=8")  # fmt: skip
     assert done.code == 0, done.err
     pool = {"sslpm_cifar10_imbalanced": 5 * 24 + 5 * 1, "sslpm_caltech101": 280 - 22}.get(experiment, 240)
     assert str(pool) in done.out.splitlines()[1]

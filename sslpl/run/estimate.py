@@ -96,16 +96,24 @@ def has_module(setup: Setup) -> bool:
     return setup.build(0)[1] is not None
 
 
-def measured_speeds(setup: Setup, steps: int = 4) -> tuple[float, float]:
-    """Times joint training; returns seconds per image there and, as a third of that, in a frozen forward pass."""
+def measured_speeds(setup: Setup, max_steps: int = 4, max_seconds: float = 2.0) -> tuple[float, float]:
+    """Times joint training; returns seconds per image there and, as a third of that, in a frozen forward pass.
+
+    One step at least is timed, after one of warm-up.
+    """
     state = empty_state(setup)
     optimizer = joint_optimizer(setup, state)
     size = min(setup.training.batch_size, len(setup.dataset.train))
     views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))
     labels = torch.zeros(size, dtype=torch.int64, device=setup.device)
-    start = 0.0
-    for step in range(steps + 1):
-        start = time.perf_counter() if step == 1 else start  # the first step is a warm-up
+
+    def run_step() -> None:
         joint_step(setup, state, optimizer, JointInputs(views, labels, size), detached=False).tolist()
-    seconds = (time.perf_counter() - start) / (steps * size)
+
+    run_step()
+    start, steps, elapsed = time.perf_counter(), 0, 0.0
+    while steps < max_steps and elapsed < max_seconds:
+        run_step()
+        steps, elapsed = steps + 1, time.perf_counter() - start
+    seconds = elapsed / (steps * size)
     return seconds, seconds / 3
