@@ -29,7 +29,7 @@ run: $(STAMP)
 	$(BIN)/python run.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
