@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,11 @@ def content_digest(path: str | Path) -> str:
     """Hashes the content of a file, read in chunks; OSError if it cannot be read."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+
+
+def joint_fingerprint(digests: Mapping[str, str]) -> str:
+    """Hashes the names and content digests of several files to one."""
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def file_fingerprint(path: Path) -> str:

@@ -38,8 +38,29 @@ class Training:
 
     def snapshot_epochs(self, count: int) -> set[int]:
         """Returns the epochs (from 0) to save a snapshot after: evenly spaced over the second half, with the last."""
-        return {self.epochs - 1 - k * self.epochs // (2 * count) for k in range(count)}
+        return spaced_over_second_half(self.epochs, count)
 
     def detached(self, epoch: int) -> bool:
         """True if the module's gradient stops before the backbone in an epoch (from 0)."""
         return epoch > self.detach_after * self.epochs
+
+
+@dataclass(frozen=True)
+class HeadTraining(Training):
+    """The training of a small head on embeddings, over all labeled examples at once (ours).
+
+    L-BFGS minimizes to convergence and has no rate; AdamW takes `steps` steps, trains with dropout, and trains the loss
+    prediction module in both cases.
+    """
+
+    optimizer: Literal["lbfgs", "adamw"] = "lbfgs"
+    steps: Count = 100  # of AdamW; iterations of L-BFGS at most
+
+    def snapshot_steps(self, count: int) -> set[int]:
+        """Returns the steps (from 0) to save a snapshot after: evenly spaced over the second half, with the last."""
+        return spaced_over_second_half(self.steps, count)
+
+
+def spaced_over_second_half(total: int, count: int) -> set[int]:
+    """Returns `count` of the numbers 0 to total - 1, evenly spaced over the second half, with the last."""
+    return {total - 1 - k * total // (2 * count) for k in range(count)}

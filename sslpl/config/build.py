@@ -14,7 +14,8 @@ from torch import nn
 from sslpl.budget import Budget
 from sslpl.config.identity import Config
 from sslpl.data.augmentation import Augmentation
-from sslpl.data.images import place_images
+from sslpl.data.embeddings import Embeddings, NoAugmentation
+from sslpl.data.images import fits, place_images
 from sslpl.data.variants import PoolVariant, apply_variant
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.models.starting_weights import Start, file_weights, start_backbone, weights_fingerprint
@@ -23,7 +24,7 @@ from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import build_seeded
 from sslpl.setup import Setup
-from sslpl.types import Dataset, Oracle, UserError
+from sslpl.types import Dataset, Images, Oracle, UserError
 
 T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
@@ -71,12 +72,22 @@ def place_dataset(dataset: Dataset, device: torch.device, held_gib: float | None
     None sets no limit of its own: `place_images` has one for each kind of device.
     """
     limit = None if held_gib is None else int(held_gib * 2**30)
-    train, test = (place_images(images, device, limit) for images in (dataset.train, dataset.test))
+    train, test = (place(images, device, limit) for images in (dataset.train, dataset.test))
     return dataset._replace(train=train, test=test)
 
 
+def place(images: Images, device: torch.device, limit: int | None) -> Images:
+    """Returns a set of images or embeddings on the device, or streamed to it if it takes more than the limit."""
+    if not isinstance(images, Embeddings):
+        return place_images(images, device, limit)
+    placed = images.to(device)
+    return placed.held_on_device() if device.type == "cuda" and fits(images, device, limit) else placed
+
+
 def build_augmentation(dataset: Dataset, device: torch.device) -> Augmentation:
-    """Builds the augmentation that a dataset describes."""
+    """Builds the augmentation that a dataset describes; embeddings have none."""
+    if isinstance(dataset.train, Embeddings):
+        return NoAugmentation()
     return Augmentation(
         dataset.train.shape,
         dataset.mean,

@@ -13,7 +13,7 @@ Choices = dict[str, str]  # the option chosen in each group
 METHOD_GROUPS = ("query", "ssl", "task_ssl", "module", "ranking")
 METHOD_KEYS = ("trim", "warm_start")
 LONGEST_NAME = 255  # bytes that file systems allow; a method name is ASCII
-LOCATION_KEYS = ("root", "csv", "download")  # keys of a dataset that say where its files are
+LOCATION_KEYS = ("root", "csv", "file", "download")  # keys of a dataset that say where its files are
 
 
 def scientific_config(config: Config) -> Config:
@@ -57,9 +57,12 @@ def method_name(config: Config, choices: Choices, compose: Callable[[list[str]],
 
     `compose` returns the config of a list of overrides and the options chosen in it.
     """
+    preset_options = [f"method={config['method']}"]
+    if "training" in choices:  # its option may set a METHOD_KEY for every method
+        preset_options.append(f"training={choices['training']}")
     changed: list[str] = []
     for depth in (0, 1):  # an option may choose the options of nested groups
-        _, preset_choices = compose([f"method={config['method']}", *changed])
+        _, preset_choices = compose([*preset_options, *changed])
         changed += [
             f"{group}={option}"
             for group, option in choices.items()
@@ -67,7 +70,7 @@ def method_name(config: Config, choices: Choices, compose: Callable[[list[str]],
             and group.count("/") == depth
             and preset_choices.get(group) != option
         ]
-    preset, _ = compose([f"method={config['method']}", *changed])
+    preset, _ = compose([*preset_options, *changed])
     changed = [choice.replace("/", ".", 1) for choice in changed]
     for group in METHOD_GROUPS:
         changed += changed_values(group, config.get(group), preset.get(group))

@@ -33,6 +33,10 @@ def validated_config(config: Config) -> Config:
     check_groups(config, GROUPS)
     clean = typed_config(config)
     check_protocol(clean)
+    if "optimizer" in clean["training"]:
+        check_head_training(clean)
+    if not getattr(get_object(clean["dataset"]["_target_"]), "has_images", True):
+        check_embeddings(clean)
     if (clean["module"] or {}).get("_target_") == "sslpl.models.no_module":
         check_without_module(clean)
     return clean
@@ -192,6 +196,35 @@ def check_label_files(config: Config) -> None:
     for path, node in target_nodes("query", config["query"]):
         if node.get("oracle_baseline"):
             raise UserError(f"{path}.oracle_baseline=true: must be false with oracle=file, because it needs all labels")
+
+
+def check_head_training(config: Config) -> None:
+    """Checks that training=head trains a small head, and that a committee of its snapshots can differ."""
+    if not getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False):
+        raise UserError("training=head: backbone must be linear or mlp, because it takes all labeled examples at once")
+    for path, node in target_nodes("query", config["query"]):
+        if "snapshots" in node and config["training"]["optimizer"] == "lbfgs":
+            raise UserError(f"training.optimizer=lbfgs: must be adamw, because {path} needs snapshots of the training")
+
+
+def check_embeddings(config: Config) -> None:
+    """Checks that nothing needs images, or augmented views of them, of a dataset of embeddings."""
+    if not getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False):
+        raise UserError("dataset=embeddings: backbone must be linear or mlp, because the others need images")
+    unlabeled = (("ssl", "no_ssl", "method=scal or method=learning_loss"), ("task_ssl", "no_task_ssl", "task_ssl=none"))
+    for group, none, works in unlabeled:
+        if not config[group]["_target_"].endswith(none):
+            raise UserError(
+                f"dataset=embeddings: {group} must be none, because its unlabeled term needs augmented views of images; "
+                f"{works} works"
+            )
+    for path, node in target_nodes("query", config["query"]):
+        if getattr(get_object(node["_target_"]), "needs_images", False):
+            name = node["_target_"].rpartition(".")[2]
+            raise UserError(
+                f"dataset=embeddings: {path} must not be {name}, which needs images; for example badge, typiclust and "
+                "margin work on embeddings"
+            )
 
 
 def check_without_module(config: Config) -> None:

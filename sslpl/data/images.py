@@ -135,7 +135,8 @@ def fits(images: Images, device: torch.device, limit: int | None) -> bool:
 
 def num_bytes(images: Images) -> int:
     """Returns the size of the images in bytes."""
-    return len(images) * prod(images.shape)
+    nbytes: int = getattr(images, "nbytes", len(images) * prod(images.shape))
+    return nbytes
 
 
 def load_images(images: Images, device: torch.device) -> TensorImages:

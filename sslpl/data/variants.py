@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.class_balance import geometric_frequencies
+from sslpl.data.embeddings import Embeddings
 from sslpl.data.images import TensorImages
 from sslpl.seeds import rng, shuffled
 from sslpl.types import Dataset, Images, Ratio, Share, UserError
@@ -81,6 +82,8 @@ def add_label_noise(labels: Tensor, classes: int, share: float, generator: Gener
 
 def subset_images(images: Images, index: Tensor) -> Images:
     """Returns the images at the positions `index` as a new set."""
+    if isinstance(images, Embeddings):
+        return images.subset(index)
     return TensorImages(images.data[index]) if isinstance(images, TensorImages) else ImageSubset(images, index)
 
 

@@ -1,5 +1,6 @@
 """Optimizers whose learning rates and momentum work with CUDA graphs and checkpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def rate_tensor(device: torch.device) -> Tensor | float:
     return torch.zeros((), device=device) if device.type == "cuda" else 0.0
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
     """Sets the learning rate of each parameter group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         if isinstance(group["lr"], Tensor):

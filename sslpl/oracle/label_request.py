@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sslpl.csv_text import csv_text
+from sslpl.data.embeddings import Embeddings
 from sslpl.files import write_whole
 from sslpl.oracle import contact_sheet, label_studio
 from sslpl.types import Dataset, LabelRequest
@@ -39,11 +40,12 @@ def write_request(request: LabelRequest) -> Path:
     predictions = cache(lambda: top_predictions(request))
     files = names if request.dataset.paths else [f"{PICTURES}/{name}" for name in names]
     content: dict[str, Callable[[], str | bytes]] = {
-        SHEET: lambda: contact_sheet.png(draw_sheet(request, names, predictions())),
         INTERFACE: lambda: label_studio.interface(request.class_names),
         TASKS: lambda: label_studio.tasks(names, files, predictions()),
         TABLE: lambda: label_table_csv(request, names, predictions()),
     }
+    if not isinstance(request.dataset.train, Embeddings):
+        content = {SHEET: lambda: contact_sheet.png(draw_sheet(request, names, predictions()))} | content
     if not request.dataset.paths:
         write_pictures(request, folder / PICTURES, names)
     for name, render in content.items():

@@ -13,6 +13,7 @@ from sslpl.learn.averages import update_average, update_teacher, use_average
 from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
 from sslpl.learn.divergence import check_joint_losses
+from sslpl.learn.head_training import train_head
 from sslpl.learn.joint import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.sums import JointSums, joint_means
@@ -20,6 +21,7 @@ from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_ba
 from sslpl.seeds import rng
 from sslpl.setup import Setup
 from sslpl.state import State, weights_of
+from sslpl.training import HeadTraining
 from sslpl.types import Step
 
 
@@ -27,6 +29,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     """Trains on the labeled images that are not excluded or held out, from the step of `state` (SSLPM, Algorithm 1)."""
     training = setup.training
     broadcast_weights(setup.world, state.backbone, state.module)
+    if isinstance(training, HeadTraining):
+        yield head_step(setup, state, training)
+        return
     index, labels = joint_train_index(state), state.labels().to(setup.device)
     optimizer, task = joint_optimizer(setup, state), start_task(setup, state)
     step = training_step(setup, state, optimizer, task)
@@ -54,6 +59,15 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         yield Step(inputs.images, metrics)
     restore_best_epoch(state)
     use_average(state)
+
+
+def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
+    """Trains a small head in a single step, which a resumed run repeats from its start."""
+    totals = JointSums(*train_head(setup, state, training).tolist())
+    check_joint_losses(totals, epoch=0)
+    state.epoch = 1
+    metrics = {"train/epoch": 0.0} | joint_means(totals) | validate_epoch(setup, state)
+    return Step(int(totals.labeled_images) * training.steps, metrics)
 
 
 def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: TaskTraining | None) -> JointStep:

@@ -56,6 +56,12 @@ def needs_faiss(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def needs_images(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a scorer or strategy that reads images, and cannot work on embeddings."""
+    function.needs_images = True  # type: ignore[attr-defined]
+    return function
+
+
 def works_unlabeled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a strategy that can also select the initial images, before any label and any training of the head."""
     function.works_unlabeled = True  # type: ignore[attr-defined]

@@ -3,12 +3,13 @@
 import torch
 from torch import Generator
 
-from sslpl.query.context import needs_module
+from sslpl.query.context import needs_images, needs_module
 from sslpl.query.selection import ranked, select_rows, subsample
 from sslpl.query.vaal_training import Condition, Divergence, VAALRecipe, unlabeled_probability
 from sslpl.types import Count, Positive, PositiveOrZero, QueryContext, Selection
 
 
+@needs_images
 @needs_module
 def ta_vaal(
     context: QueryContext,

@@ -1,5 +1,6 @@
 """Records a run as it advances: checkpoints, tables, tracked metrics and progress."""
 
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ from sslpl.types import RunInfo, Step, Tracker
 
 # The end of a phase is saved once this many times the seconds of a checkpoint have passed: at most 2% of the time.
 CHECKPOINT_COST_FACTOR = 50
+# The learning curve is drawn again once this many times the seconds of a drawing have passed, and at the end.
+PLOT_COST_FACTOR = 20
 
 
 class Recorder:
@@ -35,6 +38,7 @@ class Recorder:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_interval = 60 * minutes
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
+        self.plotted_at, self.plot_seconds = -math.inf, 0.0
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
 
@@ -109,11 +113,21 @@ class Recorder:
             return
         write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))
         write_json(folder / "summary.json", run_tables.summary(state.history))
-        dataset = folder.parent.parent.name
-        learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
+        if state.phase == FINISHED or self._plot_is_due():
+            self._plot(state)
         steps = self.setup.schedule(state.module is not None).tracker_steps
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * steps - 1, metric_names(row))
+
+    def _plot_is_due(self) -> bool:
+        return time.monotonic() - self.plotted_at >= PLOT_COST_FACTOR * self.plot_seconds
+
+    def _plot(self, state: State) -> None:
+        start, folder = time.monotonic(), self.run.folder
+        dataset = folder.parent.parent.name
+        learning_curve(state.history, folder / "learning_curve.png", f"{self.run.group} on {dataset}", self.run.name)
+        self.plotted_at = time.monotonic()
+        self.plot_seconds = self.plotted_at - start
 
     def _shared_signal(self) -> int | None:
         """Returns the signal that any process has received so far; a later one is seen after the next step."""
