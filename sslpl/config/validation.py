@@ -211,13 +211,10 @@ def check_embeddings(config: Config) -> None:
     """Checks that nothing needs images, or augmented views of them, of a dataset of embeddings."""
     if not getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False):
         raise UserError("dataset=embeddings: backbone must be linear or mlp, because the others need images")
-    unlabeled = (("ssl", "no_ssl", "method=scal or method=learning_loss"), ("task_ssl", "no_task_ssl", "task_ssl=none"))
-    for group, none, works in unlabeled:
+    for group, none, works in (("ssl", "no_ssl", "method=scal"), ("task_ssl", "no_task_ssl", "task_ssl=none")):
         if not config[group]["_target_"].endswith(none):
-            raise UserError(
-                f"dataset=embeddings: {group} must be none, because its unlabeled term needs augmented views of images; "
-                f"{works} works"
-            )
+            reason = "because its unlabeled term needs augmented views of images"
+            raise UserError(f"dataset=embeddings: {group} must be none, {reason}; {works} works")
     for path, node in target_nodes("query", config["query"]):
         if getattr(get_object(node["_target_"]), "needs_images", False):
             name = node["_target_"].rpartition(".")[2]

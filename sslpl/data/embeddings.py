@@ -31,7 +31,9 @@ class Affine(NamedTuple):
 class Embeddings:
     """N vectors of D dimensions, in memory or mapped from a file; an implementation of `Images` of shape (D, 1, 1)."""
 
-    def __init__(self, rows: Tensor, affine: Affine | None, unit_length: bool, device: torch.device | str = "cpu"):
+    def __init__(
+        self, rows: Tensor, affine: Affine | None, unit_length: bool, device: torch.device | str = "cpu"
+    ) -> None:
         self.rows, self.affine, self.unit_length, self.device = rows, affine, unit_length, torch.device(device)
         self.shape: tuple[int, int, int] = (rows.shape[1], 1, 1)
 
@@ -192,7 +194,7 @@ def read_parquet(path: Path, file: str | None) -> Mapping[str, Array]:
     vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), int(widths[0]))
     split = np.array(table["split"].to_pylist(), dtype=object)
     labels, names = label_indices(table["label"].to_pylist())
-    content = {}
+    content: dict[str, Array] = {}
     for part in ("train", "test"):
         rows = split == part
         content |= {part: np.ascontiguousarray(vectors[rows]), f"{part}_labels": labels[rows]}
@@ -270,7 +272,7 @@ def class_names(arrays: Mapping[str, Array], labels: Sequence[Tensor], file: str
         if highest >= len(names) or len(set(names)) < len(names):
             raise UserError(f"dataset.file={file}: class_names must be {highest + 1} different names, not {len(names)}")
         return names
-    absent = sorted(set(range(highest + 1)) - set(known.unique().tolist()))
+    absent = sorted(set(range(highest + 1)) - set(torch.unique(known).tolist()))
     if absent:
         raise UserError(f"dataset.file={file}: labels must be 0 to {highest} without gaps; no row has {listed(absent)}")
     return tuple(map(str, range(highest + 1)))

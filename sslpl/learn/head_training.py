@@ -66,7 +66,7 @@ def minimize_by_lbfgs(network: nn.Module, inputs: JointInputs, training: HeadTra
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
 def train_jointly(setup: Setup, state: State, inputs: JointInputs, training: HeadTraining) -> None:

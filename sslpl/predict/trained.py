@@ -39,6 +39,8 @@ def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
         check_targets(config, trusted)
     except UserError as error:
         raise UserError(f"{config_file}: {error}") from error
+    if (config.get("dataset") or {}).get("_target_") == "sslpl.data.embeddings":
+        raise UserError(f"{folder}: trained on embeddings, and this command predicts images")
     weights = load_weights(folder / "checkpoint")
     try:
         return build_trained(config, weights)

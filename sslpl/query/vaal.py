@@ -3,8 +3,8 @@
 import torch
 from torch import Generator
 
-from sslpl.query.selection import ranked, select_rows, subsample
 from sslpl.query.context import needs_images
+from sslpl.query.selection import ranked, select_rows, subsample
 from sslpl.query.vaal_training import Condition, Divergence, VAALRecipe, unlabeled_probability
 from sslpl.types import Count, Positive, PositiveOrZero, QueryContext, Selection
 
