@@ -4,6 +4,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import nctdtrinc
 
 from sslpl.report import statistics as s
 
@@ -46,6 +47,13 @@ def test_the_interval_of_the_effect_inverts_the_noncentral_t():
     t = found.effect * math.sqrt(n)
     assert stats.nct.cdf(t, n - 1, found.effect_low * math.sqrt(n)) == pytest.approx(0.975, abs=1e-6)
     assert stats.nct.cdf(t, n - 1, found.effect_high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 5, 50])
+def test_the_interval_of_a_very_large_effect_is_the_limit_of_the_noncentral_t(n):
+    for t in (2000.0, -2000.0):
+        exact = np.sort(nctdtrinc(n - 1, [0.975, 0.025], t)) / math.sqrt(n)
+        assert s.effect_interval(t, n) == pytest.approx(tuple(exact), rel=1e-3)
 
 
 def test_pairs_without_spread():

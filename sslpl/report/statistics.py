@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import nctdtrinc, stdtrit
+from scipy.special import chdtri, nctdtrinc, stdtrit
 
 LEVEL = 0.95
 SIGNIFICANT = 0.05
+LARGE_T = 1000.0
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -90,12 +91,18 @@ def t_test(difference: Array) -> tuple[Array, Array]:
 
 
 def effect_interval(t: float, n: int) -> tuple[float, float]:
-    """Returns the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001)."""
+    """Returns the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001).
+
+    For large t, where computing it takes seconds, by its limit: a noncentrality divided by a chi variable.
+    """
     if not math.isfinite(t):
         return t, t
-    tail = (1 - LEVEL) / 2
-    low, high = nctdtrinc(n - 1, np.array([1 - tail, tail]), t) / math.sqrt(n)
-    return float(low), float(high)
+    tails = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if abs(t) > LARGE_T:
+        ends = np.sort(t * np.sqrt(chdtri(n - 1, 1 - tails) / (n - 1)))
+    else:
+        ends = nctdtrinc(n - 1, tails[::-1], t)
+    return float(ends[0]) / math.sqrt(n), float(ends[1]) / math.sqrt(n)
 
 
 def signed_rank(difference: ArrayLike) -> float:
