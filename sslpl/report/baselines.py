@@ -31,8 +31,9 @@ def best_alike(comparison: DatasetComparison, arm: Arm, wanted: Callable[[Arm], 
 def gains(comparison: DatasetComparison, arm: Arm) -> Array | None:
     """Returns an arm's area under the budget curve minus that of random sampling, for each seed that both have."""
     baseline = random_baseline(comparison, arm)
-    seeds = sorted(set(arm.seeds) & set(baseline.seeds)) if baseline else []
-    return arm.areas[arm.rows_of(seeds)] - baseline.areas[baseline.rows_of(seeds)] if baseline and seeds else None
+    if baseline is None or not (seeds := sorted({*arm.seeds} & {*baseline.seeds})):
+        return None
+    return arm.areas[arm.rows_of(seeds)] - baseline.areas[baseline.rows_of(seeds)]
 
 
 def attainable_share(comparison: DatasetComparison, arm: Arm) -> Interval | None:
