@@ -12,8 +12,9 @@ from test_tracking import server, stranger  # noqa: F401 - fixtures
 from wandb_server import WandbServer
 
 from sslpl.recording.run_tables import COLUMNS
-from sslpl.report import dashboard, sections
+from sslpl.report import dashboard, pairwise_tables, sections
 from sslpl.report.comparison import DatasetComparison, compare_datasets
+from sslpl.report.over_datasets_tables import overall_sections, ranks_table
 from sslpl.report.read import read_runs
 from sslpl.report.render import plain_text, render_markdown
 from sslpl.report.results import results_table
@@ -123,16 +124,18 @@ def test_runs_that_are_not_finished_have_panels_too(tmp_path: Path) -> None:
 
 def test_the_tables_in_markdown(sweep: Path) -> None:  # noqa: F811
     (comparison,) = comparisons_of(sweep)
-    rows = [line for line in render_markdown(sections.tests_table(comparison)).splitlines() if line.startswith("|")]
+    rows = [
+        line for line in render_markdown(pairwise_tables.tests_table(comparison)).splitlines() if line.startswith("|")
+    ]
     assert len(rows) == 2 + 3
-    assert {line.count("|") for line in rows} == {8}
+    assert {line.count("|") for line in rows} == {9}
     text = render_markdown(sections.savings_table(comparison))
     savings = [line for line in text.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in savings[2:]] == ["entropy", "random", "sslpm"]
-    assert sections.overall_sections([comparison]) == []
+    assert overall_sections([comparison]) == []
     write_run(sweep, "random", 0, [0.3, 0.4, 0.5, 0.6], dataset="cifar10")
     write_run(sweep, "entropy", 0, [0.3, 0.4, 0.5, 0.7], dataset="cifar10")
-    assert "| entropy | 1.00 | 1 | 1 |" in render_markdown(sections.ranks_table(comparisons_of(sweep)))
+    assert "| entropy | 1.00 | 1 | 1 |" in render_markdown(ranks_table(comparisons_of(sweep)))
 
 
 def failing(

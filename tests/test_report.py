@@ -23,8 +23,9 @@ from sslpl.report.charts import chart_data
 from sslpl.report.comparison import DatasetComparison, area, compare_datasets, mean_curve
 from sslpl.report.csv_files import csv_files
 from sslpl.report.figures import draw_comparison, png_bytes
+from sslpl.report.over_datasets import method_ranks, total_penalties
 from sslpl.report.page import render_page
-from sslpl.report.pairwise import method_ranks, paired_tests, total_penalties
+from sslpl.report.pairwise import paired_tests
 from sslpl.report.queries import class_shares, overlap_matrix, queried, query_balance
 from sslpl.report.read import read_run, read_runs
 from sslpl.report.render import render_html, render_latex, render_markdown, render_terminal
@@ -79,7 +80,7 @@ def test_the_report_agrees_with_the_metrics_files(
     assert rows["scal"]["loss_rank_correlation_mean"]
     assert {path.name for path in Path("table").iterdir()} == {
         *("index.html", "curves-digits.png", "summary.tex"),
-        *("summary.csv", "curves.csv", "tests.csv", "savings.csv", "runs.csv"),
+        *("summary.csv", "curves.csv", "tests.csv", "wins.csv", "savings.csv", "runs.csv"),
     }
 
 

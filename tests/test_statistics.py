@@ -4,6 +4,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import nctdtrinc
 
 from sslpl.report import statistics as s
 
@@ -46,6 +47,13 @@ def test_the_interval_of_the_effect_inverts_the_noncentral_t():
     t = found.effect * math.sqrt(n)
     assert stats.nct.cdf(t, n - 1, found.effect_low * math.sqrt(n)) == pytest.approx(0.975, abs=1e-6)
     assert stats.nct.cdf(t, n - 1, found.effect_high * math.sqrt(n)) == pytest.approx(0.025, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 5, 50])
+def test_the_interval_of_a_very_large_effect_is_the_limit_of_the_noncentral_t(n):
+    for t in (2000.0, -2000.0):
+        exact = np.sort(nctdtrinc(n - 1, [0.975, 0.025], t)) / math.sqrt(n)
+        assert s.effect_interval(t, n) == pytest.approx(tuple(exact), rel=1e-3)
 
 
 def test_pairs_without_spread():
@@ -134,3 +142,30 @@ def test_overlap_of_sets():
     assert s.jaccard_index(np.array([1, 2, 3]), np.array([3, 4])) == 0.25
     assert s.jaccard_index(np.array([1]), np.array([1])) == 1
     assert math.isnan(s.jaccard_index(np.array([], int), np.array([], int)))
+
+
+def test_the_win_rate_by_hand():
+    assert s.win_rate([[3.0, 1.0], [2.0, 5.0]], [[1.0, 2.0], [2.0, 4.0]]) == (2 + 0.5) / 4
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 4, (2, 30)).astype(float)
+    assert s.win_rate(first, second) + s.win_rate(second, first) == pytest.approx(1)
+
+
+def test_the_interval_of_a_ratio_holds_the_ratios_that_a_t_test_does_not_reject():
+    rng = np.random.default_rng(1)
+    second = rng.normal(2.0, 0.4, 8)
+    first = 0.6 * second + rng.normal(0, 0.2, 8)
+    found = s.ratio_of_means(first, second)
+    assert found.value == pytest.approx(first.mean() / second.mean())
+    assert found.low < found.value < found.high
+    for end in (found.low, found.high):
+        assert stats.ttest_1samp(first - end * second, 0).pvalue == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_ratio_without_a_clear_denominator():
+    assert s.ratio_of_means([1.0], [2.0])[0] == 0.5
+    for first, second in (([1.0], [2.0]), ([1.0, 2.0, 1.5], [3.0, -1.0, 0.5])):  # one pair, and a mean that may be zero
+        assert math.isnan(s.ratio_of_means(first, second).low)
+        assert math.isnan(s.ratio_of_means(first, second).high)
+    assert math.isnan(s.ratio_of_means([1.0, 2.0], [-1.0, -3.0]).value)
+    assert s.ratio_of_means([2.0, 2.1, 2.3], [2.0, 2.1, 2.3]) == pytest.approx((1, 1, 1))

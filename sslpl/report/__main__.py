@@ -14,13 +14,13 @@ from sslpl.report.caveats import caveats, duplicate_runs
 from sslpl.report.comparison import Comparisons, compare_datasets
 from sslpl.report.csv_files import csv_files
 from sslpl.report.factorial import full_factorial
-from sslpl.report.factorial_tables import crossed_tables
 from sslpl.report.figures import draw_comparison, draw_factorial, png_bytes
 from sslpl.report.page import render_page
 from sslpl.report.read import read_runs
 from sslpl.report.render import render_latex, render_markdown, render_terminal
 from sslpl.report.results import LATEX_COLUMNS, results_table
 from sslpl.report.styles import arm_styles
+from sslpl.report.text_tables import markdown_tables, terminal_tables
 
 
 def main() -> None:
@@ -88,18 +88,20 @@ def save_online(comparisons: Comparisons, warnings: Sequence[str], project: str)
 
 
 def print_tables(comparisons: Comparisons, markdown: bool, latex: bool) -> None:
-    """Prints the main table, in Markdown followed by the tables of crossed options."""
-    table = results_table(comparisons)
-    if not table.rows:
+    """Prints the tables of the comparison; in LaTeX the main one alone."""
+    if not any(comparison.finished for comparison in comparisons):
         print("no finished run yet")
     elif markdown:
-        tables = [table, *(crossed for comparison in comparisons for crossed in crossed_tables(comparison))]
-        print("\n\n".join(map(render_markdown, tables)))
+        print("\n\n".join(map(render_markdown, markdown_tables(comparisons))))
     elif latex:
         print(render_latex(results_table(comparisons, LATEX_COLUMNS)))
     else:
         width = None if sys.stdout.isatty() else 200  # lines of a file are not cut off
-        Console(markup=False, highlight=False, width=width).print(render_terminal(table))
+        console = Console(markup=False, highlight=False, width=width)
+        for table in terminal_tables(comparisons):
+            console.print(f"\n{table.title}" if table.title else "", style="bold")
+            console.print(render_terminal(table))
+            console.print(table.caption, style="dim")
 
 
 def write_report(comparisons: Comparisons, warnings: Sequence[str], folder: Path) -> None:

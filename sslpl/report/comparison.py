@@ -2,14 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
 
 from sslpl.recording.run_tables import PHASE_SECONDS, aubc
 from sslpl.report.read import Run
-from sslpl.report.statistics import Estimate, estimate
+from sslpl.report.statistics import Array, Estimate, Integers, estimate
 
 
-class Arm(NamedTuple):
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that results for an arm can be cached
+class Arm:
     """Runs that differ only in their seed."""
 
     name: str  # the method's name, and in brackets what tells its settings apart if it has several
@@ -18,19 +22,40 @@ class Arm(NamedTuple):
     runs: list[Run]  # finished, by seed; at most one per seed
     unfinished: list[Run]
 
-    @property
+    @cached_property
     def seeds(self) -> list[int]:
         """Returns the seeds of the finished runs in ascending order."""
         return [run.seed for run in self.runs]
 
-    @property
+    @cached_property
+    def protocol(self) -> dict[str, str]:
+        """Returns the values that methods share in a fair comparison."""
+        return self.runs[0].protocol
+
+    @cached_property
+    def areas(self) -> Array:
+        """Returns the area under the budget curve, 0 to 1, of each finished run."""
+        return np.array([aubc(run.rows) for run in self.runs])
+
+    @cached_property
+    def accuracies(self) -> Array:
+        """Returns the test accuracies [seeds, cycles] at the numbers of labels that the finished runs share."""
+        by_labels = [{row["labeled"]: row["test_accuracy"] for row in run.rows} for run in self.runs]
+        return np.array([[accuracy[labeled] for labeled in self.labeled_counts] for accuracy in by_labels])
+
+    def rows_of(self, seeds: Sequence[int]) -> Integers:
+        """Returns the rows of `areas` and `accuracies` that belong to some of the arm's seeds."""
+        return np.searchsorted(self.seeds, seeds)
+
+    @cached_property
     def labeled_counts(self) -> tuple[float, ...]:
         """Returns the numbers of labels at which every finished run was tested."""
         shared = set.intersection(*({row["labeled"] for row in run.rows} for run in self.runs))
         return tuple(sorted(shared))
 
 
-class DatasetComparison(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DatasetComparison:
     """The runs of one dataset and their arms; finished arms are sorted by area under the budget curve, best first."""
 
     dataset: str
@@ -38,6 +63,11 @@ class DatasetComparison(NamedTuple):
     ceilings: list[Arm]  # trained on all labels
     unfinished: list[Arm]  # without a finished run
     runs: list[Run]
+
+    @property
+    def best(self) -> Arm | None:
+        """Returns the arm with the largest area among those that see no hidden labels, if there is one."""
+        return next((arm for arm in self.arms if not arm.runs[0].oracle_baseline), None)
 
     @property
     def finished(self) -> list[Arm]:
@@ -68,8 +98,9 @@ def compare_arms(dataset: str, runs: Sequence[Run]) -> DatasetComparison:
         groups[run.method_name, run.setting].append(run)
     arms = [make_arm(group, distinguishing_values(group[0], groups)) for group in groups.values()]
     finished = sorted((arm for arm in arms if arm.runs), key=lambda arm: (-area(arm).mean, arm.name))
+    unfinished = sorted((arm for arm in arms if not arm.runs), key=lambda arm: (arm.name, arm.setting))
     budgeted, ceilings = ([arm for arm in finished if arm.runs[0].ceiling is ceiling] for ceiling in (False, True))
-    return DatasetComparison(dataset, budgeted, ceilings, sorted(arm for arm in arms if not arm.runs), list(runs))
+    return DatasetComparison(dataset, budgeted, ceilings, unfinished, list(runs))
 
 
 def make_arm(runs: Sequence[Run], suffix: str) -> Arm:
@@ -94,9 +125,10 @@ def differing_values(values: dict[str, str], others: Sequence[dict[str, str]]) -
     return ", ".join(f"{key}={values[key]}" for key in keys)
 
 
+@cache
 def area(arm: Arm) -> Estimate:
     """Estimates the area under the budget curve (0 to 1) over an arm's seeds."""
-    return estimate([aubc(run.rows) for run in arm.runs])
+    return estimate(arm.areas.tolist())
 
 
 def final_accuracy(arm: Arm) -> Estimate:
@@ -122,12 +154,9 @@ def run_seconds(arm: Arm) -> float:
     return sum(phase_seconds(arm).values())
 
 
-def column_values(arm: Arm, column: str, labeled: float) -> list[float]:
-    """Returns the values of a column at a number of labels, from the runs that have one."""
-    return [row[column] for run in arm.runs for row in run.rows if row["labeled"] == labeled and column in row]
-
-
+@cache
 def mean_curve(arm: Arm, column: str = "test_accuracy") -> list[tuple[float, Estimate]]:
     """Returns pairs (number of labels, estimate over seeds) of a column of metrics.csv."""
-    columns = [(labeled, column_values(arm, column, labeled)) for labeled in arm.labeled_counts]
+    by_labels = [{row["labeled"]: row[column] for row in run.rows if column in row} for run in arm.runs]
+    columns = [(labeled, [run[labeled] for run in by_labels if labeled in run]) for labeled in arm.labeled_counts]
     return [(labeled, estimate(values)) for labeled, values in columns if values]

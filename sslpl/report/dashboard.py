@@ -13,8 +13,9 @@ from wandb_workspaces import expr
 
 from sslpl.report.caveats import caveats
 from sslpl.report.comparison import Comparisons, DatasetComparison
+from sslpl.report.over_datasets_tables import overall_sections
 from sslpl.report.render import render_markdown
-from sslpl.report.sections import PHASES, dataset_sections, overall_sections
+from sslpl.report.sections import PHASES, dataset_sections
 from sslpl.report.table import Section
 
 # Titles of panels and the keys that runs log (sslpl.tracking, sslpl.learn).
@@ -44,7 +45,10 @@ SUMMARY = {"Area under the budget curve": "aubc", "Accuracy after the last cycle
 GROUPED = ("dataset_name", "method_name", "setting")
 SPREAD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}  # over the runs of a group
 MAX_GROUPS = 100  # in a panel; W&B's default of 10 would hide methods
-SECTIONS = ("Ranks over datasets", "Results", "Label savings", "Paired tests", "Crossed options")
+SECTIONS = (
+    *("Aggregate over datasets", "Ranks over datasets"),
+    *("Results", "Label savings", "Paired tests", "Wins", "Crossed options"),
+)
 
 
 def panels() -> dict[str, list[Any]]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sslpl.config.identity import METHOD_GROUPS
-from sslpl.recording.run_tables import aubc
 from sslpl.report.comparison import Arm, DatasetComparison
 from sslpl.report.statistics import Array, Estimate, PairedDifference, estimate, holm, paired_difference
 
@@ -72,8 +71,7 @@ def sort_options(options: set[str]) -> tuple[str, ...]:
 
 def seed_scores(arm: Arm, seeds: Sequence[int]) -> list[tuple[float, float]]:
     """Returns the area under the budget curve and the final accuracy for each seed."""
-    runs = {run.seed: run for run in arm.runs}
-    return [(aubc(runs[seed].rows), runs[seed].rows[-1]["test_accuracy"]) for seed in seeds]
+    return [(float(arm.areas[k]), arm.runs[k].rows[-1]["test_accuracy"]) for k in arm.rows_of(seeds)]
 
 
 def contrast(values: Array, levels: dict[int, int]) -> Array:

@@ -9,8 +9,9 @@ from importlib.resources import files
 from sslpl.report.caveats import caveats
 from sslpl.report.charts import chart_data
 from sslpl.report.comparison import Comparisons, DatasetComparison
+from sslpl.report.over_datasets_tables import overall_sections
 from sslpl.report.render import render_html
-from sslpl.report.sections import dataset_sections, overall_sections
+from sslpl.report.sections import dataset_sections
 from sslpl.report.styles import Style
 from sslpl.report.table import Section
 

@@ -1,15 +1,16 @@
-"""Compares arms in pairs (paired tests, penalty matrix) and ranks methods over datasets."""
+"""Compares the arms of a dataset in pairs: paired tests, the seeds that they need, wins and penalties."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import cache
 from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
 
-from sslpl.recording.run_tables import aubc
-from sslpl.report.comparison import Arm, Comparisons, DatasetComparison, area
-from sslpl.report.statistics import Array, PairedDifference, holm, mean_ranks, paired_difference, win_share
+from sslpl.report.comparison import Arm, DatasetComparison
+from sslpl.report.power import pairs_needed
+from sslpl.report.statistics import Array, Interval, PairedDifference, holm, paired_difference, win_rate, win_share
 
 
 class PairedTest(NamedTuple):
@@ -19,19 +20,12 @@ class PairedTest(NamedTuple):
     second: Arm
     result: PairedDifference
     adjusted: float  # p of the t test after Holm's correction over the tests of the dataset
-
-
-class MethodRanks(NamedTuple):
-    """The ranks by mean area under the budget curve of the methods that all datasets have; 1 is best."""
-
-    methods: list[str]
-    by_dataset: Array  # [datasets, methods]
-    mean: Array  # [methods]
+    needed: Interval  # seeds that give the t test 80% power, from d_z and the ends of its interval
 
 
 def comparable(first: Arm, second: Arm) -> bool:
     """True if two arms share the protocol or the method, and the numbers of labels at which they were tested."""
-    alike = first.runs[0].protocol == second.runs[0].protocol or first.method_name == second.method_name
+    alike = first.method_name == second.method_name or first.protocol == second.protocol
     return alike and first.labeled_counts == second.labeled_counts
 
 
@@ -41,52 +35,52 @@ def paired_seeds(first: Arm, second: Arm) -> list[int]:
     return seeds if len(seeds) > 1 and comparable(first, second) else []
 
 
+@cache
 def paired_tests(comparison: DatasetComparison) -> list[PairedTest]:
     """Tests all pairs of comparable arms with at least two shared seeds; the smallest p comes first."""
     results = []
     for pair in combinations(comparison.arms, 2):
         if seeds := paired_seeds(*pair):
-            areas = ([aubc(run.rows) for run in arm.runs if run.seed in seeds] for arm in pair)
+            areas = (arm.areas[arm.rows_of(seeds)].tolist() for arm in pair)
             results.append((*pair, paired_difference(*areas)))
     adjusted = holm([result.p for *_, result in results])
-    tests = [PairedTest(*result, p) for result, p in zip(results, adjusted, strict=True)]
+    needed = seeds_needed([result for *_, result in results])
+    tests = [PairedTest(*result, p, seeds) for result, p, seeds in zip(results, adjusted, needed, strict=True)]
     return sorted(tests, key=lambda test: test.result.p)
 
 
-def accuracies(arm: Arm, seeds: Sequence[int]) -> Array:
-    """Returns test accuracies [seeds, cycles] at the numbers of labels that the arm's runs share."""
-    by_labels = [{row["labeled"]: row["test_accuracy"] for row in run.rows} for run in arm.runs if run.seed in seeds]
-    return np.array([[accuracy[labeled] for labeled in arm.labeled_counts] for accuracy in by_labels])
+def seeds_needed(results: list[PairedDifference]) -> list[Interval]:
+    """Returns the seeds that would tell each pair apart with 80% power, if d_z and the ends of its interval were true.
+
+    The upper end is infinite where the interval of d_z contains zero.
+    """
+    effects = np.array([[result.effect, result.effect_low, result.effect_high] for result in results]).reshape(-1, 3)
+    value, low, high = pairs_needed(effects).T
+    fewest, most = np.minimum(low, high), np.where(np.prod(effects[:, 1:], axis=1) > 0, np.maximum(low, high), math.inf)
+    return [Interval(*map(float, row)) for row in zip(value, fewest, most, strict=True)]
+
+
+def win_matrix(comparison: DatasetComparison) -> Array:
+    """Returns the share of (seed, cycle) pairs in which each arm (row) has a higher accuracy than each other (column).
+
+    A tie counts half; NaN if two arms are not comparable.
+    """
+    return pair_matrix(comparison, win_rate)
 
 
 def penalty_matrix(comparison: DatasetComparison) -> Array:
     """Returns the share of cycles in which each arm (row) beats each other (column); NaN if not comparable."""
+    return pair_matrix(comparison, win_share)
+
+
+@cache
+def pair_matrix(comparison: DatasetComparison, compare: Callable[[Array, Array], float]) -> Array:
+    """Returns `compare` of the accuracies [seeds, cycles] of each arm (row) and each other (column).
+
+    NaN if two arms are not comparable.
+    """
     matrix = np.full((len(comparison.arms), len(comparison.arms)), math.nan)
     for (i, first), (j, second) in permutations(enumerate(comparison.arms), 2):
         if seeds := paired_seeds(first, second):
-            matrix[i, j] = win_share(accuracies(first, seeds), accuracies(second, seeds))
+            matrix[i, j] = compare(*(arm.accuracies[arm.rows_of(seeds)] for arm in (first, second)))
     return matrix
-
-
-def total_penalties(comparisons: Comparisons) -> tuple[list[str], Array]:
-    """Returns the methods that `method_ranks` ranks and the sum of their penalty matrices (Ash et al., ICLR 2020)."""
-    methods = method_ranks(comparisons).methods
-    total = np.zeros((len(methods), len(methods)))
-    for comparison in comparisons:
-        names = [arm.method_name for arm in comparison.arms]
-        order = [names.index(method) for method in methods]
-        total += penalty_matrix(comparison)[np.ix_(order, order)]
-    return methods, total
-
-
-def method_ranks(comparisons: Comparisons) -> MethodRanks:
-    """Ranks the methods that every dataset has in exactly one setting."""
-    scores = []
-    for comparison in comparisons:
-        names = [arm.method_name for arm in comparison.arms]
-        scores.append({arm.method_name: area(arm).mean for arm in comparison.arms if names.count(arm.method_name) == 1})
-    shared = sorted(set.intersection(*map(set, scores))) if scores else []
-    if not shared:
-        return MethodRanks([], np.empty((0, 0)), np.empty(0))
-    table = np.array([[score[method] for method in shared] for score in scores])
-    return MethodRanks(shared, np.array([mean_ranks(row[None]) for row in table]), mean_ranks(table))

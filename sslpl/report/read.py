@@ -63,6 +63,11 @@ class Run(NamedTuple):
         """True if the run trains on all labels from the start."""
         return self.values.get("budget.initial") == "1.0" and self.values.get("budget.cycles") == "1"
 
+    @property
+    def oracle_baseline(self) -> bool:
+        """True if the run's strategy sees hidden labels, as `oracle_baseline: true` declares."""
+        return any(path.endswith(".oracle_baseline") and value == "true" for path, value in self.values.items())
+
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Reads the runs in and below some folders, by path, and describes each folder that cannot be read in a line."""

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import nctdtrinc
+from scipy.special import chdtri, nctdtrinc, stdtrit
 
 LEVEL = 0.95
 SIGNIFICANT = 0.05
+LARGE_T = 1000.0
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -24,6 +25,14 @@ class Estimate(NamedTuple):
     low: float  # NaN for a single value, like `high`
     high: float
     n: int
+
+
+class Interval(NamedTuple):
+    """A value and its 95% interval; NaN where the value or an end is not defined."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 class PairedDifference(NamedTuple):
@@ -46,7 +55,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n == 1:
         return Estimate(mean, 0.0, math.nan, math.nan, 1)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * std / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * std / math.sqrt(n)
     return Estimate(mean, std, mean - half, mean + half, n)
 
 
@@ -82,12 +91,18 @@ def t_test(difference: Array) -> tuple[Array, Array]:
 
 
 def effect_interval(t: float, n: int) -> tuple[float, float]:
-    """Returns the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001)."""
+    """Returns the 95% interval of d_z for the t of n pairs by the noncentral t (Cumming and Finch 2001).
+
+    For large t, where computing it takes seconds, by its limit: a noncentrality divided by a chi variable.
+    """
     if not math.isfinite(t):
         return t, t
-    tail = (1 - LEVEL) / 2
-    low, high = nctdtrinc(n - 1, np.array([1 - tail, tail]), t) / math.sqrt(n)
-    return float(low), float(high)
+    tails = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if abs(t) > LARGE_T:
+        ends = np.sort(t * np.sqrt(chdtri(n - 1, 1 - tails) / (n - 1)))
+    else:
+        ends = nctdtrinc(n - 1, tails[::-1], t)
+    return float(ends[0]) / math.sqrt(n), float(ends[1]) / math.sqrt(n)
 
 
 def signed_rank(difference: ArrayLike) -> float:
@@ -129,6 +144,31 @@ def win_share(first: Array, second: Array) -> float:
         return math.nan
     t, p = t_test(np.subtract(first, second))
     return float(np.mean((p < SIGNIFICANT) & (t > 0)))
+
+
+def win_rate(first: ArrayLike, second: ArrayLike) -> float:
+    """Returns the share of pairs in which the first value is higher; a tie counts half."""
+    return float(np.mean(np.sign(np.subtract(first, second)) / 2 + 0.5))
+
+
+def ratio_of_means(first: ArrayLike, second: ArrayLike) -> Interval:
+    """Returns the ratio of the means of n pairs, above a positive second mean, by Fieller's theorem (Fieller 1954).
+
+    The interval holds the ratios r for which a paired t test of `first` and `r * second` does not reject. Its ends are
+    NaN with a single pair, and where the interval is unbounded because the second mean is not clearly above zero.
+    """
+    pairs = np.stack([np.asarray(first, float), np.asarray(second, float)])
+    n, (a, b) = pairs.shape[1], pairs.mean(axis=1)
+    if b <= 0:
+        return Interval(math.nan)
+    if n < 2:
+        return Interval(float(a / b))
+    (var_a, cov), (_, var_b) = np.cov(pairs) / n * stdtrit(n - 1, 0.5 + LEVEL / 2) ** 2
+    square, half, rest = b**2 - var_b, a * b - cov, a**2 - var_a  # square r^2 - 2 half r + rest = 0
+    if square <= 0:
+        return Interval(float(a / b))
+    root = math.sqrt(max(0.0, half**2 - square * rest))
+    return Interval(float(a / b), float((half - root) / square), float((half + root) / square))
 
 
 def labels_to_reach(curve: Sequence[tuple[float, float]], target: float) -> float:

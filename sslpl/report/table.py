@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sslpl.report.statistics import Array, Estimate
+from sslpl.report.statistics import Array, Estimate, Interval
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+MOST_NAMED_COLUMNS = 12  # of a matrix
 
 
 class Text(NamedTuple):
@@ -83,13 +84,38 @@ def percent_value(e: Estimate, *, spread: bool = False, strong: bool = False, he
     return Value(100 * e.mean, 100 * e.low, 100 * e.high, 100 * e.std if spread else math.nan, 2, strong, heat)
 
 
+def percent_interval(interval: Interval | None, digits: int = 2) -> Cell:
+    """Returns a cell with an interval in percent, without its ends if it has no width; a dash for NaN."""
+    if interval is None or math.isnan(interval.value):
+        return DASH
+    value, low, high = (100 * number for number in interval)
+    return Value(value, low, high, digits=digits) if high > low else Value(value, digits=digits)
+
+
 def heat(value: float, highest: float) -> float:
     """Returns a value as a share of the highest one, within 0 to 1; 0 for NaN."""
     return 0.0 if math.isnan(value) or not highest else max(0.0, min(1.0, value / highest))
 
 
-def matrix_table(names: Sequence[str], values: Array, caption: str, highest: float = 1.0) -> Table:
-    """Returns a square table of numbers with a heat map; without rows if no number is defined."""
-    named = zip(names, values.tolist(), strict=True) if any(not math.isnan(value) for value in values.flat) else ()
-    rows: list[Row] = [[Name(name), *(Value(v, heat=heat(v, highest)) for v in row)] for name, row in named]
-    return Table(["", *map(Name, names)], rows, caption, style="matrix")
+def matrix_table(
+    names: Sequence[str], values: Array, caption: str, highest: float = 1.0, *, digits: int = 2, title: str = ""
+) -> Table:
+    """Returns a square table of numbers with a heat map; without rows if no number is defined.
+
+    The columns of a wide table are numbered, because their names would not fit; its rows show number and name.
+    """
+    wide = len(names) > MOST_NAMED_COLUMNS
+    heads = [f"{k}. {name}" if wide else name for k, name in enumerate(names, 1)]
+    named = zip(heads, values.tolist(), strict=True) if any(not math.isnan(value) for value in values.flat) else ()
+    rows: list[Row] = [
+        [Name(name), *(Value(v, digits=digits, heat=heat(v, highest)) for v in row)] for name, row in named
+    ]
+    columns = map(str, range(1, len(names) + 1)) if wide else map(Name, names)
+    return Table(["", *columns], rows, caption, title, "matrix")
+
+
+def drop_empty_columns(table: Table) -> Table:
+    """Returns a table without the columns in which every row has a dash; without rows, the table as it is."""
+    kept = [k for k in range(len(table.header)) if not table.rows or any(row[k] != DASH for row in table.rows)]
+    rows = [[row[k] for k in kept] for row in table.rows]
+    return table._replace(header=[table.header[k] for k in kept], rows=rows)
