@@ -162,3 +162,10 @@ def write_image_folder(root: Path, n_train: int, n_test: int, rng: np.random.Gen
             name = root / part / f"class_{number % 3}" / f"{number}.png"
             name.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(name)
+
+
+def write_embeddings(path: Path, n_train: int, n_test: int, rng: np.random.Generator, classes: int = 10) -> None:
+    """Random vectors of 16 dimensions with random labels."""
+    parts = {part: rng.normal(size=(count, 16)).astype(np.float32) for part, count in (("train", n_train), ("test", n_test))}
+    labels = {f"{part}_labels": np.arange(len(vectors)) % classes for part, vectors in parts.items()}
+    np.savez(path, **parts, **labels)

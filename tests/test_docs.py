@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY, Result, run_folder
 from hydra.core.global_hydra import GlobalHydra
-from layouts import write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder
+from layouts import write_cifar10, write_cifar100, write_embeddings, write_fashion_mnist, write_image_folder
 from test_experiments import values_of
 
 Command = Callable[..., Result]
@@ -67,6 +67,10 @@ def small(line: str, folder: Path) -> list[str]:
     if any(argument.startswith("hydra/launcher=") for argument in arguments):
         return [*arguments, "--cfg", "job"]
     written = {"cifar100": write_cifar100, "cifar10": write_cifar10, "image_folder": write_image_folder}
+    if "experiment=embeddings" in arguments:
+        arguments = [argument for argument in arguments if not argument.startswith("dataset.file=")]
+        write_embeddings(folder / "embeddings.npz", 240, 20, np.random.default_rng(0))
+        return [*arguments, f"dataset.file={folder / 'embeddings.npz'}", "tracker=none", "runtime.dry_run=true"]
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
     images = 1300 if "-cn" in arguments else 240  # a sweep file has a budget of its own
     write(folder / "files", images, 20, np.random.default_rng(0))
