@@ -26,8 +26,8 @@ from sslpl.loop import initial_state
 from sslpl.phases.train import train
 from sslpl.runtime import Runtime
 from sslpl.setup import Setup
+from sslpl.ssl.backbone_loss import TaskSSL
 from sslpl.ssl.rules import pseudo_label_hard
-from sslpl.ssl.task import TaskSSL
 from sslpl.training import Training
 
 STEPS = 4  # of an epoch: what is drawn for an epoch at once is measured with it

@@ -15,7 +15,7 @@ from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.images import StreamedImages
 from sslpl.learn.cuda_graphs import WARM_UP, CapturedSteps
-from sslpl.learn.joint import JointInputs, mask_draws
+from sslpl.learn.joint_step import JointInputs, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn

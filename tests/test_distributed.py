@@ -31,7 +31,7 @@ from sslpl.distributed.collectives import (
 )
 from sslpl.distributed.world import World, process_group
 from sslpl.files import write_json
-from sslpl.learn.joint import gradients
+from sslpl.learn.joint_step import gradients
 from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch
 from sslpl.models.backbone import small_cnn
 from sslpl.recording.folder import resumed_provenance
@@ -40,7 +40,7 @@ from sslpl.run.errors import SweepStopped
 from sslpl.run.jobs import Command
 from sslpl.run.launch import check_same_run
 from sslpl.runtime import Runtime
-from sslpl.ssl.task import TaskCriterion, TaskSSL
+from sslpl.ssl.backbone_loss import TaskCriterion, TaskSSL
 from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sslpl.config.build import build_setup
 from sslpl.data.datasets import digits
 from sslpl.distributed.world import World
-from sslpl.learn.joint import mask_draws
+from sslpl.learn.joint_step import mask_draws
 from sslpl.loop import initial_state
 from sslpl.models.backbone import small_cnn
 from sslpl.models.frozen import FrozenBackbone

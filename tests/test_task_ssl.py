@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslpl.learn.averages import update_average, use_average
 from sslpl.learn.inference import predict
-from sslpl.learn.joint import JointInputs, joint_step
+from sslpl.learn.joint_step import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled_batches import start_task, unlabeled_batches, unlabeled_order
 from sslpl.loop import advance, initial_state, prepare_training
@@ -28,8 +28,8 @@ from sslpl.phases.train import train
 from sslpl.recording import checkpoint
 from sslpl.run.errors import CONF
 from sslpl.setup import Setup
+from sslpl.ssl.backbone_loss import TaskCriterion, TaskSSL
 from sslpl.ssl.rules import pseudo_label_hard, pseudo_label_soft
-from sslpl.ssl.task import TaskCriterion, TaskSSL
 from sslpl.state import State, weights_of
 from sslpl.types import Selection
 

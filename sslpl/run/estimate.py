@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sslpl.clustering.linkage import complete_linkage_bytes
 from sslpl.data.batches import unlabeled_batch_size
-from sslpl.learn.joint import JointInputs, joint_step
+from sslpl.learn.joint_step import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer
 from sslpl.learn.unlabeled_batches import task_batch_size
 from sslpl.loop import empty_state
