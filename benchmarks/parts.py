@@ -159,7 +159,7 @@ def half_confident(logits: Tensor) -> PseudoLabel:
 def calibrate(setup: Setup, backbone: nn.Module) -> None:
     """Gives batch norm the statistics of the data, as training would."""
     index = torch.arange(min(256, len(setup.dataset.train)))
-    images = setup.augmentation.plain(next(iter(setup.dataset.train.batches([index]))))
+    images = setup.augmentation.normalize(next(iter(setup.dataset.train.batches([index]))))
     backbone.train()
     for _ in range(20):
         backbone(images)

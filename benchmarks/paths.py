@@ -177,7 +177,7 @@ def module_step(bench: Bench) -> Row:
     backbone, module = setup.build(0)
     calibrate(setup, backbone)
     convolved = old.Convolved(setup.build(0)[1])
-    images = setup.augmentation.plain(next(iter(setup.dataset.train.batches([torch.arange(count)]))))
+    images = setup.augmentation.normalize(next(iter(setup.dataset.train.batches([torch.arange(count)]))))
     with torch.no_grad():
         maps = FrozenBackbone(backbone, setup.bfloat16)(images).maps
         plain_maps = [stage.contiguous() for stage in backbone.eval()(images).maps]

@@ -48,7 +48,7 @@ def task_step(device: torch.device, batch: int, pool: int, repeats: int) -> Row:
     steps, network = train(setup, initial_state(setup)), setup.build(0)[0].train()
     count = batch * (1 + 2 * 7)
     images = next(iter(setup.dataset.train.batches([torch.arange(count)])))
-    views, labels = setup.augmentation.plain(images), setup.dataset.train_labels[:count].to(device)
+    views, labels = setup.augmentation.normalize(images), setup.dataset.train_labels[:count].to(device)
 
     def passes() -> None:
         network.zero_grad(set_to_none=True)

@@ -103,7 +103,7 @@ def arm_kill(name: str) -> None:
         "while writing status.json": lambda: kill_while_writing("status.json", 7),
         "during the fine-tune": lambda: kill_before_call(finetune, "finetune_step", 17),
         "between a checkpoint and its tables": lambda: kill_before_call(recorder.run_tables, "metrics_csv", 3),
-        "before the last weights": lambda: kill_before_call(checkpoint, "keep_weights", 1),
+        "before the last weights": lambda: kill_before_call(checkpoint, "save_model", 1),
         "between the last weights and the status": lambda: kill_before_call(checkpoint, "discard", 1),
         "before the first epoch": lambda: kill_before_call(execute, "run_active_learning", 1),
     }

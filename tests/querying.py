@@ -35,13 +35,13 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
     classes = torch.randint(CLASSES, (pool,), generator=rng)
     networks, module = copy.deepcopy(built(seed))
     images = TensorImages(data)
-    plain = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).plain
+    normalize = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).normalize
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         network = copy.deepcopy(networks[0])
         network.load_state_dict(networks[0].state_dict() if weights is None else weights)
         with torch.no_grad():
-            logits, maps, embedding = network(plain(data[index]))
+            logits, maps, embedding = network(normalize(data[index]))
             return Predictions(index, logits, embedding, module(maps) if weights is None else None)
 
     return Context(
@@ -54,7 +54,7 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
         backbone=networks[0],
         module=module,
         images=images,
-        normalize=plain,
+        normalize=normalize,
         predict=predict,
         previous_weights=networks[1].state_dict(),
         snapshots=[network.state_dict() for network in networks[2:]],

@@ -189,7 +189,7 @@ def test_strong_is_pillows(shape: tuple[int, int, int], count: int, padding: int
     draws = augmentation.draw_strong(count, torch.Generator().manual_seed(3))
     expected = [from_pil(pil_strong(to_pil(images[k]), draws, k, padding, size)) for k in range(count)]
     assert torch.equal(augmentation.strong_uint8(images, draws), torch.stack(expected))
-    torch.testing.assert_close(augmentation.strong(images, draws), augmentation.plain(torch.stack(expected)))
+    torch.testing.assert_close(augmentation.strong(images, draws), augmentation.normalize(torch.stack(expected)))
 
 
 @pytest.mark.parametrize("shape", [CIFAR, (1, 8, 8), (3, 33, 47)], ids=str)
@@ -199,7 +199,7 @@ def test_views_are_normalized_and_channels_last(shape: tuple[int, int, int]) -> 
     generator = torch.Generator().manual_seed(0)
     weak, strong = augmentation.draw_weak(40, generator), augmentation.draw_strong(40, generator)
     pairs = (
-        (augmentation.plain(images), images),
+        (augmentation.normalize(images), images),
         (augmentation.weak(images, weak), crop_flip(images, weak, 4)),
         (augmentation.strong(images, strong), augmentation.strong_uint8(images, strong)),
     )
@@ -264,13 +264,13 @@ def test_flip_and_padding_can_be_switched_off() -> None:
     augmentation, images = make((1, 8, 8), padding=0, size=0, flip=False), random_images((1, 8, 8), 20)
     draws = augmentation.draw_weak(20, torch.Generator().manual_seed(0))
     assert not draws.flip.any()
-    assert torch.equal(augmentation.weak(images, draws), augmentation.plain(images))
+    assert torch.equal(augmentation.weak(images, draws), augmentation.normalize(images))
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32, dtype=torch.uint8)])
 def test_wrong_images_are_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="images must be uint8"):
-        make(CIFAR).plain(images)
+        make(CIFAR).normalize(images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

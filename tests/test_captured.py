@@ -20,7 +20,7 @@ from sslpl.learn.sums import JointSums
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.pretrain.simclr import SimCLR, initial_learner, projection_head
+from sslpl.pretrain.simclr import SimCLR, initial_pretrain_state, projection_head
 from sslpl.run import launch
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -79,7 +79,7 @@ def test_rates_of_a_gpu_are_numbers_on_a_cpu(state: State) -> None:
 def test_so_does_a_resumed_pre_training() -> None:
     def fresh() -> Any:
         network = small_cnn(num_classes=2, in_channels=1)
-        made = initial_learner(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
+        made = initial_pretrain_state(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
         made.optimizer.param_groups[0]["lr"] = torch.zeros(())
         return made
 

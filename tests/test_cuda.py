@@ -89,7 +89,7 @@ def losses(setup: Setup, steps: int) -> tuple[list[float], Tensor]:
     state = initial_state(setup)
     optimizer = joint_optimizer(setup, state)
     step = training_step(setup, state, optimizer, None)
-    views = setup.augmentation.plain(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
+    views = setup.augmentation.normalize(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
     labels = setup.dataset.train_labels[:32].cuda()
     seen = []
     for k in range(steps):

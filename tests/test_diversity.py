@@ -95,9 +95,9 @@ class TestKMeans:
         for weight in (torch.ones_like(mass), mass):
             known = KMeans(9, init=points[:9].numpy(), n_init=1).fit(points.numpy(), sample_weight=weight.numpy())
             found = lloyd(points, points[:9], weight, 100)
-            assert found.label.tolist() == known.labels_.tolist()
+            assert found.assignment.tolist() == known.labels_.tolist()
             torch.testing.assert_close(found.centers, torch.from_numpy(known.cluster_centers_))
-            far = (points - found.centers[found.label]).square().sum(dim=1).sqrt()
+            far = (points - found.centers[found.assignment]).square().sum(dim=1).sqrt()
             torch.testing.assert_close(found.distance, far)
 
     def test_a_center_without_points_stays(self) -> None:
@@ -131,7 +131,7 @@ class TestKMeans:
         points = blobs(100, centers=4, seed=3) * torch.tensor([1.0, 1, 1, 0]) + 1e4
         found = k_means(points, 4, seeded())
         near = torch.cdist(points.double(), found.centers.double()).argmin(dim=1)
-        assert torch.equal(found.label, near)
+        assert torch.equal(found.assignment, near)
 
     def test_the_nearest_image_stands_for_a_centroid(self) -> None:
         label, distance = torch.tensor([0, 2, 0, 2, 0]), torch.tensor([3.0, 1, 2, 1, 2])

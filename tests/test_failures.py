@@ -293,7 +293,7 @@ def test_a_broken_pipe_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -
     assert status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("function", ["keep_weights", "discard"])
+@pytest.mark.parametrize("function", ["save_model", "discard"])
 def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch: Patch, function: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, function, raising(getattr(checkpoint, function), 1, Killed()))

@@ -78,7 +78,11 @@ class TestTables:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.world = SINGLE_PROCESS
-        setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
+        setup.bfloat16, setup.device, setup.augmentation = (
+            False,
+            seen.device,
+            type("A", (), {"normalize": seen.normalize}),
+        )
         monkeypatch.setattr(inference, "inference_batch_size", lambda *_: 16)
         ask = partial(inference.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()
@@ -121,7 +125,7 @@ class TestKMeans:
         error, least = (clusters.distance.square().sum().item() for clusters in (found, exact))
         assert error < 1.5 * least
         far, near = nearest(points, found.centers)
-        assert torch.equal(found.label, near)
+        assert torch.equal(found.assignment, near)
         torch.testing.assert_close(found.distance, far, atol=1e-3, rtol=1e-4)
 
     def test_every_point_is_assigned_in_its_own_place(self) -> None:
@@ -130,7 +134,7 @@ class TestKMeans:
         unit = torch.nn.functional.normalize(table[order])
         assert torch.equal(points[torch.arange(200)], unit)
         found = large_pools.sampled_k_means(points, 5, generator())
-        assert torch.equal(found.label, nearest(unit, found.centers)[1])
+        assert torch.equal(found.assignment, nearest(unit, found.centers)[1])
         again = large_pools.sampled_k_means(points, 5, generator())
         assert torch.equal(found.centers, again.centers)
 

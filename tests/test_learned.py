@@ -43,12 +43,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def world(images: Tensor, labeled: Tensor, embedding: Tensor | None = None, losses: Tensor | None = None) -> Context:
     """A context over these images, with predictions as a run makes them, in inference mode."""
-    plain = context().normalize
+    preprocess = context().normalize
     size = len(images)
 
     def predict(weights: Any, index: Tensor) -> Predictions:
         with torch.inference_mode():
-            points = plain(images).flatten(1) if embedding is None else embedding
+            points = preprocess(images).flatten(1) if embedding is None else embedding
             worth = torch.zeros(size) if losses is None else losses
             return Predictions(index, torch.zeros(len(index), 5), points[index].clone(), worth[index].clone())
 

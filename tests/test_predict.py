@@ -319,7 +319,7 @@ def test_wrong_folders_and_options_are_refused_in_one_line(
 
 
 def test_a_finished_run_keeps_the_signature_of_its_networks(run: Path) -> None:
-    assert checkpoint.load_weights(run / "checkpoint").signature == ModelSignature(
+    assert checkpoint.load_model(run / "checkpoint").signature == ModelSignature(
         tuple("0123456789"), (1, 8, 8), 8, digits().mean, digits().std
     )
 

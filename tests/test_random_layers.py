@@ -23,7 +23,7 @@ from sslpl.models.backbone import small_cnn
 from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.libraries import torchvision
 from sslpl.phases.query import run_strategy
-from sslpl.pretrain.simclr import Pretraining, PretrainState, SimCLR, initial_learner, pretrain, projection_head
+from sslpl.pretrain.simclr import Pretraining, PretrainState, SimCLR, initial_pretrain_state, pretrain, projection_head
 from sslpl.pretrain.simclr_views import SimCLRViews
 from sslpl.recording import checkpoint
 from sslpl.seeds import build_seeded, rng, seeded_draws
@@ -214,7 +214,9 @@ def contrastive(killed_after: int | None = None) -> PretrainState:
 
     def fresh() -> PretrainState:
         network = build_seeded(lambda: Dropping(small_cnn(num_classes=10, in_channels=1)), 0, "network")
-        return initial_learner(network, build_seeded(lambda: projection_head(256, 8), 0, "projection"), options, CPU)
+        return initial_pretrain_state(
+            network, build_seeded(lambda: projection_head(256, 8), 0, "projection"), options, CPU
+        )
 
     state = fresh()
     for step, _ in enumerate(pretrain(task, state), start=1):

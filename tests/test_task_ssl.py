@@ -166,7 +166,7 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     assert batch is not None
     own = {"fixmatch": [batch.weak, batch.student], "pseudo_label": [batch.weak], "mean_teacher": [batch.student]}
     images = next(setup.dataset.train.batches([state.train_index[:16]]))
-    views, labels = setup.augmentation.plain(images), state.labels()[state.train_index[:16]]
+    views, labels = setup.augmentation.normalize(images), state.labels()[state.train_index[:16]]
     network = setup.build(0)[0].train()
     logits = network(torch.cat([views, *own[option]])).logits
     weak = setup.build(0)[0].train()(batch.weak).logits if option == "mean_teacher" else logits[16:48]

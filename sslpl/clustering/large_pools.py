@@ -86,11 +86,11 @@ def sampled_k_means(
 def assigned(points: GatheredRows, centers: Tensor) -> Clusters:
     """Assigns points to their nearest centers [K, D]."""
     distance = torch.empty(len(points), device=points.device)
-    label = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    assignment = torch.empty(len(points), dtype=torch.int64, device=points.device)
     origin = centers.mean(dim=0)
     for rows in points.in_order():
-        distance[rows], label[rows] = nearest(points[rows], centers, origin)
-    return Clusters(centers, label, distance)
+        distance[rows], assignment[rows] = nearest(points[rows], centers, origin)
+    return Clusters(centers, assignment, distance)
 
 
 def approximate_neighbor_distance(points: Tensor, neighbors: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sslpl.csv_text import unescape_formula
 from sslpl.types import InvalidLabels
 
-SHOWN = 10  # maximum number of problems that an error lists
+MAX_PROBLEMS = 10  # maximum number of problems that an error lists
 LISTED = 20  # maximum number of classes that an error line lists
 
 
@@ -86,7 +86,7 @@ def validate_labels(
 
     def hint(word: str, known: Sequence[str]) -> str:
         # Searched for the problems that are shown only: for every line of a long file it would take minutes.
-        return suggestion(word, known) if len(problems) < SHOWN else ""
+        return suggestion(word, known) if len(problems) < MAX_PROBLEMS else ""
 
     for row in rows:
         path = row.path if row.path in requested_set else row.path.replace("\\", "/")
@@ -105,8 +105,10 @@ def validate_labels(
                 names.append(row.label)
     problems += missing_labels(first, file, requested, partial)
     if problems:
-        omitted = len(problems) - SHOWN
-        raise InvalidLabels(*problems[:SHOWN], *([f"{file}: {omitted:,} more like these"] if omitted > 0 else []))
+        omitted = len(problems) - MAX_PROBLEMS
+        raise InvalidLabels(
+            *problems[:MAX_PROBLEMS], *([f"{file}: {omitted:,} more like these"] if omitted > 0 else [])
+        )
     label_of = {"": -1} | {name: label for label, name in enumerate(names)}
     return [label_of[first[path].label if path in first else ""] for path in requested], tuple(names)
 
