@@ -17,14 +17,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
-LOADED = {
-    "stylesheet",
-    "icon",
-    "preload",
-    "preconnect",
-    "prefetch",
-    "modulepreload",
-}  # kinds of <link> that are requested
+# Kinds of <link> that a browser requests.
+LOADED = {"stylesheet", "icon", "preload", "preconnect", "prefetch", "modulepreload"}
 
 
 class Page(HTMLParser):

@@ -47,9 +47,8 @@ class Command:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN:
             self.refuse_sweep()
-        os.chdir(
-            hydra_config.runtime.cwd
-        )  # Hydra may have changed it (hydra.job.chdir), and output_dir is relative to it
+        # Hydra may have changed the folder (hydra.job.chdir), and output_dir is relative to the original one.
+        os.chdir(hydra_config.runtime.cwd)
         plan = print_error(job_plan(cfg, hydra_config, self.presets))
         if isinstance(plan, ErrorReport):
             return self.add(Job(hydra_config.job.override_dirname or "run", plan))
