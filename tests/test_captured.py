@@ -1,4 +1,4 @@
-"""Captured steps, as far as a CPU can tell: what a graph reads stays where it is, and what cannot be captured runs."""
+"""Captured steps, tested on a CPU: tensors that a graph reads keep their memory, and uncapturable steps run eagerly."""
 
 import copy
 import gc
@@ -40,7 +40,7 @@ def optimizer_of(network: nn.Module, *rates: Tensor | float) -> torch.optim.SGD:
 
 
 def saved_state(*rates: float) -> dict[str, Any]:
-    """Of an optimizer after a step, as a checkpoint holds it: on the CPU."""
+    """Returns the state of an optimizer after a step as in a checkpoint: on the CPU."""
     network = nn.Linear(3, 2)
     optimizer = optimizer_of(network, *map(torch.tensor, rates))
     network(torch.ones(1, 3)).sum().backward()
@@ -102,7 +102,7 @@ def refuse(*_: Any) -> Any:
 
 @pytest.fixture
 def capturing(monkeypatch: Patch) -> Patch:
-    """Has a CPU run as if it captured its steps: what is captured is run as usual once more at each replay."""
+    """Simulates the capture of steps on a CPU: each replay runs the captured function again."""
 
     class Graph:
         def __init__(self, replay: Callable[[], Any]) -> None:
@@ -126,7 +126,7 @@ class Silent:
 
 
 def outcome(capture_steps: bool, *overrides: str) -> tuple[State, list[str]]:
-    """A run through all cycles, and what it announced."""
+    """Runs all cycles; returns the final state and the printed messages."""
     lines: list[str] = []
     setup = setup_of("training.epochs=4", "backbone.dropout=0.3", *overrides)
     setup = setup._replace(capture_steps=capture_steps, announce=lines.append)

@@ -1,4 +1,4 @@
-"""Defects that public code for active learning has: each has a test, here or where it is named.
+"""Known defects of public active-learning code: each has a test, here or as listed.
 
 | defect | test |
 |---|---|

@@ -1,4 +1,4 @@
-"""Strategies that spread their choices, against brute force and published formulas on small inputs."""
+"""Diversity-based strategies, against brute force and published formulas on small inputs."""
 
 import math
 from dataclasses import replace
@@ -37,7 +37,7 @@ def blobs(images: int, dimensions: int = 4, centers: int = 5, seed: int = 0) -> 
 
 
 def pool(embedding: Tensor, labeled: int = 0, logits: Tensor | None = None) -> Context:
-    """A context whose first images are labeled: positions 0..labeled-1 of the embeddings."""
+    """Returns a context whose images 0..labeled-1 are labeled."""
     logits = torch.randn(len(embedding), 3, generator=seeded(9)) if logits is None else logits
     every = Predictions(torch.arange(len(embedding)), logits, embedding, None)
     parts = [Predictions(*(None if v is None else v[part] for v in every)) for part in halves(labeled)]
@@ -58,7 +58,7 @@ def halves(labeled: int) -> tuple[slice, slice]:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every computation in blocks takes several."""
+    """Makes every blockwise computation use several blocks."""
     monkeypatch.setitem(neighbors.BLOCK, "cpu", 200)
 
 
@@ -312,7 +312,7 @@ class TestProbCover:
 
 class TestBait:
     def direct(self, seen: Context, n: int, regularization: float, chosen: list[int]) -> float:
-        """tr(M^-1 F) from the formulas of the docstring."""
+        """Computes tr(M^-1 F) by the formulas of the docstring."""
         v, labeled = fisher_vectors(seen.predictions), fisher_vectors(seen.labeled_predictions)
         every, total = torch.cat([v, labeled]), len(labeled) + n
         fisher = sum(torch.outer(x, x) for x in every) / len(every)

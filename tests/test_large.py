@@ -1,4 +1,4 @@
-"""Large pools: tables in files, faiss and rejection sampling against the exact ways, limits told before training."""
+"""Large pools: tables in files, faiss and rejection sampling against exact methods, limits checked before training."""
 
 import math
 import sys
@@ -41,7 +41,7 @@ def every_pool_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_files(predictions: Predictions) -> Predictions:
-    """The same predictions, as they come out of tables in files."""
+    """Returns the same predictions, stored in files."""
     stored = []
     for table in predictions[1:]:
         kept = prediction_table.PredictionTable(len(predictions.index))
@@ -78,11 +78,8 @@ class TestTables:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.world = SINGLE_PROCESS
-        setup.bfloat16, setup.device, setup.augmentation = (
-            False,
-            seen.device,
-            type("A", (), {"normalize": seen.normalize}),
-        )
+        setup.bfloat16, setup.device = False, seen.device
+        setup.augmentation = type("Augmentation", (), {"normalize": seen.normalize})
         monkeypatch.setattr(inference, "inference_batch_size", lambda *_: 16)
         ask = partial(inference.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()

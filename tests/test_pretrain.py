@@ -1,4 +1,4 @@
-"""Starting weights: views and loss against their formulas, the command, and runs that begin with them."""
+"""Pre-training: views and loss against their formulas, the command, and runs that start from its weights."""
 
 import csv
 import hashlib
@@ -261,7 +261,7 @@ def backbone_of(classes: int = 10, channels: int = 1, seed: int = 5) -> torch.nn
 
 
 def weights_file(path: Path, seed: int = 5, head: bool = False) -> Path:
-    """Starting weights for digits; without a head, as the command leaves them."""
+    """Writes starting weights for digits without a head, as the command does."""
     weights = backbone_of(seed=seed).state_dict()
     torch.save({name: value for name, value in weights.items() if head or not name.startswith("head.")}, path)
     return path

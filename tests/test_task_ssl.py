@@ -1,4 +1,4 @@
-"""Semi-supervised training of the backbone: the published formulas, and the joint training around them."""
+"""Semi-supervised training of the backbone: the published formulas, and the joint training."""
 
 import math
 from collections import Counter
@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_run import Killed
 from test_ssl import make_setup, reloaded
 from torch import Tensor
 
@@ -40,7 +39,7 @@ with np.load(Path(__file__).parent / "data" / "task_ssl" / "reference.npz") as f
 
 
 def method_of(option: str, **changed: object) -> TaskSSL:
-    """An option as its file says, with other values."""
+    """Builds an option of conf/task_ssl with other values."""
     node = OmegaConf.load(CONF / "task_ssl" / f"{option}.yaml")
     for key, value in changed.items():
         OmegaConf.update(node, key.replace("__", "."), value)
