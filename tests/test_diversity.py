@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslpl.clustering import neighbors
 from sslpl.clustering.k_center import k_center_greedy
-from sslpl.clustering.k_means import Clusters, drawn, k_means, lloyd, means, plus_plus
+from sslpl.clustering.k_means import Clusters, draw_row, k_means, lloyd, means, plus_plus
 from sslpl.query.badge import badge, gradient_distances
 from sslpl.query.bait import bait, fisher_vectors, forward_greedy, start_selection, update_selection
 from sslpl.query.cluster_margin import cluster_margin, smallest_first
@@ -125,7 +125,7 @@ class TestKMeans:
     @pytest.mark.parametrize(("draw", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (1 - 2.0**-53, 3)])
     def test_rows_of_weight_0_are_not_drawn(self, draw: float, row: int) -> None:
         weight = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
-        assert drawn(weight, torch.tensor([draw], dtype=torch.float64)).tolist() == [row]
+        assert draw_row(weight, torch.tensor([draw], dtype=torch.float64)).tolist() == [row]
 
     def test_clusters_are_found_far_from_the_origin(self) -> None:
         points = blobs(100, centers=4, seed=3) * torch.tensor([1.0, 1, 1, 0]) + 1e4

@@ -206,8 +206,8 @@ def test_block_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points = embeddings(600, 16, seed=4)
     expected = complete_linkage(points, 30)
     for living in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(rounds_module, "LIVING", living)
-        monkeypatch.setattr(rounds_module, "FOLDED", 600)
+        monkeypatch.setattr(rounds_module, "MIN_ALIVE_SHARE", living)
+        monkeypatch.setattr(rounds_module, "MATRIX_PARTS", 600)
         monkeypatch.setattr(rounds_module, "CHUNK", {"cpu": 1000, "cuda": 1000})
-        monkeypatch.setattr(rounds_module, "PRODUCT", {"cpu": 77, "cuda": 77})
+        monkeypatch.setattr(rounds_module, "ROWS_PER_BLOCK", {"cpu": 77, "cuda": 77})
         assert torch.equal(complete_linkage(points, 30), expected)

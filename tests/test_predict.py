@@ -410,7 +410,7 @@ def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.Monk
     signature = ModelSignature(("a",), (1, 8, 8), 8, (0.5,), (0.5,))
     for number, group in enumerate(stream.image_groups(files, signature, 50, threads=2)):
         assert group.paths == files[50 * number : 50 * (number + 1)]
-        assert len(begun) <= 50 * (number + 1 + stream.AHEAD)
+        assert len(begun) <= 50 * (number + 1 + stream.PREFETCHED)
     assert len(begun) == 360
 
 

@@ -40,17 +40,17 @@ def plus_plus(
     """
     draws = torch.rand(n, 1, generator=rng, dtype=torch.float64).to(mass.device)
     available = mass.clone()
-    chosen = [drawn(available, draws[0]) if first is None else first]
+    chosen = [draw_row(available, draws[0]) if first is None else first]
     closest = squares(chosen[0])
     for draw in draws[1:]:
         available[chosen[-1]] = 0
         weight = closest * available
-        chosen.append(drawn(torch.where(weight.sum() > 0, weight, available), draw))
+        chosen.append(draw_row(torch.where(weight.sum() > 0, weight, available), draw))
         closest = torch.minimum(closest, squares(chosen[-1]))
     return torch.cat(chosen)
 
 
-def drawn(weight: Tensor, draw: Tensor) -> Tensor:
+def draw_row(weight: Tensor, draw: Tensor) -> Tensor:
     """Returns the row [1] at quantile `draw` [1], in [0, 1), of the weights [N], which are not all 0."""
     total = weight.cumsum(dim=0)
     below = torch.nextafter(total[-1:], torch.zeros_like(draw))  # the product may be rounded up to the total

@@ -82,14 +82,15 @@ class Command:
 
 def wait_for_other(plan: Plan, slot: Slot) -> JobResult:
     """Waits until no other process holds a run; completes it if it is unfinished."""
-    print(f"waiting for {describe_owner(plan)}, which is running {plan.folder}", flush=True)
+    print_waiting(plan)
     return catch_errors(partial(launch, plan, wait=True, slot=slot))
 
 
-def describe_owner(plan: Plan) -> str:
-    """Names the process that runs a plan, from the run's status."""
+def print_waiting(plan: Plan) -> None:
+    """Prints that this process waits for the one that runs a plan, as named in the run's status."""
     status = read_status(plan.folder)
-    return f"process {status.get('process', '?')} on {status.get('host', '?')}"
+    owner = f"process {status.get('process', '?')} on {status.get('host', '?')}"
+    print(f"waiting for {owner}, which is running {plan.folder}", flush=True)
 
 
 def job_plan(cfg: DictConfig, hydra_config: Any, presets: Callable[..., Any]) -> Plan | ErrorReport:
