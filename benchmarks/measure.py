@@ -27,9 +27,8 @@ class Case(NamedTuple):
     calls: tuple[int, int] = (1, 1)  # per sample, of ours and of the baseline: a short call is timed many times
     repeats: int = 5
     warm_up: bool = True
-    extra: Callable[[Row, Any, Any], Row] = (
-        lambda _row, _ours, _baseline: {}
-    )  # further keys, from the results of the last calls
+    # Further keys of the row, from the row and the results of the last calls.
+    extra: Callable[[Row, Any, Any], Row] = lambda _row, _ours, _baseline: {}
 
 
 def compare(name: str, case: Case, device: torch.device, repeats: int | None = None) -> Row:

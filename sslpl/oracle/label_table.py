@@ -106,9 +106,8 @@ def validate_labels(
     problems += missing_labels(first, file, requested, partial)
     if problems:
         omitted = len(problems) - MAX_PROBLEMS
-        raise InvalidLabels(
-            *problems[:MAX_PROBLEMS], *([f"{file}: {omitted:,} more like these"] if omitted > 0 else [])
-        )
+        more = [f"{file}: {omitted:,} more like these"] if omitted > 0 else []
+        raise InvalidLabels(*problems[:MAX_PROBLEMS], *more)
     label_of = {"": -1} | {name: label for label, name in enumerate(names)}
     return [label_of[first[path].label if path in first else ""] for path in requested], tuple(names)
 

@@ -64,9 +64,8 @@ def start_pretraining(
     build = partial(backbone_builder(config["backbone"], dataset.train.shape), len(dataset.class_names))
     backbone: Any = build_seeded(build, task.seed, "pretraining backbone")
     head = partial(projection_head, backbone.channels[-1], options.projection)
-    return task, initial_pretrain_state(
-        backbone, build_seeded(head, task.seed, "pretraining projection"), options, device
-    )
+    projection = build_seeded(head, task.seed, "pretraining projection")
+    return task, initial_pretrain_state(backbone, projection, options, device)
 
 
 def print_estimate(task: Pretraining, state: PretrainState, folder: Path) -> None:
