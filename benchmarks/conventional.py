@@ -1,7 +1,7 @@
-"""The conventional way: PIL images through a DataLoader, float32, convolutions computed as such, scikit-learn.
+"""The conventional implementation to compare with: PIL images through a DataLoader, float32, scikit-learn.
 
-Written after the published protocol (sslpl.setup names it) as a script would have it, so that there is something to
-compare with. It shares nothing with sslpl but initial weights, the ranking loss and the numbers of the schedule.
+A script that follows the published protocol. Of sslpl it uses only the initial weights, the ranking loss and the
+numbers of the schedule; the module's convolutions are computed one by one.
 """
 
 import random
@@ -24,11 +24,11 @@ from sslpl.training import Training
 from sslpl.types import Dataset
 
 Transform = Callable[[Image.Image], Tensor]
-EVALUATED = 128  # images scored at once, as published
+EVAL_BATCH_SIZE = 128  # images per batch of a forward pass, as published
 
 
 class PilImages(torch.utils.data.Dataset):
-    """Images as arrays [height, width, channels], each made a PIL image and transformed when asked for."""
+    """A dataset of arrays [height, width, channels], converted to PIL images and transformed on access."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Image.Image], object]) -> None:
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -42,36 +42,36 @@ class PilImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.arrays[position])), self.labels[position]
 
 
-def plain(dataset: Dataset) -> Transform:
-    """To a normalized tensor."""
+def normalize(dataset: Dataset) -> Transform:
+    """Returns the transform of an image to a normalized tensor."""
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)])
 
 
 def weak(dataset: Dataset, also: Sequence[Callable] = ()) -> Transform:
-    """Flip, crop, perhaps more, to a normalized tensor."""
+    """Returns the weak augmentation: flip, crop, `also`, normalization."""
     size = dataset.train.shape[1]
     moves = [transforms.RandomHorizontalFlip(), transforms.RandomCrop(size, padding=dataset.padding)]
-    return transforms.Compose([*moves, *also, plain(dataset)])
+    return transforms.Compose([*moves, *also, normalize(dataset)])
 
 
 def strong(dataset: Dataset) -> Transform:
-    """Flip, crop, two operations and a cut-out, to a normalized tensor."""
-    return weak(dataset, [two_operations, CutOut(dataset.cutout)])
+    """Returns the strong augmentation: flip, crop, two operations, cut-out, normalization."""
+    return weak(dataset, [rand_augment, CutOut(dataset.cutout)])
 
 
 def pair(dataset: Dataset) -> Callable[[Image.Image], tuple[Tensor, Tensor]]:
-    """A weak and a strong view."""
+    """Returns the transform of an image to a weak and a strong view."""
     first, second = weak(dataset), strong(dataset)
     return lambda image: (first(image), second(image))
 
 
-def warped(image: Image.Image, *coefficients: float) -> Image.Image:
-    """An affine map with the nearest pixel, black outside."""
+def affine(image: Image.Image, *coefficients: float) -> Image.Image:
+    """Applies an affine map by nearest-neighbor interpolation; pixels from outside the image are black."""
     return image.transform(image.size, Image.Transform.AFFINE, coefficients)
 
 
-def enhanced(kind: type) -> Callable[[Image.Image, int, int], Image.Image]:
-    """Brightness and the like at a magnitude from 1 to 9."""
+def enhance(kind: type) -> Callable[[Image.Image, int, int], Image.Image]:
+    """Returns an operation that enhances an image, such as its brightness, at a level from 1 to 9."""
     return lambda image, level, _sign: kind(image).enhance(0.09 * level + 0.05)
 
 
@@ -81,17 +81,17 @@ OPERATIONS: list[Callable[[Image.Image, int, int], Image.Image]] = [
     lambda image, _level, _sign: ImageOps.equalize(image),
     lambda image, level, _sign: ImageOps.posterize(image, 4 + 4 * level // 10),
     lambda image, level, _sign: ImageOps.solarize(image, 256 - 256 * level // 10),
-    *map(enhanced, (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness)),
+    *map(enhance, (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness)),
     lambda image, level, sign: image.rotate(sign * 3 * level),
-    lambda image, level, sign: warped(image, 1, sign * 0.03 * level, 0, 0, 1, 0),
-    lambda image, level, sign: warped(image, 1, 0, 0, sign * 0.03 * level, 1, 0),
-    lambda image, level, sign: warped(image, 1, 0, int(sign * 0.03 * level * image.width), 0, 1, 0),
-    lambda image, level, sign: warped(image, 1, 0, 0, 0, 1, int(sign * 0.03 * level * image.height)),
+    lambda image, level, sign: affine(image, 1, sign * 0.03 * level, 0, 0, 1, 0),
+    lambda image, level, sign: affine(image, 1, 0, 0, sign * 0.03 * level, 1, 0),
+    lambda image, level, sign: affine(image, 1, 0, int(sign * 0.03 * level * image.width), 0, 1, 0),
+    lambda image, level, sign: affine(image, 1, 0, 0, 0, 1, int(sign * 0.03 * level * image.height)),
 ]
 
 
-def two_operations(image: Image.Image) -> Image.Image:
-    """Two operations drawn with replacement, each applied with probability 1/2."""
+def rand_augment(image: Image.Image) -> Image.Image:
+    """Draws two operations with replacement and applies each with probability 1/2."""
     for operation in random.choices(OPERATIONS, k=2):
         level, sign = random.randint(1, 9), random.choice((-1, 1))
         if random.random() < 0.5:
@@ -100,7 +100,7 @@ def two_operations(image: Image.Image) -> Image.Image:
 
 
 class CutOut:
-    """A gray square."""
+    """Covers a random square of an image with gray."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -114,25 +114,25 @@ class CutOut:
 
 
 def shuffled_loader(images: PilImages, index: Sequence[int], batch_size: int) -> DataLoader:
-    """Batches of the images at `index` in random order."""
+    """Returns batches of the images at `index` in random order."""
     return DataLoader(images, batch_size, sampler=SubsetRandomSampler(list(index)), num_workers=0)
 
 
 def ordered_loader(images: PilImages, index: Sequence[int]) -> DataLoader:
-    """Batches of the images at `index` in their order."""
+    """Returns batches of the images at `index` in that order."""
     part = Subset(images, list(index))
-    return DataLoader(part, EVALUATED, sampler=SequentialSampler(part), num_workers=0)
+    return DataLoader(part, EVAL_BATCH_SIZE, sampler=SequentialSampler(part), num_workers=0)
 
 
-class Convolved(nn.Module):
-    """The loss prediction module with every convolution computed; it holds the weights of the one it is given."""
+class ConventionalModule(nn.Module):
+    """The loss prediction module with explicit convolutions; it shares the weights of the given module."""
 
     def __init__(self, module: LossPredictionModule) -> None:
         super().__init__()
         self.levels, self.head = module.levels, module.head
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Predicted loss [B] from the stages of the backbone."""
+        """Predicts the losses [B] from the stage outputs of the backbone."""
         hidden = []
         for level, stage in zip(self.levels, maps, strict=True):
             convolved = stage if level.conv is None else level.conv(stage)
@@ -140,36 +140,36 @@ class Convolved(nn.Module):
         return self.head(torch.cat(hidden, dim=1)).squeeze(1)
 
 
-def networks(setup: Setup) -> tuple[Staged, Convolved]:
-    """The networks of a setup with the same initial weights: float32, channels first."""
+def build_networks(setup: Setup) -> tuple[Staged, ConventionalModule]:
+    """Returns the networks of a setup with the same initial weights, in float32 and channels-first format."""
     backbone, module = setup.build(0)
     assert isinstance(module, LossPredictionModule)
-    return backbone.to(memory_format=torch.contiguous_format), Convolved(module)
+    return backbone.to(memory_format=torch.contiguous_format), ConventionalModule(module)
 
 
 class Trainer:
-    """Backbone and module with the optimizers of one cycle."""
+    """Trains backbone and module for one cycle, with new optimizers."""
 
-    def __init__(self, backbone: Staged, module: Convolved, training: Training, device: torch.device) -> None:
+    def __init__(self, backbone: Staged, module: ConventionalModule, training: Training, device: torch.device) -> None:
         self.backbone, self.module, self.training, self.device = backbone, module, training, device
         self.optimizers = [self.sgd(backbone, training.rate), self.sgd(module, training.module_rate)]
         self.finetuner = self.sgd(module, training.finetune_rate)
 
     def sgd(self, network: nn.Module, rate: float) -> torch.optim.SGD:
-        """SGD as published."""
+        """Returns an SGD optimizer with the published options."""
         training = self.training
         return torch.optim.SGD(
             network.parameters(), lr=rate, momentum=training.momentum, weight_decay=training.weight_decay
         )
 
     def train_epoch(self, loader: DataLoader, epoch: int) -> None:
-        """One epoch of joint training."""
+        """Runs one epoch of joint training."""
         self.start_epoch(epoch)
         for images, labels in loader:
             self.joint_step(images, labels, self.training.detached(epoch))
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets modes and rates."""
+        """Switches to training mode and sets the learning rates of an epoch."""
         self.backbone.train().requires_grad_(True)
         self.module.train()
         rates = (self.training.rate, self.training.module_rate)
@@ -177,7 +177,7 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = rate * self.training.decay(epoch)
 
     def joint_step(self, images: Tensor, labels: Tensor, detached: bool) -> None:
-        """One step of joint training."""
+        """Takes one step of joint training."""
         images, labels = images.to(self.device), labels.to(self.device)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -189,12 +189,15 @@ class Trainer:
             optimizer.step()
 
     def start_finetune(self) -> None:
-        """Freezes the backbone."""
+        """Freezes the backbone and switches the module to training mode."""
         self.backbone.eval().requires_grad_(False)
         self.module.train()
 
     def finetune_step(self, images: Tensor, labels: Tensor, views: Sequence[Tensor], threshold: float | None) -> int:
-        """One step of the fine-tune (None: the median top probability); returns how many images were confident."""
+        """Takes one step of the fine-tune; returns the number of confident images.
+
+        With the threshold None it is the median of the highest probabilities: half of the images are confident.
+        """
         images, labels, weak_view, strong_view = (x.to(self.device) for x in (images, labels, *views))
         self.finetuner.zero_grad()
         logits, maps, _ = self.backbone(images)
@@ -213,9 +216,9 @@ class Trainer:
 
 @torch.no_grad()
 def predictions(
-    backbone: Staged, module: Convolved, loader: DataLoader, device: torch.device
+    backbone: Staged, module: ConventionalModule, loader: DataLoader, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, embeddings, predicted losses and classes of all images of a loader, on the CPU."""
+    """Returns logits, embeddings, predicted losses and classes of all images of a loader, on the CPU."""
     backbone.eval()
     module.eval()
 
@@ -228,6 +231,6 @@ def predictions(
     return logits, embedding, predicted, labels
 
 
-def clustered(points: np.ndarray, clusters: int) -> np.ndarray:
-    """Complete linkage by scikit-learn."""
+def complete_linkage(points: np.ndarray, clusters: int) -> np.ndarray:
+    """Returns the clusters of points by scikit-learn's complete linkage."""
     return AgglomerativeClustering(n_clusters=clusters, linkage="complete").fit_predict(points)

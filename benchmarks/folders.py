@@ -1,8 +1,8 @@
-"""Measures a cycle on images that stream from disk: python benchmarks/folders.py [--images 20000] [--size 224].
+"""Measures a cycle on images streamed from disk: python benchmarks/folders.py [--images 20000] [--size 224].
 
-Writes JPEG files of 256x256 pixels into a temporary folder, ten classes of blurred colors under noise, and runs
-dataset=image_folder with none of them held in memory. Of each phase it prints how many images were delivered, how many
-a second, and how much of its time the network waited for them; and the highest memory of the process.
+Writes JPEG files of 256x256 pixels to a temporary folder, ten classes of blurred colors with noise, and runs
+dataset=image_folder without holding any image in memory. For each phase it prints the number of images loaded, images
+per second and the share of time spent waiting for them; then the peak memory of the process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the checkout that it lies in
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks this checkout, not an installed package
 
 import numpy as np
 from PIL import Image
@@ -28,13 +28,13 @@ from sslpl.run import cli
 
 CLASSES, SIDE, TEST = 10, 256, 0.05
 seconds: Counter[str] = Counter()
-waited: Counter[str] = Counter()
-delivered: Counter[str] = Counter()
-phase = ["build"]
+waiting_seconds: Counter[str] = Counter()
+images_loaded: Counter[str] = Counter()
+current_phase = ["build"]
 
 
 def write_images(root: Path, count: int) -> None:
-    """A pool of `count` images and a twentieth as many to test."""
+    """Writes a pool of `count` images, and a twentieth as many test images."""
     noise = np.random.default_rng(0).normal(0, 12, (64, SIDE, SIDE, 3)).astype(np.int16)
     colors = np.random.default_rng(1).integers(40, 216, (CLASSES, 4, 4, 3))
 
@@ -54,43 +54,43 @@ def write_images(root: Path, count: int) -> None:
         list(threads.map(write, jobs))
 
 
-def watch_phases() -> None:
-    """Notes how long each phase takes and how long it waits for images."""
+def instrument_phases() -> None:
+    """Patches the loop to record the seconds of each phase, and of its waiting for images."""
 
     def timed(name: str, run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def phase_of(setup: Any, state: Any) -> Iterator[Any]:
-            phase[0], since = name, time.perf_counter()
+        def timed_phase(setup: Any, state: Any) -> Iterator[Any]:
+            current_phase[0], since = name, time.perf_counter()
             yield from run(setup, state)
             seconds[name] += time.perf_counter() - since
-            print(f"so far {line(name)}, {peak_gib():.2f} GiB", flush=True)
+            print(f"so far {phase_row(name)}, {peak_gib():.2f} GiB", flush=True)
 
-        return phase_of
+        return timed_phase
 
     for name, run in list(loop.PHASES.items()):
         loop.PHASES[name] = timed(name, run)
     batches = StreamedImages.batches
 
-    def waiting(images: StreamedImages, indices: Any) -> Iterator[Any]:
-        arriving, done = batches(images, indices), object()
+    def timed_batches(images: StreamedImages, indices: Any) -> Iterator[Any]:
+        iterator, end = batches(images, indices), object()
         while True:
             since = time.perf_counter()
-            batch = next(arriving, done)
-            waited[phase[0]] += time.perf_counter() - since
-            if batch is done:
+            batch = next(iterator, end)
+            waiting_seconds[current_phase[0]] += time.perf_counter() - since
+            if batch is end:
                 return
-            delivered[phase[0]] += len(batch)
+            images_loaded[current_phase[0]] += len(batch)
             yield batch
 
-    StreamedImages.batches = waiting  # type: ignore[method-assign]
+    StreamedImages.batches = timed_batches  # type: ignore[method-assign]
 
 
 def main() -> int:
-    """Writes the images, runs two cycles of which the first is whole, prints what was measured."""
+    """Writes the images, runs two cycles (the first with all phases) and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20_000, help="of the pool (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="pixels that the network sees (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=20_000, help="images of the pool (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="side of the input in pixels (default: %(default)s)")
     parser.add_argument("--backbone", default="resnet18", help="default: %(default)s")
-    parser.add_argument("--labels", type=int, default=1000, help="to begin with (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=1000, help="initial labels (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="further overrides of the run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sslpl-images-") as folder:
@@ -105,33 +105,33 @@ def main() -> int:
             *(f"budget.per_cycle={arguments.labels // 2}", f"budget.candidates={min(5000, arguments.images // 4)}"),
             *("tracker=none", "runtime.progress=plain", f"runtime.output_dir={folder}/outputs", *arguments.overrides),
         ]
-        watch_phases()
+        instrument_phases()
         since = time.perf_counter()
         try:
             cli.main()
         except SystemExit as end:
             if end.code:
                 return int(end.code)
-        show(time.perf_counter() - since)
+        print_rows(time.perf_counter() - since)
     return 0
 
 
-def show(total: float) -> None:
-    """Prints what was measured."""
+def print_rows(total: float) -> None:
+    """Prints the table of phases, the load of the machine and the peak memory."""
     print(f"\n{'phase':10}{'seconds':>10}{'images':>10}{'images/s':>10}{'waited':>10}")
-    print("\n".join(line(name) for name in seconds))
+    print("\n".join(phase_row(name) for name in seconds))
     load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"in all {total:.0f} s on {load}; peak memory {peak_gib():.2f} GiB")
 
 
-def line(name: str) -> str:
-    """What was measured of a phase."""
-    rate, share = delivered[name] / seconds[name], waited[name] / seconds[name]
-    return f"{name:10}{seconds[name]:10.1f}{delivered[name]:10,}{rate:10.0f}{share:10.1%}"
+def phase_row(name: str) -> str:
+    """Returns the row of a phase in the table."""
+    rate, share = images_loaded[name] / seconds[name], waiting_seconds[name] / seconds[name]
+    return f"{name:10}{seconds[name]:10.1f}{images_loaded[name]:10,}{rate:10.0f}{share:10.1%}"
 
 
 def peak_gib() -> float:
-    """Highest memory of this process so far."""
+    """Returns the peak memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

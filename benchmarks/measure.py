@@ -1,4 +1,4 @@
-"""Timing two ways in turn, and the memory that each needs."""
+"""Measures the time and peak memory of two implementations of the same operation."""
 
 import ctypes
 import gc
@@ -6,30 +6,33 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 Row = dict[str, Any]
 MIB = 2**20
 
 
 class Case(NamedTuple):
-    """One path, both ways."""
+    """An operation to benchmark: our implementation and the conventional one, if there is one."""
 
     ours: Callable[[], Any]
     baseline: Callable[[], Any] | None
-    calls: tuple[int, int] = (1, 1)  # how often a sample calls ours and the baseline: a short call is timed many times
+    calls: tuple[int, int] = (1, 1)  # per sample, of ours and of the baseline: a short call is timed many times
     repeats: int = 5
     warm_up: bool = True
-    extra: Callable[[Row, Any, Any], Row] = lambda _row, _ours, _baseline: {}  # more keys, from the last results
+    # Further keys of the row, from the row and the results of the last calls.
+    extra: Callable[[Row, Any, Any], Row] = lambda _row, _ours, _baseline: {}
 
 
-def measured(name: str, case: Case, device: torch.device, repeats: int | None = None) -> Row:
-    """Calls ours and the baseline in turn, and returns medians, their ratio and the memory that each added."""
+def compare(name: str, case: Case, device: torch.device, repeats: int | None = None) -> Row:
+    """Times both implementations alternately; returns medians, their ratio and the peak memory that each added."""
     sides = {"baseline": (case.baseline, case.calls[1]), "ours": (case.ours, case.calls[0])}
     seconds: dict[str, list[float]] = {"baseline": [], "ours": []}
     row: Row = {"name": name, "load_average": os.getloadavg()[0]}
@@ -38,8 +41,8 @@ def measured(name: str, case: Case, device: torch.device, repeats: int | None = 
         for side, (call, calls) in sides.items():
             if call is None:
                 continue
-            if f"{side}_peak_mib" not in row:  # the first call: a warm-up, or one too long to have one
-                with Peak(device) as peak:
+            if f"{side}_peak_mib" not in row:  # in the first call: the warm-up, unless the case has none
+                with PeakMemory(device) as peak:
                     took, results[side] = timed(call, calls, device)
                 row[f"{side}_peak_mib"] = peak.added / MIB
             else:
@@ -52,7 +55,7 @@ def measured(name: str, case: Case, device: torch.device, repeats: int | None = 
 
 
 def summary(seconds: dict[str, list[float]]) -> Row:
-    """Medians of both sides, their ratio, and all the samples."""
+    """Returns the median seconds of both implementations, their ratio and all samples."""
     ours = statistics.median(seconds["ours"])
     baseline = statistics.median(seconds["baseline"]) if seconds["baseline"] else None
     return {
@@ -65,7 +68,7 @@ def summary(seconds: dict[str, list[float]]) -> Row:
 
 
 def timed(call: Callable[[], Any], calls: int, device: torch.device) -> tuple[float, Any]:
-    """Seconds of one of several calls in a row, and what the last one returned."""
+    """Returns the mean seconds of several calls in a row, and the result of the last one."""
     synchronize(device)
     since = time.perf_counter()
     for _ in range(calls):
@@ -75,17 +78,16 @@ def timed(call: Callable[[], Any], calls: int, device: torch.device) -> tuple[fl
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what was asked of it."""
+    """Waits until the device has finished all kernels."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-class Peak:
-    """How much memory a block of code adds at its highest: of the process on a CPU, of the device on CUDA.
+class PeakMemory:
+    """The peak memory that a block of code adds: of the process on a CPU, of the device on CUDA.
 
-    On a CPU it is the highest resident set less the one before, when freed memory has been given back to the
-    system. Linux counts the highest from the moment that it is told to forget the last one; where that is not
-    allowed, a thread looks every 5 ms.
+    On a CPU it is the peak resident set minus the one before, after freed memory was returned to the system. Linux
+    counts the peak after a reset; where that is not permitted, a thread samples it every 5 ms.
     """
 
     added: float  # bytes
@@ -93,69 +95,78 @@ class Peak:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __enter__(self) -> "Peak":
+    def __enter__(self) -> "PeakMemory":
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return self
-        give_back_freed_memory()
-        self.before = self.highest = resident()
-        self.sampler = None if forget_highest() else Sampler(self)
+        trim_heap()
+        self.before = self.peak_bytes = resident_bytes()
+        self.sampler = None if reset_peak_resident() else ResidentSampler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            highest = torch.cuda.max_memory_allocated(self.device)
+            peak_bytes = torch.cuda.max_memory_allocated(self.device)
         elif self.sampler is None:
-            highest = 1024 * status("VmHWM")
+            peak_bytes = 1024 * proc_status_kib("VmHWM")
         else:
             self.sampler.stop()
-            highest = self.highest
-        self.added = max(0, highest - self.before)
+            peak_bytes = self.peak_bytes
+        self.added = max(0, peak_bytes - self.before)
 
 
-class Sampler(threading.Thread):
-    """Keeps the highest resident set of the process up to date."""
+class ResidentSampler(threading.Thread):
+    """Updates the peak resident set of the process every 5 ms."""
 
-    def __init__(self, peak: Peak) -> None:
+    def __init__(self, peak: PeakMemory) -> None:
         super().__init__(daemon=True)
         self.peak, self.ended = peak, threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self.ended.wait(0.005):
-            self.peak.highest = max(self.peak.highest, resident())
+            self.peak.peak_bytes = max(self.peak.peak_bytes, resident_bytes())
 
     def stop(self) -> None:
         self.ended.set()
         self.join()
 
 
-def give_back_freed_memory() -> None:
-    """Has glibc return what is freed to the system, so that it does not hide what comes next."""
+def trim_heap() -> None:
+    """Makes glibc return freed memory to the system, so that later allocations are visible."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def forget_highest() -> bool:
-    """Starts the count of the highest resident set anew; False where the system does not allow it."""
+def reset_peak_resident() -> bool:
+    """Resets the kernel's peak resident set; returns False where that is not permitted."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        return 1024 * status("VmHWM") < 1.01 * resident() + MIB
+        return 1024 * proc_status_kib("VmHWM") < 1.01 * resident_bytes() + MIB
     except (OSError, LookupError):
         return False
 
 
-def resident() -> int:
-    """Bytes of the process in memory."""
+def resident_bytes() -> int:
+    """Returns the resident set of the process in bytes, 0 if unknown."""
     try:
-        return 1024 * status("VmRSS")
+        return 1024 * proc_status_kib("VmRSS")
     except (OSError, LookupError):
         return 0
 
 
-def status(key: str) -> int:
-    """A number of /proc/self/status, in KiB."""
+def proc_status_kib(key: str) -> int:
+    """Returns a value of /proc/self/status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], title: str, caption: str, width: int) -> None:
+    """Prints a table, `width` characters wide if not on a terminal."""
+    table = Table(*columns, title=title, caption=caption)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=width)).print(table)

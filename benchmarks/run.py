@@ -1,8 +1,8 @@
-"""Measures sslpl against the conventional way: python benchmarks/run.py [NAME ...] [--quick] [--json FILE].
+"""Compares sslpl with a conventional implementation: python benchmarks/run.py [NAME ...] [--quick] [--json FILE].
 
-The conventional way is a DataLoader over PIL images without workers, float32 training with the module's convolutions
-computed as such, and scikit-learn's clustering: see conventional.py. Both sides run in one process, in turn, so that
-whatever else the machine does hits both. Peak memory is what a call adds: see `Peak` in measure.py.
+The latter is a DataLoader over PIL images without workers, float32 training with explicit convolutions in the module,
+and scikit-learn's clustering: see conventional.py. Both run alternately in one process, so that other load on the
+machine affects both. Peak memory is what a call adds: see `PeakMemory` in measure.py.
 """
 
 import argparse
@@ -12,50 +12,50 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measures the checkout that it lies in
-# Waiting threads sleep: where anything else runs, spinning ones make either side up to a hundred times slower.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks this checkout, not an installed package
+# Waiting threads sleep: beside other processes, spinning ones make both sides up to a hundred times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as sslpl does when it is imported before torch
 
 import torch
 
-from benchmarks import paths, runs
-from benchmarks.measure import Row
-from benchmarks.parts import SMALL, Bench, Sizes
+from benchmarks import hot_paths, whole_runs
+from benchmarks.measure import Row, print_table
+from benchmarks.setups import SMALL, BenchmarkOptions, Sizes
 from sslpl.provenance import provenance
 from sslpl.runtime import Runtime, has_bfloat16
 
-Benchmark = Callable[[Bench], Row]
+Benchmark = Callable[[BenchmarkOptions], Row]
 QUICK: dict[str, Benchmark] = {
-    "augment_weak": paths.augment_weak,
-    "augment_pair": paths.augment_pair,
-    "joint_step": paths.joint_step,
-    "finetune_step": paths.finetune_step,
-    "module_step": paths.module_step,
-    "clustering_10000": paths.clustering_10000,
+    "augment_weak": hot_paths.augment_weak,
+    "augment_pair": hot_paths.augment_pair,
+    "joint_step": hot_paths.joint_step,
+    "finetune_step": hot_paths.finetune_step,
+    "module_step": hot_paths.module_step,
+    "clustering_10000": hot_paths.clustering_10000,
 }
 ALL: dict[str, Benchmark] = QUICK | {
-    "clustering_25000": paths.clustering_25000,
-    "pool_scoring": paths.pool_scoring,
-    "whole_run": runs.whole_run,
-    "scaling": paths.scaling,
+    "clustering_25000": hot_paths.clustering_25000,
+    "pool_scoring": hot_paths.pool_scoring,
+    "whole_run": whole_runs.whole_run,
+    "scaling": hot_paths.scaling,
 }
-NAMED: dict[str, Benchmark] = ALL | {"protocol": runs.protocol}
+NAMED: dict[str, Benchmark] = ALL | {"protocol": whole_runs.protocol}
 COLUMNS = ("benchmark", "conventional", "ours", "ratio", "conventional +MiB", "ours +MiB", "")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: at full size, under 3 minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, help="timed repetitions of each (default: each its own)")
+    parser.add_argument("--repeats", type=int, help="timed repetitions (default: that of each benchmark)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="writes the rows as one array")
-    parser.add_argument("--root", help="where Fashion-MNIST (whole_run) or CIFAR-100 (protocol) lies")
+    parser.add_argument("--root", help="folder of Fashion-MNIST (whole_run) or CIFAR-100 (protocol)")
     parser.add_argument(
-        "--small", action="store_true", help="tiny sizes, to see that everything runs: times mean nothing"
+        "--small", action="store_true", help="tiny sizes, to check that everything runs: times mean nothing"
     )
     parser.add_argument("--pool", type=int, default=50_000, help="images of protocol (default: %(default)s)")
     parser.add_argument("--cycles", type=int, default=6, help="of protocol (default: %(default)s)")
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Runs what the command line asks for; 1 if a clustering was not scikit-learn's."""
+    """Runs the benchmarks of the command line; returns 1 if a clustering differs from scikit-learn's."""
     arguments = parser().parse_args()
     if unknown := [name for name in arguments.names if name not in NAMED]:
         parser().error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMED)}")
@@ -73,7 +73,9 @@ def main() -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     schedule = (arguments.pool, arguments.cycles, arguments.epochs, arguments.finetune_epochs)
-    bench = Bench(device, SMALL if arguments.small else Sizes(), arguments.repeats, arguments.root, *schedule)
+    bench = BenchmarkOptions(
+        device, SMALL if arguments.small else Sizes(), arguments.repeats, arguments.root, *schedule
+    )
     machine = machine_line(device)
     print(machine, flush=True)
     rows: list[Row] = []
@@ -83,15 +85,15 @@ def main() -> int:
         print(f"{name}: {cells(rows[-1])[3]}", file=sys.stderr, flush=True)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    show(rows, machine)
+    print_rows(rows, machine)
     wrong = [row["name"] for row in rows if row.get("adjusted_rand_index", 1.0) != 1.0]
     if wrong:
-        print(f"not scikit-learn's clusters: {', '.join(wrong)}", file=sys.stderr)
+        print(f"clusters differ from scikit-learn's: {', '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
 
 
 def machine_line(device: torch.device) -> str:
-    """What was measured where."""
+    """Describes the machine, the software and the commit in one line."""
     facts = provenance(device)
     commit, dirty = facts["git"]["commit"], facts["git"]["dirty"]
     at = f"commit {commit[:7] if commit else 'unknown'}{' with changes' if dirty else ''}"
@@ -101,7 +103,7 @@ def machine_line(device: torch.device) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table."""
+    """Returns the cells of a row of the table."""
     baseline, ratio = row.get("baseline_seconds"), row.get("ratio")
     memory = [row.get(f"{side}_peak_mib") for side in ("baseline", "ours")]
     return [
@@ -115,12 +117,12 @@ def cells(row: Row) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A time with three digits."""
+    """Formats a time with three significant digits."""
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def note(row: Row) -> str:
-    """What else is to be said of a row."""
+    """Returns the notes on a row, one per line."""
     notes = []
     if "images_per_second" in row:
         notes.append(f"{row['images_per_second']:,.0f} images/s")
@@ -140,20 +142,9 @@ def note(row: Row) -> str:
     return "\n".join(notes)
 
 
-def show(rows: list[Row], machine: str) -> None:
-    """Prints the table: with rich, or plainly where that is not installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for row in [list(COLUMNS), *map(cells, rows)]:
-            print("\t".join(row).replace("\n", "; "))
-    else:
-        table = Table(*COLUMNS, title="medians", caption=machine)
-        for row in rows:
-            table.add_row(*cells(row))
-        console = Console()
-        (console if console.is_terminal else Console(width=160)).print(table)
+def print_rows(rows: list[Row], machine: str) -> None:
+    """Prints the table, and the measurements of the benchmark `scaling`."""
+    print_table(COLUMNS, map(cells, rows), "medians", machine, width=160)
     for point in (point for row in rows for point in row.get("by_candidates", [])):
         took, peak = seconds(point["seconds"]), point["peak_mib"]
         print(f"{point['candidates']:,} candidates: {took}, {peak:,.0f} MiB")

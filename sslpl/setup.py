@@ -15,7 +15,7 @@ from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.oracle.oracles import SimulatedOracle
 from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
-from sslpl.ssl.task import TaskSSL
+from sslpl.ssl.backbone_loss import TaskSSL
 from sslpl.training import Training
 from sslpl.types import Dataset, Oracle, QueryStrategy
 

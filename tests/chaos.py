@@ -1,8 +1,8 @@
-"""Kills real runs and sweeps and compares what they leave with undisturbed ones: python tests/chaos.py --kills 20.
+"""Kills real runs and sweeps and compares them with undisturbed ones: python tests/chaos.py --kills 20.
 
 `--mask-kills 20` kills as many runs of each network with random layers: dropout, drop path.
 
-Each run is killed with signal 9 (at a random moment, or at a chosen one by its own hand), started again with the same
+Each run is killed with signal 9 (at a random moment, or by itself at a named one), started again with the same
 command, and must end with the same metrics, ledger, status, files and weights; so must a run that waits for labels. A
 sweep is killed three times and started again, and two processes share one.
 """
@@ -46,7 +46,7 @@ RANDOM_LAYERS = {  # networks with random layers
 }
 SWEEP = ["-m", "seed=range(6)", "method=entropy,random", "training.epochs=4", "budget.cycles=3", *COMMON]
 JOBS = 12
-MEASURED_COLUMNS = ("_seconds", "_per_second", "_mib")  # columns of metrics.csv that no two runs share
+MEASURED_COLUMNS = ("_seconds", "_per_second", "_mib")  # columns of metrics.csv that differ between equal runs
 DEADLINE = 600  # seconds that one process may take
 
 
@@ -103,7 +103,7 @@ def arm_kill(name: str) -> None:
         "while writing status.json": lambda: kill_while_writing("status.json", 7),
         "during the fine-tune": lambda: kill_before_call(finetune, "finetune_step", 17),
         "between a checkpoint and its tables": lambda: kill_before_call(recorder.run_tables, "metrics_csv", 3),
-        "before the last weights": lambda: kill_before_call(checkpoint, "keep_weights", 1),
+        "before the last weights": lambda: kill_before_call(checkpoint, "save_model", 1),
         "between the last weights and the status": lambda: kill_before_call(checkpoint, "discard", 1),
         "before the first epoch": lambda: kill_before_call(execute, "run_active_learning", 1),
     }
@@ -204,13 +204,13 @@ def killed_and_resumed(
             break
         if isinstance(moment, str) or killed.code != 0:
             return False, f"was not killed but ended with {killed.code}: {killed.log[-2000:]}"
-        moment /= 2  # it was done before
+        moment /= 2  # the run finished first
         folder = folder.with_name(f"{folder.name}-again")
     second = run_process(folder, options)
     if second.code != 0:
         return False, f"the resumed process ended with {second.code}: {second.log[-2000:]}"
-    left = result(folder)
-    differing = [what for what, value in expected.items() if left[what] != value]
+    found = result(folder)
+    differing = [what for what, value in expected.items() if found[what] != value]
     resumed = re.search(r"^(resumed at .*|finished already)", second.log, re.MULTILINE)
     message = resumed.group(1) if resumed else "started again"
     return not differing, message if not differing else f"{message}; differs: {', '.join(differing)}"
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="runs to kill, half of them at chosen moments")
     parser.add_argument("--mask-kills", type=int, default=3, help="runs to kill of each network with random layers")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--no-sweeps", action="store_true", help="single runs alone")
+    parser.add_argument("--no-sweeps", action="store_true", help="skip the sweeps")
     parser.add_argument("--kill-at", help=argparse.SUPPRESS)  # the moment at which this process is to kill itself
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

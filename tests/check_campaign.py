@@ -1,8 +1,8 @@
-"""Runs the campaign of docs/label.md, a program in the place of the person who labels: `make check`.
+"""Runs the campaign of docs/label.md with a program as the labeler: `make check`.
 
-Each block of Python and Bash on the page is executed, in order, in an empty folder; what the page shows of a command's
-output is looked for there, numbers aside. The labeler knows the run by its files alone. One life of the run is killed
-in the middle of its training, one is given a file with mistakes.
+Each Python and Bash block of the page is executed in order in an empty folder; its output must contain the lines that
+the page shows, apart from numbers. The labeler uses only the files of the run. One process of the run is killed during
+its training, one receives a file with errors.
 """
 
 import csv
@@ -22,20 +22,13 @@ from typing import NamedTuple
 from studio import annotated, valid_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
-KNOWN, LIMIT = 60, 600.0  # images of train/; seconds that a command may take, on a machine that is not idle
+KNOWN, LIMIT = 60, 600.0  # images of train/; maximum seconds of a command
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Rows = list[dict[str, str]]
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    log: str
-
-
 class Block(NamedTuple):
-    """A command of the page, and what the page shows of its output."""
+    """A command of the page and the output that the page shows."""
 
     language: str
     code: str
@@ -43,15 +36,15 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """What the page has its reader execute."""
+    """Returns the Python and Bash blocks of the page."""
     text = (ROOT / "docs/label.md").read_text()
     found = [(m[1], m[2]) for m in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
     after = [code if language == "text" else "" for language, code in [*found[1:], ("", "")]]
     return [Block(*each, shown) for each, shown in zip(found, after, strict=True) if each[0] in ("python", "bash")]
 
 
-def started(block: Block, folder: Path) -> subprocess.Popen[str]:
-    """A process of its own, in a group of its own."""
+def start(block: Block, folder: Path) -> subprocess.Popen[str]:
+    """Starts a block in a process group of its own."""
     program = [sys.executable, "-c"] if block.language == "python" else ["bash", "-ec"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -60,72 +53,74 @@ def started(block: Block, folder: Path) -> subprocess.Popen[str]:
 
 
 def run(block: Block, folder: Path, code: int = 0) -> str:
-    """Executes a block, which must end as expected and print what the page shows; its output."""
-    process = started(block, folder)
+    """Executes a block, which must exit with `code` and print what the page shows; returns its output."""
+    process = start(block, folder)
     log, _ = process.communicate(timeout=LIMIT)
     first = block.code.splitlines()[0]
     assert process.returncode == code, f"{first}: ended with {process.returncode}\n{log}"
-    printed = {plain(line) for line in log.splitlines()}
-    missing = [line for line in block.shown.splitlines() if plain(line) not in printed]
+    printed = {without_numbers(line) for line in log.splitlines()}
+    missing = [line for line in block.shown.splitlines() if without_numbers(line) not in printed]
     assert not missing, f"{first}: did not print {missing}\n{log}"
     return log
 
 
-def plain(line: str) -> str:
-    """A line without what differs from one computer to the next."""
+def without_numbers(line: str) -> str:
+    """Replaces the numbers and run ids of a line, which differ between machines."""
     return re.sub(r"\d+", "0", re.sub(r"seed0-([0-9a-f]+|<id>)", "seed0-*", line))
 
 
-def killed(block: Block, folder: Path) -> None:
-    """Executes a block and kills it as soon as it trains."""
-    process = started(block, folder)
-    while '"train"' not in (status := (campaign(folder) / "status.json").read_text()) or '"running"' not in status:
+def run_and_kill(block: Block, folder: Path) -> None:
+    """Executes a block and kills it once it trains."""
+    process = start(block, folder)
+    while '"train"' not in (status := (find_run(folder) / "status.json").read_text()) or '"running"' not in status:
         assert process.poll() is None, f"ended before it could be killed: {process.stdout and process.stdout.read()}"
         time.sleep(0.002)
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    status = (campaign(folder) / "status.json").read_text()
+    status = (find_run(folder) / "status.json").read_text()
     assert '"train"' in status, f"was killed too late: {status}"
     assert '"running"' in status, f"was killed too late: {status}"
 
 
-def campaign(folder: Path) -> Path:
-    """The folder of the run, the only one."""
+def find_run(folder: Path) -> Path:
+    """Returns the folder of the only run."""
     (run_folder,) = folder.glob("outputs/image_folder/sslpm/seed0-*")
     return run_folder
 
 
 def read(path: Path) -> Rows:
-    """The rows of a table."""
+    """Reads the rows of a table."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
 class Labeler:
-    """Reads what is asked, knows the digits, writes what it tells; remembers all of it."""
+    """A simulated labeler: labels each requested batch and records all labels and files that it wrote."""
 
     def __init__(self, truth: dict[str, str]) -> None:
         self.truth = truth
-        self.told: dict[str, tuple[str, str, str]] = {}  # by path: cycle, class, file
+        self.labeled: dict[str, tuple[str, str, str]] = {}  # by path: cycle, class, file
         self.written: dict[Path, bytes] = {}
 
     def label(self, folder: Path, cycle: int, write: Callable[[Path, dict[str, str]], Path]) -> None:
-        """Answers a batch by a file."""
-        batch = campaign(folder) / "labeling" / f"cycle{cycle}"
+        """Labels a requested batch by writing a file."""
+        batch = find_run(folder) / "labeling" / f"cycle{cycle}"
         rows = read(batch / "to_label.csv")
         assert all(row["label"] == "" and row["predicted"] in NAMES and row["reason"] for row in rows)
         assert (batch / "contact_sheet.png").stat().st_size > 1000
         labels = {row["path"]: self.truth[Path(row["path"]).name] for row in rows}
         assert len(labels) == 40
-        assert not labels.keys() & self.told.keys(), "asked twice"
+        assert not labels.keys() & self.labeled.keys(), "an image was requested twice"
         file = write(batch, labels)
         self.written[file] = file.read_bytes()
-        self.told |= {path: (str(cycle), label, f"labeling/{batch.name}/{file.name}") for path, label in labels.items()}
+        self.labeled |= {
+            path: (str(cycle), label, f"labeling/{batch.name}/{file.name}") for path, label in labels.items()
+        }
 
 
-def table(batch: Path, labels: dict[str, str]) -> Path:
-    """A table as a spreadsheet saves it, in an order of its own."""
+def write_table(batch: Path, labels: dict[str, str]) -> Path:
+    """Writes a table as a spreadsheet saves it, with its rows in another order."""
     rows = [row | {"label": labels[row["path"]]} for row in read(batch / "to_label.csv") if row["path"] in labels]
     with (batch / "labels.csv").open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter=";")
@@ -134,97 +129,99 @@ def table(batch: Path, labels: dict[str, str]) -> Path:
     return batch / "labels.csv"
 
 
-def with_mistakes(batch: Path, labels: dict[str, str]) -> Path:
-    """A table with a misspelled class in its first row and without its last."""
-    table(batch, labels)
+def write_invalid_table(batch: Path, labels: dict[str, str]) -> Path:
+    """Writes a table with a misspelled class in its first row and without its last row."""
+    write_table(batch, labels)
     head, first, *lines = (batch / "labels.csv").read_text("utf-8-sig").splitlines()
     path, _, *rest = first.split(";")
     (batch / "labels.csv").write_text("\n".join([head, ";".join([path, "sevem", *rest]), *lines[:-1]]))
     return batch / "labels.csv"
 
 
-def export(batch: Path, labels: dict[str, str]) -> Path:
-    """What Label Studio exports when the tasks have been imported and annotated."""
+def write_export(batch: Path, labels: dict[str, str]) -> Path:
+    """Writes the export of Label Studio after its tasks were imported and annotated."""
     names = [element.split('"')[1] for element in (batch / "label_studio.xml").read_text().split("<Choice ")[1:]]
     tasks = valid_tasks((batch / "label_studio.json").read_text(), (batch / "label_studio.xml").read_text(), names)
     assert all((batch.parents[5] / "photos" / task["data"]["image"].split("?d=")[1]).is_file() for task in tasks)
-    said = [annotated(task, labels[task["data"]["path"]]) for task in reversed(tasks)]
-    (batch / "label_studio_export.json").write_text(json.dumps(said))
+    exported = [annotated(task, labels[task["data"]["path"]]) for task in reversed(tasks)]
+    (batch / "label_studio_export.json").write_text(json.dumps(exported))
     return batch / "label_studio_export.json"
 
 
-def a_part(batch: Path, labels: dict[str, str]) -> Path:
-    """A table of 30 images, one of them of a class that was not known."""
+def write_partial_table(batch: Path, labels: dict[str, str]) -> Path:
+    """Writes a table of 30 images, one of them of a new class."""
     for path in [*labels][30:]:
         del labels[path]
     labels[next(iter(labels))] = "smudge"
-    return table(batch, labels)
+    return write_table(batch, labels)
 
 
 def main() -> None:
-    """Ends with exit code 0 if the page is right and no label was lost or made up."""
-    began, page = time.monotonic(), blocks()
-    images, command, received, mistaken, mended, studio, last, progress, new = page
+    """Exits with 0 if the page is correct and the run has exactly the labels that were given."""
+    start_time, page = time.monotonic(), blocks()
+    images, command, received, invalid, corrected, studio, last, progress, new = page
     with TemporaryDirectory(prefix="sslpl-campaign-") as name:
         folder = Path(name)
         shutil.copy(ROOT / "run.py", folder)
         run(images._replace(shown=""), folder)
-        labeler = Labeler(digits())
+        labeler = Labeler(digit_names())
         run(command, folder)
-        labeler.label(folder, 1, table)
-        killed(received, folder)
+        labeler.label(folder, 1, write_table)
+        run_and_kill(received, folder)
         assert "resumed at cycle 2, train" in run(received._replace(shown=""), folder)
-        refused(labeler, mistaken, folder)
-        run(mended._replace(shown=received.shown), folder)
-        labeler.label(folder, 3, export)
+        check_refusal(labeler, invalid, folder)
+        run(corrected._replace(shown=received.shown), folder)
+        labeler.label(folder, 3, write_export)
         run(studio, folder)
-        labeler.label(folder, 4, a_part)
+        labeler.label(folder, 4, write_partial_table)
         run(last, folder)
         assert '"finished"' in run(progress, folder)
         run(new, folder)
-        complete(labeler, folder)
-        accurate(labeler, folder)
-    spent = time.monotonic() - began
-    print(f"check_campaign: {len(page)} blocks, {len(labeler.told)} labels, all of them kept ({spent:.0f} s)")
+        check_complete(labeler, folder)
+        check_accuracy(labeler, folder)
+    seconds = time.monotonic() - start_time
+    print(f"check_campaign: {len(page)} blocks, {len(labeler.labeled)} labels, all of them kept ({seconds:.0f} s)")
 
 
-def digits() -> dict[str, str]:
-    """What each scan shows, by the name of its file."""
+def digit_names() -> dict[str, str]:
+    """Returns the class of each scan by file name."""
     from sklearn.datasets import load_digits
 
     return {f"scan{n:04}.png": NAMES[digit] for n, digit in enumerate(load_digits().target)}
 
 
-def refused(labeler: Labeler, block: Block, folder: Path) -> None:
-    """A file with mistakes: exit code 2, a line for each, and nothing has changed; then it is mended."""
-    batch, before = campaign(folder) / "labeling" / "cycle2", state(folder)
-    careless = Labeler(labeler.truth)
-    careless.label(folder, 2, with_mistakes)
+def check_refusal(labeler: Labeler, block: Block, folder: Path) -> None:
+    """Checks that a file with errors exits with 2, prints a line per error and changes nothing; then corrects it."""
+    batch, before = find_run(folder) / "labeling" / "cycle2", run_files(folder)
+    invalid_labeler = Labeler(labeler.truth)
+    invalid_labeler.label(folder, 2, write_invalid_table)
     log = run(block, folder, code=2)
     assert log.count("sslpl: outputs") == log.count("labels.csv") == 2, log
-    assert careless.written == {batch / "labels.csv": (batch / "labels.csv").read_bytes()}, "the file was changed"
-    assert state(folder) == before, "something was changed"
-    labeler.label(folder, 2, table)
+    assert invalid_labeler.written == {batch / "labels.csv": (batch / "labels.csv").read_bytes()}, (
+        "the file was changed"
+    )
+    assert run_files(folder) == before, "something was changed"
+    labeler.label(folder, 2, write_table)
 
 
-def state(folder: Path) -> dict[str, bytes]:
-    """All that the run has written, but for what is asked and answered, and what tells of the process itself."""
+def run_files(folder: Path) -> dict[str, bytes]:
+    """Reads all files of the run except requests, labels and the files that describe the process."""
     files = [
-        path for path in campaign(folder).rglob("*") if path.is_file() and not path.parent.name.startswith("cycle")
+        path for path in find_run(folder).rglob("*") if path.is_file() and not path.parent.name.startswith("cycle")
     ]
     own = (".lock", "provenance.json", "metrics.csv")  # versions, and memory of the process
     return {str(path): path.read_bytes() for path in files if path.name not in own}
 
 
-def complete(labeler: Labeler, folder: Path) -> None:
-    """The ledger and queries.csv hold every label that was told, and no other; no file of the labeler has changed."""
-    run_folder = campaign(folder)
+def check_complete(labeler: Labeler, folder: Path) -> None:
+    """Checks that the ledger and queries.csv hold exactly the given labels, and the labeler's files are unchanged."""
+    run_folder = find_run(folder)
     assert all(path.read_bytes() == content for path, content in labeler.written.items())
     ledger, queries = read(run_folder / "labeling/ledger.csv"), read(run_folder / "queries.csv")
-    told = {row["path"]: (row["cycle"], row["class"], row["source"]) for row in ledger}
-    begun = {path.relative_to(folder / "photos").as_posix() for path in folder.glob("photos/train/*/*")}
-    assert len(ledger) == len(told) == KNOWN + 40 + 40 + 40 + 30
-    assert told == labeler.told | {path: ("0", path.split("/")[1], "dataset") for path in begun}
+    recorded = {row["path"]: (row["cycle"], row["class"], row["source"]) for row in ledger}
+    initial = {path.relative_to(folder / "photos").as_posix() for path in folder.glob("photos/train/*/*")}
+    assert len(ledger) == len(recorded) == KNOWN + 40 + 40 + 40 + 30
+    assert recorded == labeler.labeled | {path: ("0", path.split("/")[1], "dataset") for path in initial}
     assert all(bool(row["time"]) == (row["source"] != "dataset") for row in ledger)
     pool = sorted(path.relative_to(folder / "photos").as_posix() for path in folder.glob("photos/*/**/*.png"))
     pool = [path for path in pool if not path.startswith("test/")]
@@ -234,21 +231,21 @@ def complete(labeler: Labeler, folder: Path) -> None:
     assert filed == [(row["cycle"], row["path"], row["class"]) for row in ledger]
 
 
-def accurate(labeler: Labeler, folder: Path) -> None:
-    """Metrics of each cycle without what nobody can know; predictions for all new images, mostly right; a report."""
-    rows = read(campaign(folder) / "metrics.csv")
+def check_accuracy(labeler: Labeler, folder: Path) -> None:
+    """Checks the metrics of each cycle, the predictions of all new images, and the report."""
+    rows = read(find_run(folder) / "metrics.csv")
     assert [int(row["labeled"]) for row in rows] == [60, 100, 140, 180, 210]
     assert all(row["loss_rank_correlation"] == row["pseudo_label_accuracy"] == "" for row in rows)
     scores = [float(row["test_accuracy"]) for row in rows]
     predicted = read(folder / "predictions/predictions.csv")
-    right = [row["class"] == labeler.truth[row["path"]] for row in predicted]
-    assert len(right) == len([*folder.glob("new/*")]) == 97
-    print(f"check_campaign: test accuracy {scores}, {sum(right)} of {len(right)} new images right")
+    correct = [row["class"] == labeler.truth[row["path"]] for row in predicted]
+    assert len(correct) == len([*folder.glob("new/*")]) == 97
+    print(f"check_campaign: test accuracy {scores}, {sum(correct)} of {len(correct)} new images correct")
     assert scores[-1] > max(0.8, scores[0])
-    assert sum(right) > 0.7 * len(right)
+    assert sum(correct) > 0.7 * len(correct)
     assert (folder / "predictions/model.onnx").stat().st_size > 1000
     assert "Test accuracy" in (folder / "report/index.html").read_text()
-    assert (campaign(folder) / "learning_curve.png").is_file()
+    assert (find_run(folder) / "learning_curve.png").is_file()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Runs one run in one, two and four processes of torchrun and compares: python tests/check_distributed.py.
+"""Compares one run in one, two and four processes of torchrun: python tests/check_distributed.py.
 
-One epoch of joint training in float32 must leave the same weights within float error, and so must a whole run the same
-numbers within what such errors grow to. Then one of two processes is killed with signal 9, the leading one too, and a
-run is told to stop: each must end with one line of ours and go on, whole, with another number of processes.
+One epoch of joint training in float32 must give the same weights within rounding error, and a whole run the same
+metrics within a tolerance. Then one of two processes is killed with signal 9, rank 0 in turn too, and a run receives
+SIGTERM: each must end with one line of sslpl and resume with another number of processes.
 """
 
 import argparse
@@ -26,8 +26,8 @@ COMMON = [
     *("runtime.num_threads=1", "runtime.progress=plain", "runtime.checkpoint_minutes=0"),
 ]
 EPOCH = ["budget.initial=147", "budget.cycles=1", "training.epochs=1", "training.finetune_epochs=0", *COMMON]
-# How far the weights may differ: with more images a step a ReLU is more often so near zero that it opens by a float
-# error, as it does in one process for another order of the batch. tests/test_distributed.py has the losses alone.
+# Tolerances of the weights: with more images per step, more ReLU inputs are so close to zero that a rounding error
+# changes their sign, as another order of the batch does in one process. tests/test_distributed.py compares the losses.
 TASKS = {"task_ssl=none": 1e-4, "task_ssl=freematch": 2e-2}
 RUN = ["budget.cycles=3", "training.epochs=4", "training.finetune_epochs=2", *COMMON]
 LONG = ["budget.cycles=2", "training.epochs=40", "training.finetune_epochs=2", *COMMON]
@@ -36,7 +36,7 @@ LOST = "sslpl: one of 2 processes was lost; rerun the same command to resume fro
 
 
 def start(folder: Path, processes: int, options: list[str]) -> subprocess.Popen[str]:
-    """A run shared by some processes of torchrun, or a plain one."""
+    """Starts a run in several processes of torchrun, or in a single one."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -49,7 +49,7 @@ def start(folder: Path, processes: int, options: list[str]) -> subprocess.Popen[
 
 
 def finish(process: subprocess.Popen[str]) -> ProcessResult:
-    """How a command ended."""
+    """Waits for the end of a command; returns its exit code and output."""
     try:
         log, _ = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
@@ -58,159 +58,161 @@ def finish(process: subprocess.Popen[str]) -> ProcessResult:
     return ProcessResult(process.returncode, log)
 
 
-def live(folder: Path, processes: int, options: list[str]) -> ProcessResult:
-    """Runs a command to its end; it must be a good one."""
-    life = finish(start(folder, processes, options))
-    if life.code != 0:
-        sys.exit(f"distributed: {processes} processes ended with {life.code}\n{life.log}")
-    return life
+def run_to_end(folder: Path, processes: int, options: list[str]) -> ProcessResult:
+    """Runs a command, which must succeed, to its end."""
+    result = finish(start(folder, processes, options))
+    if result.code != 0:
+        sys.exit(f"distributed: {processes} processes ended with {result.code}\n{result.log}")
+    return result
 
 
-def run_of(folder: Path) -> Path:
-    """The folder of the only run."""
+def find_run(folder: Path) -> Path:
+    """Returns the folder of the only run."""
     (found,) = (path.parent for path in folder.glob("outputs/**/status.json"))
     return found
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What the only run says of itself; nothing before it has begun."""
+    """Reads the status of the only run; empty before it starts."""
     found = list(folder.glob("outputs/**/status.json"))
     return dict(json.loads(found[0].read_text())) if found else {}
 
 
 def weights(folder: Path) -> torch.Tensor:
-    """The final weights and statistics of both networks, in a row."""
-    saved = torch.load(run_of(folder) / "checkpoint" / "weights.pt", weights_only=True)
+    """Returns the final parameters and buffers of both networks as one vector."""
+    saved = torch.load(find_run(folder) / "checkpoint" / "weights.pt", weights_only=True)
     return torch.cat([value.double().flatten() for part in ("backbone", "module") for value in saved[part].values()])
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The metrics of each cycle."""
-    with (run_of(folder) / "metrics.csv").open() as file:
+    """Reads the metrics of each cycle."""
+    with (find_run(folder) / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def picks(folder: Path) -> list[list[int]]:
-    """The labeled images of each cycle."""
-    with (run_of(folder) / "queries.csv").open() as file:
+def labeled_images(folder: Path) -> list[list[int]]:
+    """Reads the images labeled in each cycle."""
+    with (find_run(folder) / "queries.csv").open() as file:
         ledger = list(csv.DictReader(file))
     return [[int(row["index"]) for row in ledger if row["cycle"] == cycle] for cycle in ("0", "1", "2")]
 
 
-def same_epoch(scratch: Path) -> bool:
-    """Whether one epoch leaves the same weights; 147 labels: the last batch, of 19, has no equal parts."""
-    good = True
+def check_epoch(scratch: Path) -> bool:
+    """True if one epoch gives the same weights; the last batch, 19 of 147 images, has shards of unequal size."""
+    passed = True
     for task, limit in TASKS.items():
         folder = scratch / task
         folder.mkdir()
         for processes in (1, 2, 4):
-            live(folder / f"epoch{processes}", processes, [*EPOCH, task])
+            run_to_end(folder / f"epoch{processes}", processes, [*EPOCH, task])
         one = weights(folder / "epoch1")
         off = [float((weights(folder / f"epoch{n}") - one).abs().max()) for n in (2, 4)]
         same = max(off) < limit
-        said = f"weights differ by at most {off[0]:.1e}, {off[1]:.1e}"
-        print(f"{'the same' if same else 'DIFFERENT'}  one epoch, {task}: {said}", flush=True)
-        good = good and same
-    return good
+        message = f"weights differ by at most {off[0]:.1e}, {off[1]:.1e}"
+        print(f"{'the same' if same else 'DIFFERENT'}  one epoch, {task}: {message}", flush=True)
+        passed = passed and same
+    return passed
 
 
-def same_run(scratch: Path) -> bool:
-    """Whether a whole run learns as well.
+def check_run(scratch: Path) -> bool:
+    """True if a whole run gives similar metrics.
 
-    The first cycle's numbers agree, those of the module after its fine-tune too; the threshold of a pseudo-label and
-    the clustering turn a float error into other images, so that later accuracies are only asked to be near.
+    Those of the first cycle must agree, also of the module after its fine-tune. Pseudo-label thresholds and clustering
+    turn rounding errors into other images, so later accuracies must only be close.
     """
     for processes in (1, 2):
-        live(scratch / f"run{processes}", processes, RUN)
+        run_to_end(scratch / f"run{processes}", processes, RUN)
     first, second = rows(scratch / "run1"), rows(scratch / "run2")
     gaps = [abs(float(a["test_accuracy"]) - float(b["test_accuracy"])) for a, b in zip(first, second, strict=True)]
     orders = [float(run[0]["loss_rank_correlation"]) for run in (first, second)]
-    ours, theirs = picks(scratch / "run1"), picks(scratch / "run2")
+    ours, theirs = labeled_images(scratch / "run1"), labeled_images(scratch / "run2")
     common = [len(set(a) & set(b)) / len(a) for a, b in zip(ours, theirs, strict=True)]
-    good = gaps[0] < 0.01 and max(gaps) < 0.15 and common[0] == 1 and abs(orders[0] - orders[1]) < 0.02
-    said = f"accuracies differ by {', '.join(f'{gap:.4f}' for gap in gaps)}, picks have in common {common}"
-    print(f"{'alike' if good else 'DIFFERENT'}  a run in 1 and 2 processes: {said}; {orders}", flush=True)
-    return good
+    passed = gaps[0] < 0.01 and max(gaps) < 0.15 and common[0] == 1 and abs(orders[0] - orders[1]) < 0.02
+    message = f"accuracies differ by {', '.join(f'{gap:.4f}' for gap in gaps)}, shares of common images {common}"
+    print(f"{'alike' if passed else 'DIFFERENT'}  a run in 1 and 2 processes: {message}; {orders}", flush=True)
+    return passed
 
 
-def under_way(folder: Path, process: subprocess.Popen[str]) -> int:
-    """The leading process of a run that has saved steps of its training."""
-    since = time.monotonic()
-    while process.poll() is None and time.monotonic() - since < DEADLINE:
+def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> int:
+    """Waits until a run has saved during its training; returns the process id of rank 0."""
+    start_time = time.monotonic()
+    while process.poll() is None and time.monotonic() - start_time < DEADLINE:
         now = status(folder)
-        if now.get("phase") == "train" and (run_of(folder) / "checkpoint" / "previous.ckpt").exists():
+        if now.get("phase") == "train" and (find_run(folder) / "checkpoint" / "previous.ckpt").exists():
             return int(now["process"])
         time.sleep(0.02)
     process.terminate()
-    sys.exit(f"distributed: no run got under way\n{process.communicate()[0]}")
+    sys.exit(f"distributed: no run started training\n{process.communicate()[0]}")
 
 
-def other(torchrun: int, leader: int) -> int:
-    """A process of the run that does not lead."""
+def other_rank(torchrun: int, rank_zero_pid: int) -> int:
+    """Returns the id of a process of the run other than rank 0."""
     children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
-    return next(int(child) for child in children if int(child) != leader)
+    return next(int(child) for child in children if int(child) != rank_zero_pid)
 
 
-def ours(log: str) -> list[str]:
-    """What we told of an end; torchrun tells more."""
+def error_lines(log: str) -> list[str]:
+    """Returns the error lines of sslpl, without those of torchrun."""
     return [line for line in log.splitlines() if line.startswith("sslpl: ") and "interrupted" not in line]
 
 
-def killed(scratch: Path, leading: bool) -> bool:
-    """Whether a run of two processes, one of which is killed, goes on in one process."""
-    folder = scratch / f"killed{leading}"
+def check_killed(scratch: Path, rank_zero: bool) -> bool:
+    """True if a run of two processes, one of which is killed, is completed by one process."""
+    folder = scratch / f"killed{rank_zero}"
     process = start(folder, 2, LONG)
-    leader = under_way(folder, process)
-    os.kill(leader if leading else other(process.pid, leader), signal.SIGKILL)
+    rank_zero_pid = wait_for_training(folder, process)
+    os.kill(rank_zero_pid if rank_zero else other_rank(process.pid, rank_zero_pid), signal.SIGKILL)
     first = finish(process)
     state = status(folder)["state"]
-    second = live(folder, 1, LONG)
-    good = (
-        first.code == 1 and ours(first.log) == ([] if leading else [LOST]) and first.log.count("Traceback (most") == 1
+    second = run_to_end(folder, 1, LONG)
+    passed = (
+        first.code == 1
+        and error_lines(first.log) == ([] if rank_zero else [LOST])
+        and first.log.count("Traceback (most") == 1
     )
-    good = good and state == ("running" if leading else "failed") and status(folder)["state"] == "finished"
-    good = good and "resumed at cycle 1, train" in second.log and "began with processes 2" in second.log
-    who = "the leading process" if leading else "the other process"
-    print(f"{'goes on' if good else 'LOST'}  {who} of 2 was killed: {state}, then finished in 1", flush=True)
-    if not good:
+    passed = passed and state == ("running" if rank_zero else "failed") and status(folder)["state"] == "finished"
+    passed = passed and "resumed at cycle 1, train" in second.log and "began with processes 2" in second.log
+    who = "rank 0" if rank_zero else "rank 1"
+    print(f"{'completed' if passed else 'LOST'}  {who} of 2 was killed: {state}, then finished in 1", flush=True)
+    if not passed:
         print(first.log[-6000:], second.log[-3000:], sep="\n---\n")
-    return good
+    return passed
 
 
-def stopped(scratch: Path) -> bool:
-    """Whether a run of two processes that is told to stop saves, and goes on in four."""
+def check_stopped(scratch: Path) -> bool:
+    """True if a run of two processes that receives SIGTERM is saved, and completed by four."""
     folder = scratch / "stopped"
     process = start(folder, 2, LONG)
-    under_way(folder, process)
-    process.send_signal(signal.SIGTERM)  # which torchrun hands on
+    wait_for_training(folder, process)
+    process.send_signal(signal.SIGTERM)  # which torchrun forwards
     first = finish(process)
     state = status(folder)["state"]
-    second = live(folder, 4, LONG)
-    good = state == "interrupted" and first.log.count("SIGTERM: saving") == 1 and "resumed at cycle 1" in second.log
-    good = good and status(folder)["state"] == "finished"
-    print(f"{'goes on' if good else 'LOST'}  2 processes were told to stop: {state}, then finished in 4", flush=True)
-    if not good:
+    second = run_to_end(folder, 4, LONG)
+    passed = state == "interrupted" and first.log.count("SIGTERM: saving") == 1 and "resumed at cycle 1" in second.log
+    passed = passed and status(folder)["state"] == "finished"
+    print(f"{'completed' if passed else 'LOST'}  2 processes received SIGTERM: {state}, then finished in 4", flush=True)
+    if not passed:
         print(first.log[-6000:], second.log[-3000:], sep="\n---\n")
-    return good
+    return passed
 
 
 def main() -> None:
-    """Exit code 0 if several processes do what one does."""
+    """Runs all checks; exits with 0 if several processes give the results of one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     checks = {
-        "epoch": same_epoch,
-        "run": same_run,
-        "killed": lambda scratch: killed(scratch, leading=False),
-        "leader": lambda scratch: killed(scratch, leading=True),
-        "stopped": stopped,
+        "epoch": check_epoch,
+        "run": check_run,
+        "killed": lambda scratch: check_killed(scratch, rank_zero=False),
+        "rank_zero": lambda scratch: check_killed(scratch, rank_zero=True),
+        "stopped": check_stopped,
     }
     parser.add_argument("--only", choices=checks, help="one of the checks")
     only = parser.parse_args().only
-    since = time.monotonic()
+    start_time = time.monotonic()
     with TemporaryDirectory(prefix="sslpl-distributed-") as name:
-        good = [check(Path(name)) for key, check in checks.items() if only in (None, key)]
-    print(f"distributed: {'all the same' if all(good) else 'THEY DIFFER'} ({time.monotonic() - since:.0f} s)")
-    sys.exit(0 if all(good) else 1)
+        passed = [check(Path(name)) for key, check in checks.items() if only in (None, key)]
+    print(f"distributed: {'all equal' if all(passed) else 'THEY DIFFER'} ({time.monotonic() - start_time:.0f} s)")
+    sys.exit(0 if all(passed) else 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Builds the documentation as `make docs` does and checks its links: `make check`.
 
-The build is strict. In the pages as built every link to another page or anchor is alive, and nothing that a page loads
-(style sheets, scripts, images, fonts) lies on another host. Links of README.md and CONTRIBUTING.md lead to files and
-headings of the repository, and every file of it that a document names exists.
+The build is strict. In the built pages every link to another page or anchor is valid, and nothing that a page loads
+(style sheets, scripts, images, fonts) is on another host. Links of README.md and CONTRIBUTING.md lead to files and
+headings of the repository, and every repository file that a document names exists.
 """
 
 import os
@@ -17,14 +17,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
-LOADED = {
-    "stylesheet",
-    "icon",
-    "preload",
-    "preconnect",
-    "prefetch",
-    "modulepreload",
-}  # kinds of <link> that are requested
+# Kinds of <link> that a browser requests.
+LOADED = {"stylesheet", "icon", "preload", "preconnect", "prefetch", "modulepreload"}
 
 
 class Page(HTMLParser):
@@ -127,7 +121,7 @@ def missing_files(document: Path) -> list[str]:
 
 def main() -> None:
     """Exits with 0 if the documentation builds without a warning and nothing in it is dead."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     with TemporaryDirectory(prefix="sslpl-docs-") as name:
         site = Path(name) / "site"
@@ -141,7 +135,7 @@ def main() -> None:
     lines = [f"check_docs: {kind}: {line}" for kind, found in problems.items() for line in found]
     if lines:
         sys.exit("\n".join(lines))
-    print(f"check_docs: {pages} pages, every link alive ({time.monotonic() - began:.0f} s)")
+    print(f"check_docs: {pages} pages, every link alive ({time.monotonic() - start_time:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Runs one sweep through every launcher and compares what they leave: python tests/check_launchers.py.
+"""Runs one sweep through every launcher and compares their results: python tests/check_launchers.py.
 
-Eight runs on digits by Hydra's basic launcher, joblib, submitit_local and Ray must leave the same metrics.csv (times
-aside), queries.csv and weights. Then a process of each of the last three is killed with signal 9 in the middle of its
-run: the same command again must leave the same, with no finished run trained twice. At last one is told by Slurm's
-signal to make room, and a sweep is ended by Ctrl-C.
+Eight runs on digits by Hydra's basic launcher, joblib, submitit_local and Ray must write the same metrics.csv
+(without times), queries.csv and weights. Then a process of each of the last three is killed with signal 9 during its
+run: the same command must give the same results, without training a finished run again. Finally one run receives
+Slurm's preemption signal, and a sweep is ended by Ctrl-C.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def running_process(sweep: subprocess.Popen[str], folder: Path, finished: int, c
         time.sleep(0.01)
     if sweep.poll() is None:
         os.killpg(sweep.pid, signal.SIGKILL)
-    sys.exit(f"launchers: no run got under way\n{sweep.communicate()[0]}")
+    sys.exit(f"launchers: no run started\n{sweep.communicate()[0]}")
 
 
 def check_undisturbed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> bool:
@@ -167,7 +167,7 @@ def check_preempted(folder: Path, expected: dict[str, dict[str, Any]]) -> bool:
 def main() -> None:
     """Runs all checks; exits with 0 if all launchers write the same files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=LAUNCHERS, help="one launcher, beside the basic one")
+    parser.add_argument("--only", choices=LAUNCHERS, help="one launcher, compared with the basic one")
     only = parser.parse_args().only
     chosen = [only] if only else [*LAUNCHERS]
     start_time = time.monotonic()
@@ -188,9 +188,8 @@ def main() -> None:
         if "submitit_local" in chosen:
             checks += [lambda: check_preempted(scratch / "preempted", expected_few)]
         passed = [len(expected) == JOBS, *(check() for check in checks)]
-    print(
-        f"launchers: {'all leave the same' if all(passed) else 'THEY DIFFER'} ({time.monotonic() - start_time:.0f} s)"
-    )
+    verdict = "all write the same files" if all(passed) else "THEY DIFFER"
+    print(f"launchers: {verdict} ({time.monotonic() - start_time:.0f} s)")
     sys.exit(0 if all(passed) else 1)
 
 

@@ -1,4 +1,4 @@
-"""Builds the page of 100 made-up runs, opens it in headless Chromium and uses it: `make check`."""
+"""Builds the page of 100 synthetic runs, opens it in headless Chromium and operates it: `make check`."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ document.body.append(note);
 FRAME = """<body style="margin: 0"><iframe id="frame" style="width: WIDTHpx; height: 844px; border: 0"></iframe><script>
 frame.onload = () => document.body.append(frame.contentDocument.getElementById("outcome") ?? "no outcome");
 frame.srcdoc = PAGE;
-</script>"""  # Chromium's own window is never narrower than 500 pixels
+</script>"""  # Chromium's window has a minimum width of 500 pixels
 
 
 def make_runs(folder: Path) -> int:
@@ -84,14 +84,14 @@ def make_runs(folder: Path) -> int:
 
 def build(runs: Path, output: Path) -> float:
     """Runs the report's command; returns its seconds."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     subprocess.run([sys.executable, "-m", "sslpl.report", runs, "--output", output], cwd=ROOT, check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
-    return time.monotonic() - began
+    return time.monotonic() - start_time
 
 
-def used(browser: str, page: Path, width: int) -> dict[str, Any]:
-    """Opens a page, toggles and hovers, and returns what there was to be seen."""
+def operate(browser: str, page: Path, width: int) -> dict[str, Any]:
+    """Opens a page, toggles and hovers; returns the observations of the script."""
     probe = page.with_name("probe.html")
     text = page.read_text()
     text = text.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{USE}</body>", 1)
@@ -101,13 +101,13 @@ def used(browser: str, page: Path, width: int) -> dict[str, Any]:
         command = [browser, *options, f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom"]
         done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=180)
     found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout)
-    assert found, f"the page did not run to its end:\n{done.stdout[-500:]}\n{done.stderr[-1000:]}"
+    assert found, f"the script of the page did not finish:\n{done.stdout[-500:]}\n{done.stderr[-1000:]}"
     outcome: dict[str, Any] = json.loads(unquote(found[1]))
     assert outcome["width"] == width, outcome["width"]
     return outcome
 
 
-def judge(outcome: dict[str, Any], expected: float) -> None:
+def check_outcome(outcome: dict[str, Any], expected: float) -> None:
     """AssertionError unless curves are drawn, toggling and hovering work and nothing was fetched."""
     assert outcome["errors"] == [], outcome["errors"]
     assert outcome["fetched"] == [], outcome["fetched"]
@@ -132,14 +132,14 @@ def judge(outcome: dict[str, Any], expected: float) -> None:
 
 
 def last_mean(output: Path) -> float:
-    """The last accuracy of entropy on the first dataset, as curves.csv has it."""
+    """Reads the last mean accuracy of entropy on the first dataset from curves.csv."""
     with (output / "curves.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == DATASETS[0] and row["label"] == "entropy"]
     return float([row for row in rows if row["measure"] == "test_accuracy"][-1]["mean"])
 
 
 def main() -> None:
-    """Ends with exit code 0 if the page works; without Chromium only its making is checked."""
+    """Exits with 0 if the page works; without Chromium only its creation is checked."""
     with TemporaryDirectory(prefix="sslpl-report-") as name:
         runs, output = Path(name) / "runs", Path(name) / "report"
         n = make_runs(runs)
@@ -151,10 +151,10 @@ def main() -> None:
         assert not links, f"the page refers to something else: {links}"
         browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         if browser is None:
-            print("check_report: no Chromium here: the page is not opened (Debian: apt-get install chromium)")
+            print("check_report: no Chromium found: the page is not opened (Debian: apt-get install chromium)")
             return
         for width in WIDTHS:
-            judge(used(browser, output / "index.html", width), last_mean(output))
+            check_outcome(operate(browser, output / "index.html", width), last_mean(output))
             print(f"check_report: curves, toggling and hovering work at {width} pixels")
 
 

@@ -1,7 +1,7 @@
-"""Starts every file of multirun_sweeps by the real command, with next to no work in each run: `make check`.
+"""Starts every file of multirun_sweeps by the real command, with minimal work in each run: `make check`.
 
-Each sweep tries two values of the key that has most, and the first of every other; Fashion-MNIST is a few random images
-in the published layout. W&B's sweep files are run by W&B's own agent, against a server on loopback.
+Each sweep tries two values of its longest list, and the first of every other; Fashion-MNIST is a few random images in
+the published layout. W&B's sweep files are run by W&B's own agent, against a local server.
 """
 
 import json

@@ -11,7 +11,7 @@ TINY = ["training.epochs=2", "training.finetune_epochs=1", "budget.cycles=2", "t
 
 
 def call(*command: str | Path, cwd: Path) -> str:
-    """The standard output of a command that must succeed."""
+    """Runs a command that must succeed; returns its standard output."""
     done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"check_wheel: {' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -19,8 +19,8 @@ def call(*command: str | Path, cwd: Path) -> str:
 
 
 def main() -> None:
-    """Ends with exit code 0 if the installed package works without the checkout."""
-    began = time.monotonic()
+    """Exits with 0 if the installed package works without the checkout."""
+    start_time = time.monotonic()
     with TemporaryDirectory(prefix="sslpl-wheel-") as name:
         folder, empty = Path(name), Path(name) / "empty"
         empty.mkdir()
@@ -28,9 +28,9 @@ def main() -> None:
         (wheel,) = folder.glob("sslpl-*.whl")
         call(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
         python, sslpl = folder / "venv/bin/python", folder / "venv/bin/sslpl"
-        call(python, "-m", "pip", "install", wheel, cwd=folder)  # with what the package says it needs, and no more
+        call(python, "-m", "pip", "install", wheel, cwd=folder)  # with its declared dependencies only
         code = "import sslpl; print(sslpl.__file__)"
-        assert call(python, "-c", code, cwd=empty).startswith(str(folder / "venv")), "the checkout is in the way"
+        assert call(python, "-c", code, cwd=empty).startswith(str(folder / "venv")), "the checkout was imported"
         assert "A run is a choice from each group" in call(sslpl, "--help", cwd=empty)
         call(sslpl, *TINY, cwd=empty)
         (status,) = empty.glob("outputs/digits/sslpm/*/status.json")
@@ -39,7 +39,7 @@ def main() -> None:
         assert [path.name for path in empty.iterdir()] == ["outputs"]
         assert "sslpm" in call(python, "-m", "sslpl.report", "outputs", "--output", "report", cwd=empty)
         assert "Test accuracy" in (empty / "report/index.html").read_text()
-    print(f"check_wheel: the installed {wheel.name} runs ({time.monotonic() - began:.0f} s)")
+    print(f"check_wheel: the installed {wheel.name} runs ({time.monotonic() - start_time:.0f} s)")
 
 
 if __name__ == "__main__":

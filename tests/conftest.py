@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, no network or account of the user's, and the command line in process."""
+"""Fixtures of all tests: one thread each, no network, no W&B account, and the command line in this process."""
 
 import csv
 import os
@@ -35,11 +35,17 @@ TINY = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--strategies", metavar="FOLDER", type=Path, help="hold the strategies of its query/ to the contract too"
+        "--strategies", metavar="FOLDER", type=Path, help="also check the strategies in its query/ against the contract"
     )
 
 
+class Killed(BaseException):
+    """Ends a run abruptly, as a signal 9 does: nothing in `sslpl` catches it."""
+
+
 class Result(NamedTuple):
+    """The exit code and output of a command."""
+
     code: int
     out: str
     err: str
@@ -63,13 +69,13 @@ def sslpl(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 
 def timeless(folder: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics without the columns that no two runs share."""
+    """Returns the rows of a run's metrics without times, speeds and memory, which differ between equal runs."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second", "_mib"))} for row in rows]
 
 
 def run_folder(root: Path = Path("outputs")) -> Path:
-    """The folder of the only run below `root`."""
+    """Returns the folder of the only run below `root`."""
     (found,) = [path.parent for path in root.glob("**/status.json")]
     return found

@@ -1,4 +1,4 @@
-"""What every query strategy has to keep to: `contract(strategy)` raises an AssertionError where one does not."""
+"""The contract of query strategies: `contract(strategy)` raises an AssertionError if one violates it."""
 
 import copy
 import random
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from querying import context, tabled
+from querying import context, table_context
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,24 +18,24 @@ from sslpl.query.context import Context, needs
 from sslpl.types import QueryStrategy
 
 SIZES = [(60, 20, 1), (60, 20, 40), (2, 1, 1), (30, 1, 29)]  # pool, labeled, n
-POOL = 4_000  # the pairs of so many images are more numbers than the scratch of a block or a clustering
+POOL = 4_000  # large enough that its pairs exceed the buffers of a block or a clustering
 
 
 def contract(strategy: QueryStrategy) -> None:
-    """All checks, one after the other."""
+    """Runs all checks."""
     for check in CHECKS:
         check(strategy)
 
 
-def picks_the_asked_number_of_distinct_unlabeled_images(strategy: QueryStrategy) -> None:
+def selects_n_distinct_unlabeled_images(strategy: QueryStrategy) -> None:
     for pool, labeled, n in SIZES:
         seen = context(pool, labeled)
-        picked = strategy(seen, n, generator())
-        assert len(picked.index) == len(picked.score) == n
-        assert len(set(picked.index.tolist())) == n
-        assert set(picked.index.tolist()) <= set(seen.unlabeled.tolist())
-        assert (picked.index.dtype, picked.score.dtype) == (torch.int64, torch.float64)
-        assert (picked.index.device.type, picked.score.device.type) == ("cpu", "cpu")
+        selection = strategy(seen, n, generator())
+        assert len(selection.index) == len(selection.score) == n
+        assert len(set(selection.index.tolist())) == n
+        assert set(selection.index.tolist()) <= set(seen.unlabeled.tolist())
+        assert (selection.index.dtype, selection.score.dtype) == (torch.int64, torch.float64)
+        assert (selection.index.device.type, selection.score.device.type) == ("cpu", "cpu")
 
 
 def is_deterministic_for_a_seed(strategy: QueryStrategy) -> None:
@@ -50,17 +50,17 @@ def breaks_ties_by_the_generator(strategy: QueryStrategy) -> None:
 
 
 def changes_nothing_but_its_generator(strategy: QueryStrategy) -> None:
-    """Networks (with batch norm's statistics, modes, gradients), predictions, images, global random state stay."""
+    """Networks (also modes and gradients), predictions, images and global random state do not change."""
     seen = context()
-    before, state = copy.deepcopy(everything(seen)), global_random_state()
+    before, state = copy.deepcopy(mutable_values(seen)), global_random_state()
     strategy(seen, 7, generator())
-    for old, new in zip(before, everything(seen), strict=True):
+    for old, new in zip(before, mutable_values(seen), strict=True):
         assert torch.equal(old, new) if isinstance(old, Tensor) else old == new
     assert global_random_state() == state
 
 
-def sees_no_hidden_label(strategy: QueryStrategy) -> None:
-    """What it picks does not depend on hidden labels; a strategy marked as an oracle's is refused without them."""
+def uses_no_hidden_label(strategy: QueryStrategy) -> None:
+    """The selection does not depend on hidden labels; a strategy marked as using an oracle raises without them."""
     blind = context(truth=None)
     if needs(strategy).oracle:
         with pytest.raises(PermissionError):
@@ -70,14 +70,14 @@ def sees_no_hidden_label(strategy: QueryStrategy) -> None:
         assert strategy(blind, 7, generator()).index.tolist() == with_them
 
 
-def holds_no_matrix_of_the_pool(strategy: QueryStrategy) -> None:
-    """No tensor has a number for each pair of unlabeled images, and numpy's arrays together have not either.
+def allocates_no_matrix_of_the_pool(strategy: QueryStrategy) -> None:
+    """Neither a tensor nor all numpy arrays together have an element for each pair of unlabeled images.
 
-    A clustering of the `candidates` may hold their pairs: there are 200 here.
+    A clustering of the `candidates` may store their pairs: there are 200 here.
     """
-    seen, most = tabled(POOL), POOL * (POOL - 1) // 2
+    seen, pairs = table_context(POOL), POOL * (POOL - 1) // 2
     with LargestTensor():
-        strategy(context(), 7, generator())  # what is imported only now is no array
+        strategy(context(), 7, generator())  # imports happen here, before memory is traced
     tracemalloc.start()
     try:
         with LargestTensor() as largest:
@@ -85,29 +85,29 @@ def holds_no_matrix_of_the_pool(strategy: QueryStrategy) -> None:
         arrays = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert largest.numbers < most, f"a tensor of {largest.numbers:,} numbers for {POOL:,} images"
-    assert arrays < 4 * most, f"arrays of {arrays:,} bytes for {POOL:,} images"
+    assert largest.numbers < pairs, f"a tensor of {largest.numbers:,} elements for {POOL:,} images"
+    assert arrays < 4 * pairs, f"arrays of {arrays:,} bytes for {POOL:,} images"
 
 
 CHECKS: tuple[Callable[[QueryStrategy], None], ...] = (
-    picks_the_asked_number_of_distinct_unlabeled_images,
+    selects_n_distinct_unlabeled_images,
     is_deterministic_for_a_seed,
     breaks_ties_by_the_generator,
     changes_nothing_but_its_generator,
-    sees_no_hidden_label,
-    holds_no_matrix_of_the_pool,
+    uses_no_hidden_label,
+    allocates_no_matrix_of_the_pool,
 )
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that is stored while the mode is on."""
+    """Records the number of elements of the largest tensor stored while the mode is active."""
 
     numbers = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, Tensor):  # of an expanded one only what is stored
+            if isinstance(value, Tensor):  # of an expanded tensor, only the storage
                 stored = value.untyped_storage().nbytes() // value.element_size()
                 self.numbers = max(self.numbers, stored)
         return result
@@ -122,8 +122,8 @@ def global_random_state() -> tuple[object, ...]:
     return (torch.get_rng_state().tolist(), kind, keys.tolist(), rest, random.getstate())
 
 
-def everything(seen: Context) -> list[Any]:
-    """All that a strategy could change of what it is shown."""
+def mutable_values(seen: Context) -> list[Any]:
+    """Returns everything in a context that a strategy could change."""
     networks = [seen.backbone, seen.module]
     parts: list[Any] = [seen.unlabeled, seen.labeled, seen.labels, *seen.images.batches([torch.arange(60)])]
     for known in (seen.predictions, seen.labeled_predictions, seen.previous, *seen.committee):

@@ -1,4 +1,4 @@
-"""Run folders without runs, for the report: what a run leaves, with made-up numbers."""
+"""Writes the folders of runs with synthetic numbers, for tests of the report."""
 
 import json
 from pathlib import Path
@@ -38,12 +38,12 @@ def write_run(
     choices: dict[str, str] | None = None,
     **values: dict[str, Any],
 ) -> Path:
-    """A run with an accuracy per cycle; `values` are merged into groups of its config."""
+    """Writes the folder of a run with an accuracy per cycle; `values` are merged into groups of its config."""
     config = {key: {**group, **values.get(key, {})} for key, group in CONFIG.items()}
     config |= {"method": label.partition("+")[0], "seed": seed}
     folder = root / dataset / label / f"seed{seed}-{identity.run_id(config)}"
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is valid YAML
     status = {"state": state, "cycle": len(accuracy) - 1} | ({"error": error} if error else {})
     (folder / "status.json").write_text(json.dumps(status))
     origin = {"git": {"commit": commit, "dirty": dirty}, "versions": {"torch": "2.9"}, "device_name": "cpu"}
@@ -70,7 +70,7 @@ def write_run(
 
 
 def queries(label: str, seed: int, labeled: list[int]) -> str:
-    """A ledger: the first labels are those of the seed, the others the label's too."""
+    """Returns queries.csv: the initial images depend on the seed alone, the others also on the method name."""
     pool = max(POOL, 2 * labeled[-1]) if len(labeled) > 1 else labeled[-1]
     first = np.random.default_rng(seed).permutation(pool)[: labeled[0]]
     rest = np.setdiff1d(np.arange(pool), first)

@@ -1,4 +1,4 @@
-"""Writers of small datasets in exactly the published layouts; each returns what a reader must give back."""
+"""Writers of small datasets in the published layouts; each returns the values that a reader must return."""
 
 import gzip
 import pickle
@@ -24,7 +24,7 @@ class Written(NamedTuple):
 
 
 def random_images(rng: np.random.Generator, train: int, test: int, shape: tuple[int, ...], classes: int) -> Written:
-    """Random pixels; every class occurs if there are enough images."""
+    """Returns random pixels; every class occurs if there are enough images."""
     parts = []
     for count in (train, test):
         parts += [rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.permutation(count) % classes]
@@ -32,7 +32,7 @@ def random_images(rng: np.random.Generator, train: int, test: int, shape: tuple[
 
 
 def python2_pickle(content: Any, protocol: int = 2) -> bytes:
-    """The bytes that Python 2 wrote: one kind of string, and the old names of numpy's modules."""
+    """Pickles as Python 2 did: with one string type and the old names of numpy's modules."""
     file = BytesIO()
     _Python2Pickler(file, protocol).dump(content)
     return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
@@ -55,13 +55,13 @@ class _Python2Pickler(pickle._Pickler):
 
 
 def cifar_rows(images: np.ndarray) -> np.ndarray:
-    """A row per image: all red values line by line, then green, then blue."""
+    """Returns a row per image: all red values line by line, then green, then blue."""
     planes = [images[:, channel].reshape(len(images), 1024) for channel in range(3)]
     return np.concatenate(planes, axis=1)
 
 
 def write_cifar10(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> Written:
-    """Five batches of n_train / 5 images, a test batch and the class names, below `root`."""
+    """Writes five batches of n_train / 5 images, a test batch and the class names, below `root`."""
     written = random_images(rng, n_train, n_test, (3, 32, 32), 10)
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def _cifar10_batch(name: str, images: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def write_cifar100(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> Written:
-    """One file for each part and one with the 100 fine and 20 coarse class names, below `root`."""
+    """Writes one file for each part and one with the 100 fine and 20 coarse class names, below `root`."""
     written = random_images(rng, n_train, n_test, (3, 32, 32), 100)
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def write_cifar100(root: Path, n_train: int, n_test: int, rng: np.random.Generat
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An idx file: two zero bytes, 8 for unsigned bytes, the number of dimensions, sizes, values."""
+    """Returns an idx file: two zero bytes, 8 for unsigned bytes, the number of dimensions, sizes, values."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     return header + array.astype(np.uint8).tobytes()
 
@@ -114,7 +114,7 @@ def idx(array: np.ndarray) -> bytes:
 def write_fashion_mnist(
     root: Path, n_train: int, n_test: int, rng: np.random.Generator, gzipped: bool = False, flat: bool = False
 ) -> Written:
-    """The four idx files in `root`/FashionMNIST/raw, or in `root` itself as Debian's package has them."""
+    """Writes the four idx files in `root`/FashionMNIST/raw, or in `root` itself as in Debian's package."""
     written = random_images(rng, n_train, n_test, (1, 28, 28), 10)
     folder = root if flat else root / "FashionMNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def write_fashion_mnist(
 
 
 def write_svhn(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> Written:
-    """Two MATLAB files: images [32, 32, 3, N], labels [N, 1] of 1 to 10, where 10 is the digit 0."""
+    """Writes two MATLAB files: images [32, 32, 3, N], labels [N, 1] of 1 to 10, where 10 is the digit 0."""
     written = random_images(rng, n_train, n_test, (3, 32, 32), 10)
     root.mkdir(parents=True, exist_ok=True)
     for name, images, labels in (("train", *written[:2]), ("test", *written[2:])):
@@ -143,7 +143,7 @@ def write_svhn(root: Path, n_train: int, n_test: int, rng: np.random.Generator) 
 
 
 def write_caltech101(root: Path, n_train: int, n_test: int, rng: np.random.Generator, classes: int = 10) -> None:
-    """Small photographs of several sizes, a few of them gray, one folder for each class and for the background."""
+    """Writes small photographs of several sizes, some of them gray: a folder per class and one for the background."""
     folder = root / "caltech101" / "101_ObjectCategories"
     for number in range(n_train + n_test):
         name = folder / f"class_{number % classes:02}" / f"image_{number // classes + 1:04}.jpg"
@@ -156,7 +156,7 @@ def write_caltech101(root: Path, n_train: int, n_test: int, rng: np.random.Gener
 
 
 def write_image_folder(root: Path, n_train: int, n_test: int, rng: np.random.Generator) -> None:
-    """Small PNG images of three classes."""
+    """Writes small PNG images of three classes."""
     for part, count in (("train", n_train), ("test", n_test)):
         for number in range(count):
             name = root / part / f"class_{number % 3}" / f"{number}.png"
@@ -166,6 +166,8 @@ def write_image_folder(root: Path, n_train: int, n_test: int, rng: np.random.Gen
 
 def write_embeddings(path: Path, n_train: int, n_test: int, rng: np.random.Generator, classes: int = 10) -> None:
     """Random vectors of 16 dimensions with random labels."""
-    parts = {part: rng.normal(size=(count, 16)).astype(np.float32) for part, count in (("train", n_train), ("test", n_test))}
+    parts = {
+        part: rng.normal(size=(count, 16)).astype(np.float32) for part, count in (("train", n_train), ("test", n_test))
+    }
     labels = {f"{part}_labels": np.arange(len(vectors)) % classes for part, vectors in parts.items()}
     np.savez(path, **parts, **labels)

@@ -1,4 +1,4 @@
-"""A small world for query strategies: real networks on random images."""
+"""Contexts for tests of query strategies: small networks on random images."""
 
 import copy
 from dataclasses import replace
@@ -18,8 +18,8 @@ CLASSES = 5
 
 
 @cache
-def built(seed: int) -> tuple[list[nn.Module], LossPredictionModule]:
-    """Five backbones and a module, to be copied."""
+def build_networks(seed: int) -> tuple[list[nn.Module], LossPredictionModule]:
+    """Builds five backbones and a module; copy them before use."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = [small_cnn(num_classes=CLASSES, in_channels=1).eval() for _ in range(5)]
@@ -27,21 +27,21 @@ def built(seed: int) -> tuple[list[nn.Module], LossPredictionModule]:
 
 
 def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False, truth: bool | None = True) -> Context:
-    """A context over `pool` gray images of 8x8 pixels in 5 classes; with `ties` all images are the same."""
+    """Returns a context over `pool` gray images of 8x8 pixels in 5 classes; with `ties` all images are equal."""
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(pool, generator=rng)
     data = torch.randint(256, (pool, 1, 8, 8), generator=rng, dtype=torch.uint8)
     data = data[:1].expand_as(data).clone() if ties else data
     classes = torch.randint(CLASSES, (pool,), generator=rng)
-    networks, module = copy.deepcopy(built(seed))
+    networks, module = copy.deepcopy(build_networks(seed))
     images = TensorImages(data)
-    plain = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).plain
+    normalize = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).normalize
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         network = copy.deepcopy(networks[0])
         network.load_state_dict(networks[0].state_dict() if weights is None else weights)
         with torch.no_grad():
-            logits, maps, embedding = network(plain(data[index]))
+            logits, maps, embedding = network(normalize(data[index]))
             return Predictions(index, logits, embedding, module(maps) if weights is None else None)
 
     return Context(
@@ -54,7 +54,7 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
         backbone=networks[0],
         module=module,
         images=images,
-        normalize=plain,
+        normalize=normalize,
         predict=predict,
         previous_weights=networks[1].state_dict(),
         snapshots=[network.state_dict() for network in networks[2:]],
@@ -62,9 +62,9 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
     )
 
 
-def tabled(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
-    """A context over many images whose predictions, by whatever network, are random numbers that are there already."""
-    rng, small = torch.Generator().manual_seed(0), context()
+def table_context(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
+    """Returns a context over many images whose predictions are precomputed random numbers."""
+    rng, base = torch.Generator().manual_seed(0), context()
     embedding = torch.rand(pool, dimensions, generator=rng)
     logits, loss = torch.randn(pool, CLASSES, generator=rng), torch.rand(pool, generator=rng)
 
@@ -72,7 +72,7 @@ def tabled(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
         return Predictions(index, logits[index] * (1 if weights is None else 2), embedding[index], loss[index])
 
     return replace(
-        small,
+        base,
         unlabeled=torch.arange(labeled, pool),
         labeled=torch.arange(labeled),
         labels=torch.randint(CLASSES, (labeled,), generator=rng),
@@ -85,18 +85,18 @@ def tabled(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
 
 
 def predicting(logits: Tensor, embedding: Tensor | None = None, predicted_loss: Tensor | None = None) -> Context:
-    """A context whose unlabeled images 0..U-1 have these predictions."""
+    """Returns a context whose unlabeled images 0..U-1 have these predictions."""
     count = len(logits)
     precomputed = Predictions(torch.arange(count), logits, logits if embedding is None else embedding, predicted_loss)
-    nothing = torch.empty(0, dtype=torch.int64)
+    empty = torch.empty(0, dtype=torch.int64)
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
-        raise AssertionError("nothing else is to be predicted")
+        raise AssertionError("must not predict anything")
 
     return Context(
         unlabeled=precomputed.index,
-        labeled=nothing,
-        labels=nothing,
+        labeled=empty,
+        labels=empty,
         candidates=count,
         num_classes=logits.shape[1],
         device=torch.device("cpu"),

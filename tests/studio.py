@@ -1,4 +1,4 @@
-"""Label Studio's side of a campaign: what it accepts as an import, and the exports that it would give back.
+"""A stand-in for Label Studio: validates imported tasks and builds the exports that it would return.
 
 The fields are those of its documentation (labelstud.io, as of 2025): guide/tasks "Basic Label Studio JSON format",
 guide/predictions "JSON format for pre-annotations", guide/task_format "Label Studio JSON format of annotated tasks",
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-CHOICES = {"name", "toName", "choice", "showInline", "required", "value"}  # the documented parameters that matter here
+CHOICES = {"name", "toName", "choice", "showInline", "required", "value"}  # the documented parameters used here
 RESULT = {"id", "from_name", "to_name", "type", "value", "readonly", "hidden"}
 Task = dict[str, Any]
 
 
 def valid_tasks(text: str, interface: str, names: Sequence[str]) -> list[Task]:
-    """The tasks of an import; AssertionError where they are not as documented for images and a choice."""
+    """Returns the tasks of an import; AssertionError unless they are as documented for images and one choice."""
     view = ElementTree.fromstring(interface)
     image, choices = view.find("Image"), view.find("Choices")
     assert image is not None
@@ -33,7 +33,7 @@ def valid_tasks(text: str, interface: str, names: Sequence[str]) -> list[Task]:
     for task in found:
         assert set(task) <= {"id", "data", "annotations", "predictions"}
         assert isinstance(task["id"], int)
-        assert all(isinstance(one, str) for one in task["data"].values())
+        assert all(isinstance(value, str) for value in task["data"].values())
         assert task["data"][value[1:]].startswith("/data/local-files/?d=")
         assert not task["data"][value[1:]].startswith("/data/local-files/?d=/")  # below the document root
         for prediction in task["predictions"]:
@@ -56,8 +56,8 @@ def valid_tasks(text: str, interface: str, names: Sequence[str]) -> list[Task]:
     return found
 
 
-def annotated(task: Task, *said: str | None, by: Sequence[Any] = (), cancelled: int = -1) -> Task:
-    """A task of a JSON export: `said` by the annotators in turn, the last submitted first; None is an empty answer."""
+def annotated(task: Task, *labels: str | None, by: Sequence[Any] = (), cancelled: int = -1) -> Task:
+    """Returns a task of a JSON export with the annotators' labels, last submitted first; None is an empty answer."""
 
     def result(label: str) -> Task:
         choices = {"value": {"choices": [label]}, "origin": "manual", "type": "choices"}
@@ -76,7 +76,7 @@ def annotated(task: Task, *said: str | None, by: Sequence[Any] = (), cancelled: 
             "result_count": 0,
             "task": task["id"] + 50,
         }
-        for n, label in enumerate(said)
+        for n, label in enumerate(labels)
     ]
     when = {"created_at": "2026-01-01T00:00:00.000000Z", "updated_at": "2026-01-20T00:00:00.000000Z", "project": 83}
     known = {"data": dict(task["data"]), "annotations": annotations, "drafts": [], "predictions": [task["id"]]}
@@ -84,7 +84,7 @@ def annotated(task: Task, *said: str | None, by: Sequence[Any] = (), cancelled: 
 
 
 def minimal(task: Task) -> Iterator[Task]:
-    """The records of a JSON-MIN export of a task of a JSON export."""
+    """Yields the records of a JSON-MIN export of a task of a JSON export."""
     for annotation in task["annotations"]:
         if annotation["was_cancelled"]:
             continue

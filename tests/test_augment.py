@@ -15,7 +15,7 @@ CIFAR = (3, 32, 32)
 
 
 def random_images(shape: tuple[int, int, int], count: int = 3) -> Tensor:
-    """Noise, a narrow range of values, and a few gradients: histograms of different kinds."""
+    """Returns noise, a narrow range of values and some gradients: histograms of different kinds."""
     generator = torch.Generator().manual_seed(sum(shape))
     noise = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
     noise[1::3] = noise[1::3] // 5 + 90
@@ -25,7 +25,7 @@ def random_images(shape: tuple[int, int, int], count: int = 3) -> Tensor:
 
 
 def edge_images(channels: int, height: int, width: int) -> Tensor:
-    """Constant, black, white, two-valued and nearly constant images: the traps of histogram operations."""
+    """Returns constant, black, white, two-valued and nearly constant images: the edge cases of histogram operations."""
     black = torch.zeros(channels, height, width, dtype=torch.uint8)
     checkers = (torch.arange(height).view(-1, 1) + torch.arange(width)) % 2
     two = torch.where(checkers.bool(), 7, 201).to(torch.uint8).expand_as(black)
@@ -48,7 +48,7 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def pil_operation(image: Image.Image, name: str, magnitude: int, negative: bool) -> Image.Image:
-    """FixMatch's operation with Pillow (Sohn et al. 2020)."""
+    """Applies an operation of FixMatch (Sohn et al. 2020) with Pillow."""
     share = float(magnitude) * 0.3 / 10 * (-1 if negative else 1)
     factor = float(magnitude) * 0.9 / 10 + 0.05
     degrees = int(magnitude * 30 / 10) * (-1 if negative else 1)
@@ -81,7 +81,7 @@ def pil_cutout(image: Image.Image, center: tuple[float, float], size: int) -> Im
 
 
 def pil_crop_flip(image: Image.Image, flip: bool, shift: tuple[int, int], padding: int) -> Image.Image:
-    """As torchvision's RandomHorizontalFlip and then RandomCrop."""
+    """Flips and crops as torchvision's RandomHorizontalFlip and RandomCrop."""
     image = ImageOps.mirror(image) if flip else image
     top, left = shift
     padded = ImageOps.expand(image, padding, 0)
@@ -189,7 +189,7 @@ def test_strong_is_pillows(shape: tuple[int, int, int], count: int, padding: int
     draws = augmentation.draw_strong(count, torch.Generator().manual_seed(3))
     expected = [from_pil(pil_strong(to_pil(images[k]), draws, k, padding, size)) for k in range(count)]
     assert torch.equal(augmentation.strong_uint8(images, draws), torch.stack(expected))
-    torch.testing.assert_close(augmentation.strong(images, draws), augmentation.plain(torch.stack(expected)))
+    torch.testing.assert_close(augmentation.strong(images, draws), augmentation.normalize(torch.stack(expected)))
 
 
 @pytest.mark.parametrize("shape", [CIFAR, (1, 8, 8), (3, 33, 47)], ids=str)
@@ -199,7 +199,7 @@ def test_views_are_normalized_and_channels_last(shape: tuple[int, int, int]) -> 
     generator = torch.Generator().manual_seed(0)
     weak, strong = augmentation.draw_weak(40, generator), augmentation.draw_strong(40, generator)
     pairs = (
-        (augmentation.plain(images), images),
+        (augmentation.normalize(images), images),
         (augmentation.weak(images, weak), crop_flip(images, weak, 4)),
         (augmentation.strong(images, strong), augmentation.strong_uint8(images, strong)),
     )
@@ -264,13 +264,13 @@ def test_flip_and_padding_can_be_switched_off() -> None:
     augmentation, images = make((1, 8, 8), padding=0, size=0, flip=False), random_images((1, 8, 8), 20)
     draws = augmentation.draw_weak(20, torch.Generator().manual_seed(0))
     assert not draws.flip.any()
-    assert torch.equal(augmentation.weak(images, draws), augmentation.plain(images))
+    assert torch.equal(augmentation.weak(images, draws), augmentation.normalize(images))
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32, dtype=torch.uint8)])
 def test_wrong_images_are_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="images must be uint8"):
-        make(CIFAR).plain(images)
+        make(CIFAR).normalize(images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,4 +1,4 @@
-"""Backbones: published networks, library networks by name, weights to begin with, a frozen trunk."""
+"""Backbones: published networks, library networks by name, starting weights, a frozen trunk."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def noise(size: int = 64, count: int = 2, channels: int = 3) -> Tensor:
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
-    """Batch norms that are not the identity."""
+    """Sets random batch norm statistics, so that batch norms are not the identity."""
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.1)

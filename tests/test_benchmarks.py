@@ -1,4 +1,4 @@
-"""The benchmarks run: what they say means nothing at these sizes."""
+"""The benchmarks run; their figures mean nothing at these sizes."""
 
 import json
 from pathlib import Path
@@ -27,9 +27,9 @@ def test_growth_is_measured_at_a_quarter_half_and_whole_of_the_pool(monkeypatch:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import queries
 
-    sizes = [part.unlabeled for part in queries.parts(queries.World(), grow=True)]
+    sizes = [part.unlabeled for part in queries.pool_shares(queries.Workload(), grow=True)]
     assert sizes == [2500, 5000, 10000]
-    assert queries.parts(queries.SMALL, grow=False) == [queries.SMALL]
+    assert queries.pool_shares(queries.SMALL, grow=False) == [queries.SMALL]
 
 
 def test_growth_is_the_slope_of_logarithms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_large_pools_are_measured_under_a_limit(
     assert all(0 < point["private_mib"] <= point["resident_mib"] for row in rows for point in row["points"])
     assert "predicted_loss | 300 | " in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["large.py", "predicted_loss", "--small", "--sizes", "300", "--limit", "0.01"])
-    assert large.main() == 1  # more is private already: nothing can be made
+    assert large.main() == 1  # the process already exceeds the limit
 
 
 def test_growth_is_that_of_the_last_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Captured steps, as far as a CPU can tell: what a graph reads stays where it is, and what cannot be captured runs."""
+"""Captured steps, tested on a CPU: tensors that a graph reads keep their memory, and uncapturable steps run eagerly."""
 
 import copy
 import gc
@@ -20,7 +20,7 @@ from sslpl.learn.sums import JointSums
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
-from sslpl.pretrain.simclr import SimCLR, initial_learner, projection_head
+from sslpl.pretrain.simclr import SimCLR, initial_pretrain_state, projection_head
 from sslpl.run import launch
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -40,7 +40,7 @@ def optimizer_of(network: nn.Module, *rates: Tensor | float) -> torch.optim.SGD:
 
 
 def saved_state(*rates: float) -> dict[str, Any]:
-    """Of an optimizer after a step, as a checkpoint holds it: on the CPU."""
+    """Returns the state of an optimizer after a step as in a checkpoint: on the CPU."""
     network = nn.Linear(3, 2)
     optimizer = optimizer_of(network, *map(torch.tensor, rates))
     network(torch.ones(1, 3)).sum().backward()
@@ -79,7 +79,7 @@ def test_rates_of_a_gpu_are_numbers_on_a_cpu(state: State) -> None:
 def test_so_does_a_resumed_pre_training() -> None:
     def fresh() -> Any:
         network = small_cnn(num_classes=2, in_channels=1)
-        made = initial_learner(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
+        made = initial_pretrain_state(network, projection_head(256, 8), SimCLR(), torch.device("cpu"))
         made.optimizer.param_groups[0]["lr"] = torch.zeros(())
         return made
 
@@ -102,7 +102,7 @@ def refuse(*_: Any) -> Any:
 
 @pytest.fixture
 def capturing(monkeypatch: Patch) -> Patch:
-    """Has a CPU run as if it captured its steps: what is captured is run as usual once more at each replay."""
+    """Simulates the capture of steps on a CPU: each replay runs the captured function again."""
 
     class Graph:
         def __init__(self, replay: Callable[[], Any]) -> None:
@@ -126,7 +126,7 @@ class Silent:
 
 
 def outcome(capture_steps: bool, *overrides: str) -> tuple[State, list[str]]:
-    """A run through all cycles, and what it announced."""
+    """Runs all cycles; returns the final state and the printed messages."""
     lines: list[str] = []
     setup = setup_of("training.epochs=4", "backbone.dropout=0.3", *overrides)
     setup = setup._replace(capture_steps=capture_steps, announce=lines.append)

@@ -67,7 +67,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is flushed and renamed, in this order."""
+    """Records flushes and renames in their order."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 

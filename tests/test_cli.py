@@ -166,7 +166,7 @@ def test_a_scorer_and_a_selector_choose_a_query_made_of_them(sslpl: Command, swe
 
 @pytest.fixture
 def own_config(tmp_path: Path) -> tuple[str, ...]:
-    """A primary config of the user's own, which names a further folder of options."""
+    """Writes a primary config of a user, which adds a folder of options."""
     folder, options = tmp_path / "mine", tmp_path / "further options" / "query"
     folder.mkdir()
     options.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""No cell of a CSV is a formula to a spreadsheet, and our own readers see the text as it was."""
+"""Spreadsheets read no cell of a CSV as a formula, and sslpl reads the original text."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def test_no_table_has_a_class_a_path_or_a_label_that_a_spreadsheet_runs(tmp_path
 
 
 def named_like_formulas(root: str = "data", flip: bool = False, cutout: int | None = None) -> Dataset:
-    """Digits whose files and classes are named like formulas; nobody has labeled any."""
+    """Returns unlabeled digits whose files and classes are named like formulas."""
     from test_oracle import photos
 
     data = photos(root)
@@ -81,9 +81,9 @@ def test_what_is_asked_and_answered_in_tables_comes_back(sslpl: Callable[..., Re
     answer(folder, labels=lambda path: f"'-{truth(path)}")  # as copied from the column `predicted`
     assert [row.path for row in read_table(folder / "labels.csv")] == [row["path"][1:] for row in rows]
     assert sslpl(*run).code == 0
-    told = read(run_folder() / "labeling" / "ledger.csv")
+    rows = read(run_folder() / "labeling" / "ledger.csv")
     labels = digits().train_labels
-    assert len(told) == 32
-    for row in told:
+    assert len(rows) == 32
+    for row in rows:
         assert unescape_formula(row["path"]).startswith("=unlabeled/")
         assert int(row["label"]) == int(labels[int(row["path"][-7:-4])])

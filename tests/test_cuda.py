@@ -1,4 +1,4 @@
-"""On a GPU: the same draws, captured steps that do what plain steps do, no waiting inside an epoch."""
+"""On a GPU: equal draws, captured steps that equal eager ones, no synchronization inside an epoch."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.images import StreamedImages
 from sslpl.learn.cuda_graphs import WARM_UP, CapturedSteps
-from sslpl.learn.joint import JointInputs, mask_draws
+from sslpl.learn.joint_step import JointInputs, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
@@ -89,7 +89,7 @@ def losses(setup: Setup, steps: int) -> tuple[list[float], Tensor]:
     state = initial_state(setup)
     optimizer = joint_optimizer(setup, state)
     step = training_step(setup, state, optimizer, None)
-    views = setup.augmentation.plain(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
+    views = setup.augmentation.normalize(setup.dataset.train.data[:32])  # type: ignore[attr-defined]
     labels = setup.dataset.train_labels[:32].cuda()
     seen = []
     for k in range(steps):
@@ -107,7 +107,7 @@ def test_captured_steps_do_what_plain_steps_do() -> None:
 
 
 def checkpointed(state: State) -> dict[str, Any]:
-    """A state as a checkpoint gives it back: on the CPU."""
+    """Returns a state as loaded from a checkpoint: on the CPU."""
     buffer = io.BytesIO()
     torch.save(state.to_dict(), buffer)
     buffer.seek(0)
@@ -116,7 +116,7 @@ def checkpointed(state: State) -> dict[str, Any]:
 
 
 def trained(setup: Setup, killed_after: int | None = None) -> State:
-    """The first joint training; with a kill, a new process's that begins with what was saved after so many steps."""
+    """Runs the first joint training; with a kill, saves after that many steps and resumes from there."""
     state = initial_state(setup)
     for step, _ in enumerate(train(setup, state), start=1):
         if step == killed_after:
@@ -129,7 +129,7 @@ def trained(setup: Setup, killed_after: int | None = None) -> State:
 
 @pytest.fixture
 def exact() -> Iterator[None]:
-    """Has the convolution library choose the same kernels each time."""
+    """Makes the convolution library choose deterministic kernels."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     yield
@@ -167,7 +167,7 @@ def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
 
 
 class Waiting(torch.nn.Module):
-    """A backbone that waits for the GPU, as no graph can, and has dropout."""
+    """A backbone with dropout that synchronizes with the GPU, so that it cannot be captured."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The comparison in Weights & Biases: the objects, and what reaches a server on loopback."""
+"""The comparison in Weights & Biases: the objects, and the requests that a local server receives."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def comparisons_of(root: Path) -> list[DatasetComparison]:
 
 
 def within(tree: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """The nested mappings of a view type."""
+    """Yields the configs of all nested views of a type."""
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
     if isinstance(tree, dict) and tree.get("viewType") == kind:
         yield tree["config"]

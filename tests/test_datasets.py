@@ -1,4 +1,4 @@
-"""The datasets read what the published files hold, and say in one line what is wrong with them."""
+"""The datasets return the content of the published files, and report damaged ones in one line."""
 
 import hashlib
 import pickle
@@ -373,7 +373,7 @@ def test_one_missing_file_is_a_missing_dataset(tmp_path: Path, rng: np.random.Ge
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that torchvision believes to be the Internet, with a few images of two datasets."""
+    """Makes torchvision download from a local folder with a few images of two datasets."""
     folder = tmp_path / "server"
     layouts.write_fashion_mnist(folder, 20, 11, np.random.default_rng(1), gzipped=True, flat=True)
     layouts.write_cifar100(folder, 20, 11, np.random.default_rng(1))

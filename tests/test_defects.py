@@ -1,4 +1,4 @@
-"""Defects that public code for active learning has: each has a test, here or where it is named.
+"""Known defects of public active-learning code: each has a test, here or as listed.
 
 | defect | test |
 |---|---|
@@ -127,7 +127,7 @@ def test_scoring_augments_nothing_and_moves_no_statistics() -> None:
     assert state.backbone.training
     (images,) = setup.dataset.train.batches([index])
     with torch.no_grad():
-        logits, maps, embedding = state.backbone.eval()(setup.augmentation.plain(images))
+        logits, maps, embedding = state.backbone.eval()(setup.augmentation.normalize(images))
         expected = (logits, embedding, state.module.eval()(maps))
     for ours, plain in zip(known[1:], expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Several processes share one run: who holds what, and that they compute what one computes."""
+"""Several processes share one run: the shards of each, and that their results equal those of one process."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ from sslpl.distributed.collectives import (
 )
 from sslpl.distributed.world import World, process_group
 from sslpl.files import write_json
-from sslpl.learn.joint import gradients
+from sslpl.learn.joint_step import gradients
 from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch
 from sslpl.models.backbone import small_cnn
 from sslpl.recording.folder import resumed_provenance
@@ -40,7 +40,7 @@ from sslpl.run.errors import SweepStopped
 from sslpl.run.jobs import Command
 from sslpl.run.launch import check_same_run
 from sslpl.runtime import Runtime
-from sslpl.ssl.task import TaskCriterion, TaskSSL
+from sslpl.ssl.backbone_loss import TaskCriterion, TaskSSL
 from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(synchronized_batch_norm(world), TorchFunctionMode)
 
 
-def test_what_several_processes_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_need_one_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(1, 2, local_rank=1, local_size=2)
     for runtime, key in ((Runtime(compile=True), "runtime.compile=true"), (Runtime(device="cuda:1"), "cuda:1")):
         with pytest.raises(UserError, match=key):
@@ -148,7 +148,7 @@ def test_a_follower_stops_for_a_signal() -> None:
 
 
 def started(size: int, script: list[str], folder: Path) -> list[Result]:
-    """The ends of some processes that meet as torchrun would have them."""
+    """Runs a script in several processes with torchrun's environment; returns the result of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -181,10 +181,10 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
 def test_two_processes_repeat_their_masks(tmp_path: Path) -> None:
     options = [*TINY, "budget.cycles=1", "budget.initial=25", "training.epochs=2", "backbone.dropout=0.5"]
     weights = []
-    for life in ("first", "second"):
-        ends = started(2, [str(ROOT / "run.py"), *options, f"runtime.output_dir={life}"], tmp_path)
+    for folder_name in ("first", "second"):
+        ends = started(2, [str(ROOT / "run.py"), *options, f"runtime.output_dir={folder_name}"], tmp_path)
         assert [end.code for end in ends] == [0, 0], ends[0].err + ends[1].err
-        folder = run_folder(tmp_path / life)
+        folder = run_folder(tmp_path / folder_name)
         weights.append(torch.load(folder / "checkpoint" / "weights.pt", weights_only=True)["backbone"])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
@@ -215,7 +215,7 @@ def example() -> tuple[torch.Tensor, nn.Module]:
 
 
 def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
-    """What a training step of all the images leaves: gradients and running statistics."""
+    """Returns gradients and running statistics after a training step on all images."""
     with synchronized_batch_norm(world):
         logits = network.train()(images).logits
     ((logits**2).sum() / count).backward()
@@ -225,7 +225,7 @@ def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World =
 
 
 def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
-    """Loss and gradients of two steps of a method of `task_ssl`, by a linear network without a kink."""
+    """Returns loss and gradients of two steps of a method of `task_ssl`, with a linear network."""
     method, generator = task_method(option), torch.Generator().manual_seed(0)
     network = nn.Linear(4, 3)
     with torch.no_grad():
@@ -260,7 +260,7 @@ def task_method(option: str) -> TaskSSL:
 
 
 def in_one_of_two() -> None:
-    """What `test_batch_norm_and_collectives_of_two_processes` has two processes do."""
+    """Runs in each process of `test_batch_norm_and_collectives_of_two_processes`."""
     with process_group() as world:
         images, network = example()
         torch.save(outcome(network, images[world.paired_shard(len(images))], len(images), world), f"{world.rank}.pt")

@@ -1,4 +1,4 @@
-"""A fine-tune that diverges ends where it happens, is named for what it is, and is never saved or carried on."""
+"""A fine-tune that diverges ends there with a clear error, and is never saved or resumed."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_a_fine_tune_that_diverges_ends_the_run_in_its_phase(sslpl: Callable[...
 
 
 def inflated(state: State) -> State:
-    """The state with running variances that lag far behind."""
+    """Shrinks the running variances, as if they lagged far behind."""
     for part in state.backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_var.mul_(1e-6)

@@ -1,4 +1,4 @@
-"""Strategies that spread their choices, against brute force and published formulas on small inputs."""
+"""Diversity-based strategies, against brute force and published formulas on small inputs."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslpl.clustering import neighbors
 from sslpl.clustering.k_center import k_center_greedy
-from sslpl.clustering.k_means import Clusters, drawn, k_means, lloyd, means, plus_plus
+from sslpl.clustering.k_means import Clusters, draw_row, k_means, lloyd, means, plus_plus
 from sslpl.query.badge import badge, gradient_distances
 from sslpl.query.bait import bait, fisher_vectors, forward_greedy, start_selection, update_selection
 from sslpl.query.cluster_margin import cluster_margin, smallest_first
@@ -37,7 +37,7 @@ def blobs(images: int, dimensions: int = 4, centers: int = 5, seed: int = 0) -> 
 
 
 def pool(embedding: Tensor, labeled: int = 0, logits: Tensor | None = None) -> Context:
-    """A context whose first images are labeled: positions 0..labeled-1 of the embeddings."""
+    """Returns a context whose images 0..labeled-1 are labeled."""
     logits = torch.randn(len(embedding), 3, generator=seeded(9)) if logits is None else logits
     every = Predictions(torch.arange(len(embedding)), logits, embedding, None)
     parts = [Predictions(*(None if v is None else v[part] for v in every)) for part in halves(labeled)]
@@ -58,7 +58,7 @@ def halves(labeled: int) -> tuple[slice, slice]:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every computation in blocks takes several."""
+    """Makes every blockwise computation use several blocks."""
     monkeypatch.setitem(neighbors.BLOCK, "cpu", 200)
 
 
@@ -95,9 +95,9 @@ class TestKMeans:
         for weight in (torch.ones_like(mass), mass):
             known = KMeans(9, init=points[:9].numpy(), n_init=1).fit(points.numpy(), sample_weight=weight.numpy())
             found = lloyd(points, points[:9], weight, 100)
-            assert found.label.tolist() == known.labels_.tolist()
+            assert found.assignment.tolist() == known.labels_.tolist()
             torch.testing.assert_close(found.centers, torch.from_numpy(known.cluster_centers_))
-            far = (points - found.centers[found.label]).square().sum(dim=1).sqrt()
+            far = (points - found.centers[found.assignment]).square().sum(dim=1).sqrt()
             torch.testing.assert_close(found.distance, far)
 
     def test_a_center_without_points_stays(self) -> None:
@@ -125,13 +125,13 @@ class TestKMeans:
     @pytest.mark.parametrize(("draw", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (1 - 2.0**-53, 3)])
     def test_rows_of_weight_0_are_not_drawn(self, draw: float, row: int) -> None:
         weight = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
-        assert drawn(weight, torch.tensor([draw], dtype=torch.float64)).tolist() == [row]
+        assert draw_row(weight, torch.tensor([draw], dtype=torch.float64)).tolist() == [row]
 
     def test_clusters_are_found_far_from_the_origin(self) -> None:
         points = blobs(100, centers=4, seed=3) * torch.tensor([1.0, 1, 1, 0]) + 1e4
         found = k_means(points, 4, seeded())
         near = torch.cdist(points.double(), found.centers.double()).argmin(dim=1)
-        assert torch.equal(found.label, near)
+        assert torch.equal(found.assignment, near)
 
     def test_the_nearest_image_stands_for_a_centroid(self) -> None:
         label, distance = torch.tensor([0, 2, 0, 2, 0]), torch.tensor([3.0, 1, 2, 1, 2])
@@ -312,7 +312,7 @@ class TestProbCover:
 
 class TestBait:
     def direct(self, seen: Context, n: int, regularization: float, chosen: list[int]) -> float:
-        """tr(M^-1 F) from the formulas of the docstring."""
+        """Computes tr(M^-1 F) by the formulas of the docstring."""
         v, labeled = fisher_vectors(seen.predictions), fisher_vectors(seen.labeled_predictions)
         every, total = torch.cat([v, labeled]), len(labeled) + n
         fisher = sum(torch.outer(x, x) for x in every) / len(every)

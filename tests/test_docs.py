@@ -1,4 +1,4 @@
-"""The commands that the documents tell a reader to type work, and the documents name what exists."""
+"""The commands in the documents work, and everything that the documents name exists."""
 
 import re
 import runpy
@@ -30,7 +30,7 @@ def code(document: str, language: str) -> list[str]:
 
 
 def commands(document: str) -> list[str]:
-    """The commands of a document: the lines of its Bash blocks, and code spans that begin as one and are complete."""
+    """Returns the commands of a document: the lines of its Bash blocks, and code spans that are complete commands."""
     blocks = [] if document in EXECUTED else code(document, "bash")
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```", "", text(document), flags=re.DOTALL | re.MULTILINE)
@@ -40,7 +40,7 @@ def commands(document: str) -> list[str]:
 
 
 def placeholder(span: str) -> bool:
-    """Whether a command is a pattern for others."""
+    """True if a command has placeholders."""
     patterns = r"\.\.\.|\[[^\]]*[A-Z]|\b(RUN|FOLDER)\b|sslpl\.\w+ --\w+$"
     return bool(re.search(patterns, span))
 
@@ -53,7 +53,7 @@ def starting(*words: str) -> list[str]:
 
 
 def small(line: str, folder: Path) -> list[str]:
-    """The arguments of a run's command, made small, on files of our own, as a dry run.
+    """Returns the arguments of a run's command for a small dry run on generated files.
 
     A sweep tries the first value of each key; test_experiments.py checks every value.
     """

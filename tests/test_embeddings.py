@@ -130,7 +130,7 @@ TRAIN, LABELS = blobs()["train"], blobs()["train_labels"]
         (changed(train=TRAIN[:, :5]), "train and test must have the same dimensions, not 5 and 8"),
         (changed(train=TRAIN.astype(int)), "train must be float16 or float32 [rows, dimensions], not int64 [60, 8]"),
         (changed(train=TRAIN[:, 0]), "train must be float16 or float32 [rows, dimensions], not float32 [60]"),
-        (changed(train=np.where(TRAIN == TRAIN[7], np.nan, TRAIN)), "train must be finite, row 7 is not"),
+        (changed(train=np.where(TRAIN[7] == TRAIN, np.nan, TRAIN)), "train must be finite, row 7 is not"),
         (changed(train_labels=LABELS[:9]), "train_labels must be integers [60], not int64 [9]"),
         (changed(train_labels=LABELS * 1.0), "train_labels must be integers [60], not float64 [60]"),
         (changed(train_labels=LABELS - 2), "labels must be at least 0, or -1 for an unlabeled row of train"),

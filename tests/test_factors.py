@@ -17,7 +17,7 @@ BY_HAND = np.array([[[1.0, 2.0], [4.0, 9.0]], [[2.0, 3.0], [5.0, 8.0]]])
 
 
 def crossing(root: Path, **skipped: str) -> Factorial | None:
-    """Two queries by three methods of task training by two of the module's, three seeds, less what is skipped."""
+    """Returns the factorial of 2 queries, 3 task methods, 2 module methods and 3 seeds, without the skipped runs."""
     for seed, query, task, ssl in product(range(3), ("entropy", "random"), ("none", "fixmatch", "uda"), ("a", "none")):
         if (query, task, ssl) == tuple(skipped.values()):
             continue

@@ -1,4 +1,4 @@
-"""Failures: full disks, damaged files, other versions, no memory, losses that are not finite. No work is lost."""
+"""Failures: full disks, damaged files, other versions, no memory, infinite losses. No work is lost."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 
 from sslpl import provenance, query, state
 from sslpl.clustering import linkage
@@ -25,16 +25,12 @@ Patch = pytest.MonkeyPatch
 RUN = (*TINY, "method=entropy")
 
 
-class Killed(BaseException):
-    """Ends a run as abruptly as a test in one process can."""
-
-
 def status() -> dict[str, Any]:
     return json.loads((run_folder() / "status.json").read_text())
 
 
 def raising(function: Callable[..., Any], call: int, error: BaseException) -> Callable[..., Any]:
-    """A function that raises at one of its calls (from 1)."""
+    """Wraps a function so that it raises at one of its calls (from 1)."""
     calls = []
 
     def patched(*arguments: Any, **options: Any) -> Any:
@@ -48,7 +44,7 @@ def raising(function: Callable[..., Any], call: int, error: BaseException) -> Ca
 
 @pytest.fixture
 def interrupted_run(sslpl: Command, monkeypatch: Patch) -> Path:
-    """The folder of a run that was killed after its first cycle."""
+    """Returns the folder of a run that was killed after its first cycle."""
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", raising(checkpoint.save, 9, Killed()))
         with pytest.raises(Killed):
@@ -293,7 +289,7 @@ def test_a_broken_pipe_does_not_stop_a_run(sslpl: Command, monkeypatch: Patch) -
     assert status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("function", ["keep_weights", "discard"])
+@pytest.mark.parametrize("function", ["save_model", "discard"])
 def test_a_kill_at_the_very_end_trains_nothing_again(sslpl: Command, monkeypatch: Patch, function: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, function, raising(getattr(checkpoint, function), 1, Killed()))

@@ -1,4 +1,4 @@
-"""Fingerprints of files: their content, read again only where size or time says that it may have changed."""
+"""Fingerprints of files: of their content, read again only if size or modification time has changed."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from sslpl.fingerprints import file_fingerprint
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose fingerprint is cached."""
+    """Returns a file large enough that its fingerprint is cached."""
     monkeypatch.setattr(fingerprints, "LARGE", 4)
     (tmp_path / "a.pt").write_bytes(b"first")
     return tmp_path / "a.pt"

@@ -85,7 +85,7 @@ def test_whatever_can_change_a_result_changes_the_id() -> None:
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of every value of a config."""
+    """Yields the path of every value of a config."""
     if isinstance(node, dict):
         for key, child in node.items():
             yield from leaves(child, (*path, key))

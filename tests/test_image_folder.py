@@ -1,4 +1,4 @@
-"""Image folders and CSV files: what is read, what is refused, what is left out, and which run it is."""
+"""Image folders and CSV files: what is read, refused or ignored, and the id of the run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NOISE = np.random.default_rng(0)
 
 
 def picture(path: Path, shade: int = 0, size: tuple[int, int] = (14, 11)) -> None:
-    """A noisy image, brighter where the shade is."""
+    """Writes a noisy image of a given brightness."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = NOISE.integers(0, 100, (size[1], size[0], 3)) + 70 * shade
     Image.fromarray(noise.astype(np.uint8)).save(path)
@@ -38,7 +38,7 @@ def picture(path: Path, shade: int = 0, size: tuple[int, int] = (14, 11)) -> Non
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three classes of 20 images, five of each to test."""
+    """Returns a folder of three classes with 20 training and 5 test images each."""
     root = tmp_path / "images"
     for place, label in enumerate(("ant", "bee", "cow")):
         for number in range(25):

@@ -1,4 +1,4 @@
-"""Large pools: tables in files, faiss and rejection sampling against the exact ways, limits told before training."""
+"""Large pools: tables in files, faiss and rejection sampling against exact methods, limits checked before training."""
 
 import math
 import sys
@@ -41,7 +41,7 @@ def every_pool_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_files(predictions: Predictions) -> Predictions:
-    """The same predictions, as they come out of tables in files."""
+    """Returns the same predictions, stored in files."""
     stored = []
     for table in predictions[1:]:
         kept = prediction_table.PredictionTable(len(predictions.index))
@@ -78,7 +78,8 @@ class TestTables:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
         setup.world = SINGLE_PROCESS
-        setup.bfloat16, setup.device, setup.augmentation = False, seen.device, type("A", (), {"plain": seen.normalize})
+        setup.bfloat16, setup.device = False, seen.device
+        setup.augmentation = type("Augmentation", (), {"normalize": seen.normalize})
         monkeypatch.setattr(inference, "inference_batch_size", lambda *_: 16)
         ask = partial(inference.predict, setup, seen.backbone, seen.module, seen.images, seen.unlabeled[:count])
         memory = ask()
@@ -121,7 +122,7 @@ class TestKMeans:
         error, least = (clusters.distance.square().sum().item() for clusters in (found, exact))
         assert error < 1.5 * least
         far, near = nearest(points, found.centers)
-        assert torch.equal(found.label, near)
+        assert torch.equal(found.assignment, near)
         torch.testing.assert_close(found.distance, far, atol=1e-3, rtol=1e-4)
 
     def test_every_point_is_assigned_in_its_own_place(self) -> None:
@@ -130,7 +131,7 @@ class TestKMeans:
         unit = torch.nn.functional.normalize(table[order])
         assert torch.equal(points[torch.arange(200)], unit)
         found = large_pools.sampled_k_means(points, 5, generator())
-        assert torch.equal(found.label, nearest(unit, found.centers)[1])
+        assert torch.equal(found.assignment, nearest(unit, found.centers)[1])
         again = large_pools.sampled_k_means(points, 5, generator())
         assert torch.equal(found.centers, again.centers)
 

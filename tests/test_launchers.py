@@ -55,7 +55,7 @@ class InThisProcess(Launcher):
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """The overrides that reach a launcher that runs in this process."""
+    """Records the overrides that reach a launcher running in this process."""
     monkeypatch.setattr(InThisProcess, "launched", [])
     monkeypatch.setattr(launchers, "get_class", lambda _: InThisProcess)
     return InThisProcess.launched
@@ -148,7 +148,7 @@ def test_a_gpu_has_as_many_runs_as_requested(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of GPU locks in a temporary folder that all users share; it does not exist yet."""
+    """Returns the folder of GPU locks, not yet created, in a temporary folder that all users share."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     return tmp_path / f"sslpl-gpus-{os.getuid()}"

@@ -41,14 +41,16 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def world(images: Tensor, labeled: Tensor, embedding: Tensor | None = None, losses: Tensor | None = None) -> Context:
-    """A context over these images, with predictions as a run makes them, in inference mode."""
-    plain = context().normalize
+def image_context(
+    images: Tensor, labeled: Tensor, embedding: Tensor | None = None, losses: Tensor | None = None
+) -> Context:
+    """Returns a context over images, with predictions in inference mode as in a run."""
+    preprocess = context().normalize
     size = len(images)
 
     def predict(weights: Any, index: Tensor) -> Predictions:
         with torch.inference_mode():
-            points = plain(images).flatten(1) if embedding is None else embedding
+            points = preprocess(images).flatten(1) if embedding is None else embedding
             worth = torch.zeros(size) if losses is None else losses
             return Predictions(index, torch.zeros(len(index), 5), points[index].clone(), worth[index].clone())
 
@@ -60,7 +62,7 @@ def world(images: Tensor, labeled: Tensor, embedding: Tensor | None = None, loss
 
 
 def two_kinds(seed: int, size: int = 240, labeled: int = 40) -> tuple[Context, Tensor]:
-    """Images bright at the left or at the right, of which only left ones are labeled; and which are right ones.
+    """Returns a context of images bright at the left or right, only left ones labeled, and a mask of the right ones.
 
     Of the unlabeled images 60% are right ones. The embeddings of these are spread, those of the others are not.
     """
@@ -72,7 +74,7 @@ def two_kinds(seed: int, size: int = 240, labeled: int = 40) -> tuple[Context, T
     noise = torch.rand(size, 16, generator=rng) * torch.where(right, 0.5, 0.05)[:, None]
     embedding = torch.eye(16)[right.long()] + noise
     known = torch.randperm(size // 2, generator=rng)[:labeled]
-    return world(images.to(torch.uint8), known, embedding), right
+    return image_context(images.to(torch.uint8), known, embedding), right
 
 
 def share(selection: Selection, wanted: Tensor) -> float:
@@ -94,7 +96,7 @@ def test_ta_vaal_sees_predicted_losses(normalized: bool) -> None:
     images = torch.zeros(120, 1, 8, 8, dtype=torch.uint8)  # nothing to see in them
     high = torch.arange(120) % 2 == 1
     labeled = torch.arange(0, 60, 2)
-    seen = world(images, labeled, losses=torch.where(high, 2.0, -2.0))
+    seen = image_context(images, labeled, losses=torch.where(high, 2.0, -2.0))
     picked = ta_vaal(seen, 20, seeded(), steps=60, batch_size=16, width=4, normalized=normalized)
     assert share(picked, high) == 1
 
@@ -180,7 +182,7 @@ def test_batches_pass_over_all_images_in_turn() -> None:
 
 
 def adjacency(embedding: Tensor) -> Tensor:
-    """The published normalization, as a matrix."""
+    """Returns the published normalized adjacency matrix."""
     unit = normalize(embedding.double())
     similarity = unit @ unit.T - torch.eye(len(unit))
     return similarity / similarity.sum(dim=0) + torch.eye(len(unit))
@@ -240,7 +242,7 @@ def test_core_gcn_covers_the_features_of_the_graph_network() -> None:
 
 
 def greedy(centers: Tensor, points: Tensor, n: int) -> list[int]:
-    """Greedy k-center by whole matrices in float64."""
+    """Runs greedy k-center with full float64 matrices."""
     centers, chosen = centers.double(), []
     for _ in range(n):
         gap = (points.double()[:, None] - centers[None]).square().sum(2).amin(1)

@@ -1,4 +1,4 @@
-"""Complete linkage by rounds: the same partitions as scikit-learn's and SciPy's, valid ones where pairs are tied."""
+"""Complete linkage in rounds: the partitions of scikit-learn and SciPy, and valid ones for tied distances."""
 
 from itertools import product
 
@@ -19,7 +19,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def embeddings(n: int, d: int, seed: int, classes: int = 20) -> Tensor:
-    """What a network with ReLUs returns: nonnegative, clustered by class, a few copies."""
+    """Returns points like a ReLU network's embeddings: nonnegative, clustered by class, with some duplicates."""
     rng = np.random.default_rng(seed)
     means = 0.7 * rng.normal(size=(classes, d))
     points = (means[rng.integers(0, classes, n)] + 0.5 * rng.normal(size=(n, d)) - 0.3).clip(0)
@@ -28,7 +28,7 @@ def embeddings(n: int, d: int, seed: int, classes: int = 20) -> Tensor:
 
 
 def assert_clusters(labels: Tensor, clusters: int) -> None:
-    """All labels of 0..clusters-1 are there, numbered in order of appearance."""
+    """Checks that the labels are 0..clusters-1, numbered in order of appearance."""
     values, first = np.unique(labels.cpu().numpy(), return_index=True)
     assert labels.dtype == torch.long
     assert values.tolist() == list(range(clusters))
@@ -40,7 +40,7 @@ def diameters(distance: np.ndarray, labels: np.ndarray) -> list[float]:
 
 
 def reachable(distance: np.ndarray, clusters: int) -> set[frozenset[frozenset[int]]]:
-    """All partitions that some order of tied merges leads to, by brute force."""
+    """Enumerates the partitions that result from any order of tied merges."""
     states = {frozenset(frozenset([i]) for i in range(len(distance)))}
     for _ in range(len(distance) - clusters):
         states = {merged for state in states for merged in lowest_merges(distance, state)}
@@ -206,8 +206,8 @@ def test_block_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points = embeddings(600, 16, seed=4)
     expected = complete_linkage(points, 30)
     for living in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(rounds_module, "LIVING", living)
-        monkeypatch.setattr(rounds_module, "FOLDED", 600)
+        monkeypatch.setattr(rounds_module, "MIN_ALIVE_SHARE", living)
+        monkeypatch.setattr(rounds_module, "MATRIX_PARTS", 600)
         monkeypatch.setattr(rounds_module, "CHUNK", {"cpu": 1000, "cuda": 1000})
-        monkeypatch.setattr(rounds_module, "PRODUCT", {"cpu": 77, "cuda": 77})
+        monkeypatch.setattr(rounds_module, "ROWS_PER_BLOCK", {"cpu": 77, "cuda": 77})
         assert torch.equal(complete_linkage(points, 30), expected)

@@ -1,4 +1,4 @@
-"""Labels from people: what is asked, accepted and refused, and that a run through files is the same run."""
+"""Labels from people: requests, valid and invalid answers, and that a run with label files equals a simulated one."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 from PIL import Image
 from studio import annotated, minimal, valid_tasks
 
@@ -39,7 +39,7 @@ FILES = ("dataset._target_=test_oracle.photos", "oracle=file")
 
 
 def photos(root: str = "data", flip: bool = False, cutout: int | None = None) -> Dataset:
-    """Some digits as if they were files; `known.json` below the root lists those that are labeled already."""
+    """Writes some digits as image files; `known.json` below the root lists those that are labeled already."""
     data = digits(root)
     labels, known = data.train_labels[:POOL].clone(), Path(root) / "known.json"
     if known.exists():
@@ -66,7 +66,7 @@ def truth(path: str) -> str:
 
 
 def answer(folder: Path, name: str = "labels.csv", labels: Callable[[str], str] = truth) -> list[str]:
-    """Does what a person does with a batch; the paths."""
+    """Labels a requested batch; returns the paths."""
     paths = [row["path"] for row in read(folder / "to_label.csv")]
     lines = [f"{path},{labels(path)}" for path in paths]
     (folder / name).write_text("\n".join(["path,label", *lines]) + "\n")
@@ -115,21 +115,17 @@ def test_a_run_through_files_is_the_same_run(sslpl: Command, tmp_path: Path, kno
     assert all(row["pseudo_label_rate"] for row in rows[:2])
     weights = [torch.load(f / "checkpoint" / "weights.pt", weights_only=True) for f in (run_folder(), simulated)]
     assert all(torch.equal(a, b) for a, b in zip(*(w["backbone"].values() for w in weights), strict=True))
-    told = read(run_folder() / "labeling" / "ledger.csv")
-    assert [row["label"] for row in told] == [row["label"] for row in ledger]
-    assert all(row["class"] == truth(row["path"]) for row in told)
-    assert [bool(row["time"]) for row in told] == [not known] * FIRST + [True] * 2 * MORE
-    assert {row["source"] for row in told[FIRST:]} == {"labeling/cycle1/labels.csv", "labeling/cycle2/labels.csv"}
+    recorded = read(run_folder() / "labeling" / "ledger.csv")
+    assert [row["label"] for row in recorded] == [row["label"] for row in ledger]
+    assert all(row["class"] == truth(row["path"]) for row in recorded)
+    assert [bool(row["time"]) for row in recorded] == [not known] * FIRST + [True] * 2 * MORE
+    assert {row["source"] for row in recorded[FIRST:]} == {"labeling/cycle1/labels.csv", "labeling/cycle2/labels.csv"}
 
 
 @pytest.fixture(autouse=True)
 def no_pictures_of_curves(monkeypatch: Patch) -> None:
-    """They are tested elsewhere, and take most of the time of so small a run."""
+    """Disables plots, which are tested elsewhere and take most of the time of so small a run."""
     monkeypatch.setattr(recorder, "learning_curve", lambda *_: None)
-
-
-class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
 
 
 def test_a_kill_or_a_mistake_while_waiting_loses_nothing(sslpl: Command, monkeypatch: Patch) -> None:
@@ -183,19 +179,19 @@ def test_parts_of_batches_and_new_classes(sslpl: Command) -> None:
     sslpl(*command)
     cycle0, cycle1, cycle2 = (run_folder() / "labeling" / f"cycle{k}" for k in range(3))
     answer(cycle0, labels=lambda path: truth(path) if int(path[-7:-4]) % 2 else "")
-    told = sum(int(row["path"][-7:-4]) % 2 for row in read(cycle0 / "to_label.csv"))
+    first = sum(int(row["path"][-7:-4]) % 2 for row in read(cycle0 / "to_label.csv"))
     assert sslpl(*command).code == 2
     loose = (*command, "oracle.partial=true", "oracle.new_classes=true")  # of the same run
     assert sslpl(*loose).code == 0
     paths = answer(cycle1)
     (cycle1 / "labels.csv").write_text(f"path,label\n{paths[0]},ten\n{paths[1]},eleven\n")
-    assert sslpl(*loose).code == 0  # reads a checkpoint with twelve classes in its next life
+    assert sslpl(*loose).code == 0  # reads a checkpoint with twelve classes in its next process
     assert "ten" in (cycle2 / "label_studio.xml").read_text()
     assert {row["path"] for row in read(cycle2 / "to_label.csv")}.isdisjoint(paths[:2])
     answer(cycle2, labels=lambda _: "eleven")
     assert sslpl(*loose).code == 0
-    assert [int(row["labeled"]) for row in timeless(run_folder())] == [told, told + 2, told + 2 + MORE]
-    assert [row["label"] for row in read(run_folder() / "queries.csv")[told:]] == ["10", "11", *["11"] * MORE]
+    assert [int(row["labeled"]) for row in timeless(run_folder())] == [first, first + 2, first + 2 + MORE]
+    assert [row["label"] for row in read(run_folder() / "queries.csv")[first:]] == ["10", "11", *["11"] * MORE]
     assert [row["class"] for row in read(run_folder() / "labeling" / "classes.csv")] == [*NAMES, "ten", "eleven"]
     weights = torch.load(run_folder() / "checkpoint" / "weights.pt", weights_only=True)["backbone"]
     assert weights["head.weight"].shape[0] == weights["head.bias"].shape[0] == 12
@@ -299,9 +295,9 @@ def test_images_without_files_are_written_as_pictures(tmp_path: Path) -> None:
     assert pixels.shape == (128, 128)
     assert np.array_equal(pixels[::16, ::16], digits().train.data[3, 0].numpy())  # type: ignore[attr-defined]
     (folder / "labels.csv").write_text("path,label\n000080.png,one\n000003.png,nine\n000007.png,zero\n")
-    told = FileOracle()(request)
-    assert told.label.tolist() == [0, 9, 1]
-    assert told.source == "labeling/cycle1/labels.csv"
+    answers = FileOracle()(request)
+    assert answers.label.tolist() == [0, 9, 1]
+    assert answers.source == "labeling/cycle1/labels.csv"
 
 
 def test_the_contact_sheet_shows_every_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The learning curve is a whole PNG in every case a run can leave."""
+"""The learning curve is a complete PNG for every possible history of a run."""
 
 import math
 import struct
@@ -24,7 +24,7 @@ PLAIN = [{**row, "loss_rank_correlation": None} for row in SIX]
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Width and height from the header of a PNG, which must also have its end."""
+    """Reads width and height from the header of a PNG and checks its end marker."""
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert data[-8:-4] == b"IEND"

@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test set of digits as files, in two folders, in its order."""
+    """Writes the test set of digits as files, in order, in two folders."""
     folder = tmp_path_factory.mktemp("photos")
     for position, image in enumerate(digits().test.data):  # type: ignore[attr-defined]
         path = folder / ("a/deep" if position < 200 else "b") / f"{position:03d}.png"
@@ -208,7 +208,7 @@ def test_a_run_that_is_of_no_use_is_refused_in_one_line(
 
 
 class Payload:
-    """What an unpickler that is not restricted runs."""
+    """A pickle that runs code when loaded by an unrestricted unpickler."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -319,7 +319,7 @@ def test_wrong_folders_and_options_are_refused_in_one_line(
 
 
 def test_a_finished_run_keeps_the_signature_of_its_networks(run: Path) -> None:
-    assert checkpoint.load_weights(run / "checkpoint").signature == ModelSignature(
+    assert checkpoint.load_model(run / "checkpoint").signature == ModelSignature(
         tuple("0123456789"), (1, 8, 8), 8, digits().mean, digits().std
     )
 
@@ -410,7 +410,7 @@ def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.Monk
     signature = ModelSignature(("a",), (1, 8, 8), 8, (0.5,), (0.5,))
     for number, group in enumerate(stream.image_groups(files, signature, 50, threads=2)):
         assert group.paths == files[50 * number : 50 * (number + 1)]
-        assert len(begun) <= 50 * (number + 1 + stream.AHEAD)
+        assert len(begun) <= 50 * (number + 1 + stream.PREFETCHED)
     assert len(begun) == 360
 
 
@@ -418,7 +418,7 @@ def test_few_images_are_in_memory_at_once(photos: Path, monkeypatch: pytest.Monk
 
 
 def trained(backbone_of: Callable[..., Any], convolutional: bool | None, shape: tuple[int, int, int]) -> TrainedModel:
-    """Untrained networks whose batch norms are not the identity."""
+    """Returns untrained networks whose batch norms are not the identity."""
     torch.manual_seed(0)
     backbone = backbone_of(num_classes=5, in_channels=shape[0])
     for layer in backbone.modules():

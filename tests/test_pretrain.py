@@ -1,4 +1,4 @@
-"""Starting weights: views and loss against their formulas, the command, and runs that begin with them."""
+"""Pre-training: views and loss against their formulas, the command, and runs that start from its weights."""
 
 import csv
 import hashlib
@@ -99,7 +99,7 @@ class TestViews:
         plain = SimCLRViews(
             mean, std, flip=False, smallest_crop=1.0, jitter=0.0, jitter_probability=1.0, gray_probability=0
         )
-        torch.testing.assert_close(plain(images, plain.draw(12, 8, 8, rng(0, "views"))), plain.plain(images))
+        torch.testing.assert_close(plain(images, plain.draw(12, 8, 8, rng(0, "views"))), plain.normalize(images))
 
 
 class TestLearning:
@@ -130,9 +130,9 @@ class TestLearning:
         assert len(torch.cat(batches).unique()) == 8
         assert [len(batch) for batch in whole_batches(3, 4, rng(0, "order"))] == [3]
         options = SimCLR(epochs=1000, rate=0.4)
-        assert options.rate_in(0) == 0.4
-        assert options.rate_in(500) == pytest.approx(0.4 * 0.5005)
-        assert options.rate_in(999) == pytest.approx(0.0004, rel=0.01)
+        assert options.learning_rate_at(0) == 0.4
+        assert options.learning_rate_at(500) == pytest.approx(0.4 * 0.5005)
+        assert options.learning_rate_at(999) == pytest.approx(0.0004, rel=0.01)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def backbone_of(classes: int = 10, channels: int = 1, seed: int = 5) -> torch.nn
 
 
 def weights_file(path: Path, seed: int = 5, head: bool = False) -> Path:
-    """Starting weights for digits; without a head, as the command leaves them."""
+    """Writes starting weights for digits without a head, as the command does."""
     weights = backbone_of(seed=seed).state_dict()
     torch.save({name: value for name, value in weights.items() if head or not name.startswith("head.")}, path)
     return path

@@ -1,4 +1,4 @@
-"""What a run prints, on a terminal and elsewhere."""
+"""The output of a run, on a terminal and elsewhere."""
 
 import io
 import math
@@ -33,7 +33,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -58,7 +58,7 @@ def pipe(width: int = 80) -> Console:
 
 
 def play(progress: Progress, cycles: int = 2) -> None:
-    """A short run of every phase."""
+    """Reports a short run of every phase."""
     for cycle in range(cycles):
         progress.cycle(cycle, 2500 * (cycle + 1))
         for name, total in (("train", 40), ("finetune", 10), ("evaluate", 0), ("query", 1)):

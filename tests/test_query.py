@@ -1,4 +1,4 @@
-"""The contract that every query strategy keeps to, and the strategies by hand."""
+"""The contract of query strategies, and strategies on small hand-computed inputs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ SHORT = {  # what the contract asks of a strategy that trains networks, it asks 
 
 
 def strategy(name: str, folder: Path | None = None) -> QueryStrategy:
-    """A strategy of conf/query or of another folder of configs."""
+    """Returns a strategy of conf/query or of another folder of configs."""
     GlobalHydra.instance().clear()
     beside = [] if folder is None else [f"hydra.searchpath=[file://{folder.resolve()}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -38,7 +38,7 @@ def strategy(name: str, folder: Path | None = None) -> QueryStrategy:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A contract test for each strategy here and in the folder that `--strategies` names."""
+    """Parametrizes the contract test by all strategies, also of the folder of `--strategies`."""
     if "asked" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--strategies")
         outside = [] if folder is None else sorted(path.stem for path in folder.glob("query/*.yaml"))
@@ -114,16 +114,16 @@ def all_pairs_by_scipy(context: QueryContext, n: int, rng: Generator) -> Selecti
 
 
 BROKEN = {  # and the check that finds it
-    with_replacement: "picks_the_asked_number_of_distinct_unlabeled_images",
-    labeled_return: "picks_the_asked_number_of_distinct_unlabeled_images",
+    with_replacement: "selects_n_distinct_unlabeled_images",
+    labeled_return: "selects_n_distinct_unlabeled_images",
     unseeded: "is_deterministic_for_a_seed",
     the_first: "breaks_ties_by_the_generator",
     in_train_mode: "changes_nothing_but_its_generator",
     in_place: "changes_nothing_but_its_generator",
     by_numpys_seed: "changes_nothing_but_its_generator",
-    peeking: "sees_no_hidden_label",
-    all_pairs: "holds_no_matrix_of_the_pool",
-    all_pairs_by_scipy: "holds_no_matrix_of_the_pool",
+    peeking: "uses_no_hidden_label",
+    all_pairs: "allocates_no_matrix_of_the_pool",
+    all_pairs_by_scipy: "allocates_no_matrix_of_the_pool",
 }
 
 

@@ -1,4 +1,4 @@
-"""Dropout and drop path: masks that depend on seed, cycle, epoch, step and process alone, in every training."""
+"""Dropout and drop path: masks depend only on seed, cycle, epoch, step and process, in every training."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 from hydra.utils import instantiate
 from test_identity import config_of
 from torch import Generator, Tensor, nn
@@ -17,13 +17,13 @@ from torch.nn import functional
 from sslpl.config.build import build_setup
 from sslpl.data.datasets import digits
 from sslpl.distributed.world import World
-from sslpl.learn.joint import mask_draws
+from sslpl.learn.joint_step import mask_draws
 from sslpl.loop import initial_state
 from sslpl.models.backbone import small_cnn
 from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.libraries import torchvision
 from sslpl.phases.query import run_strategy
-from sslpl.pretrain.simclr import Pretraining, PretrainState, SimCLR, initial_learner, pretrain, projection_head
+from sslpl.pretrain.simclr import Pretraining, PretrainState, SimCLR, initial_pretrain_state, pretrain, projection_head
 from sslpl.pretrain.simclr_views import SimCLRViews
 from sslpl.recording import checkpoint
 from sslpl.seeds import build_seeded, rng, seeded_draws
@@ -37,12 +37,8 @@ DROP_PATH = ("backbone=torchvision", "backbone.name=efficientnet_b0", "training.
 CPU = torch.device("cpu")
 
 
-class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
-
-
 def result(folder: Path) -> dict[str, Any]:
-    """What two equal runs share, to the last bit."""
+    """Returns what two equal runs have in common, bit for bit."""
     networks = torch.load(folder / "checkpoint" / "weights.pt", weights_only=True)
     weights = {f"{part} {name}": value for part in ("backbone", "module") for name, value in networks[part].items()}
     return {"metrics": timeless(folder), "queries": (folder / "queries.csv").read_bytes(), "weights": weights}
@@ -61,7 +57,7 @@ def run(sslpl: Command, folder: str, *options: str) -> dict[str, Any]:
 
 
 def dies_at_checkpoint(monkeypatch: Patch, call: int) -> None:
-    """Kills the run once it has saved so many times (from 1)."""
+    """Kills the run at its n-th checkpoint (from 1)."""
     save, calls = checkpoint.save, []
 
     def deadly(*arguments: Any) -> None:
@@ -194,7 +190,7 @@ def test_what_the_fine_tune_and_the_query_see_has_no_mask(name: str) -> None:
 
 
 class Dropping(nn.Module):
-    """A backbone whose stages drop channels, as few do, and not its head alone."""
+    """A backbone that applies dropout to its embedding, not only before its head."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -206,7 +202,7 @@ class Dropping(nn.Module):
 
 
 def contrastive(killed_after: int | None = None) -> PretrainState:
-    """Two epochs of three steps; with a kill, the second life begins with what was saved."""
+    """Runs two epochs of three steps; with a kill, the second process resumes from the checkpoint."""
     data, options = digits("data"), SimCLR(epochs=2, batch_size=400, precision="float32")
     jitter = {"jitter": 0.5, "jitter_probability": 0.8, "gray_probability": 0.2}
     views = SimCLRViews(data.mean, data.std, flip=False, smallest_crop=0.5, **jitter)  # type: ignore[arg-type]
@@ -214,7 +210,8 @@ def contrastive(killed_after: int | None = None) -> PretrainState:
 
     def fresh() -> PretrainState:
         network = build_seeded(lambda: Dropping(small_cnn(num_classes=10, in_channels=1)), 0, "network")
-        return initial_learner(network, build_seeded(lambda: projection_head(256, 8), 0, "projection"), options, CPU)
+        projection = build_seeded(lambda: projection_head(256, 8), 0, "projection")
+        return initial_pretrain_state(network, projection, options, CPU)
 
     state = fresh()
     for step, _ in enumerate(pretrain(task, state), start=1):

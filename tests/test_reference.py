@@ -27,7 +27,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def cases(name: str) -> list[dict[str, np.ndarray]]:
-    """The arrays of case0_, case1_, ... without their prefix, as many as the file has."""
+    """Returns the arrays of each case of a file, without their prefixes case0_, case1_, ..."""
     arrays, found = load(name), []
     for k in range(len({key.partition("_")[0] for key in arrays})):
         found.append({key.removeprefix(f"case{k}_"): arrays[key] for key in arrays if key.startswith(f"case{k}_")})

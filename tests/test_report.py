@@ -53,7 +53,7 @@ def only_comparison(root: Path) -> DatasetComparison:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Three methods of three seeds and a ceiling, in a folder of their own."""
+    """Writes the runs of three methods with three seeds each, and of a fully supervised ceiling."""
     root = tmp_path / "runs"
     for seed in range(3):
         write_run(root, "random", seed, [0.50 + 0.01 * seed, 0.60, 0.65, 0.70])

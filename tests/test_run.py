@@ -1,4 +1,4 @@
-"""Whole runs through the command line: what they leave, that they repeat, resume, and share a world."""
+"""Complete runs through the command line: their files, reproducibility, resuming, several processes."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 
 from sslpl import state
 from sslpl.recording import checkpoint, recorder
@@ -90,10 +90,6 @@ def test_a_finished_run_is_not_run_again(sslpl: Command) -> None:
     assert done.code == 0
     assert done.out == f"finished already: {run_folder()}\n"
     assert {path: path.stat().st_mtime_ns for path in run_folder().rglob("*")} == before
-
-
-class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 7, 9, 12, 14])

@@ -1,4 +1,4 @@
-"""The schedule of a run, against the batches and the phases that it describes."""
+"""The schedule of a run, against its actual batches and phases."""
 
 import pytest
 import torch

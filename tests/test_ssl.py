@@ -1,4 +1,4 @@
-"""SSL methods: each against its published formula in plain loops, inside the fine-tune, and through kills."""
+"""SSL methods: against their published formulas in explicit loops, in the fine-tune, and after kills."""
 
 import io
 import math
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
-from test_run import Killed
+from conftest import TINY, Killed, Result, run_folder, timeless
 from torch import Tensor
 
 from sslpl import ranking
@@ -49,7 +48,7 @@ def probabilities(logits: Tensor) -> list[list[float]]:
 
 
 def stream(batches: int = 12, size: int = 8, classes: int = 4, images: int = 24) -> list[tuple[Tensor, Tensor]]:
-    """Weak logits of batches, some sure and some not, one class rarer than the others; images come back."""
+    """Returns batches of weak logits, confident and not, and image indices, with a rare class and repeated images."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([1.0, 1.0, 0.9, 0.5])[:classes]
     return [
@@ -241,7 +240,7 @@ def make_setup(ssl: object, **training: object) -> Setup:
 
 
 def trained(setup: Setup) -> State:
-    """A state that stands before its first fine-tune."""
+    """Returns a state before its first fine-tune."""
     state = initial_state(setup)
     for _ in train(setup, state):
         pass
@@ -251,7 +250,7 @@ def trained(setup: Setup) -> State:
 
 
 def reloaded(setup: Setup, state: State) -> State:
-    """What a checkpoint of the state becomes in another process."""
+    """Returns the state as another process loads it from a checkpoint."""
     buffer = io.BytesIO()
     torch.save(state.to_dict(), buffer)
     other = initial_state(setup)
@@ -260,7 +259,7 @@ def reloaded(setup: Setup, state: State) -> State:
 
 
 def finished(setup: Setup, state: State) -> State:
-    """The same state, after the fine-tune."""
+    """Returns the state after the fine-tune."""
     for _ in finetune(setup, state):
         pass
     return state
@@ -282,7 +281,7 @@ def test_a_checkpoint_holds_the_state_of_the_last_step_though_batches_are_pseudo
     start = trained(setup)
 
     def fine_tuned(kill_after: int) -> tuple[State, list[Tensor]]:
-        """The state afterwards, and the pseudo-labels counted and the state of the method after each step."""
+        """Runs the fine-tune; returns the state, and the pseudo-label counts and method state after each step."""
         state, seen = reloaded(setup, start), []
         for _ in range(2):
             for _ in finetune(setup, state):

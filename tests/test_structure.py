@@ -1,4 +1,4 @@
-"""The structure of the package: imports point down, targets name public faces, names have one meaning."""
+"""The structure of the package: imports point down, targets name public functions, names have one meaning."""
 
 import ast
 import importlib
@@ -33,12 +33,12 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
 def room(module: str) -> str:
-    """`sslpl.query.badge` -> query, `sslpl.loop` -> loop."""
+    """Returns the package or top-level module: query for `sslpl.query.badge`, loop for `sslpl.loop`."""
     return [*module.split("."), "sslpl"][1] if module != "sslpl" else "sslpl"
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the project that a file imports, wherever in it."""
+    """Returns the modules of the project that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sslpl":
@@ -56,7 +56,7 @@ def is_module(name: str) -> bool:
 
 
 def arrows() -> dict[tuple[str, str], list[str]]:
-    """Which rooms import which, and the files that do."""
+    """Returns the files of each import from one package to another."""
     found = defaultdict(list)
     for path in sorted((ROOT / "sslpl").rglob("*.py")):
         here = room(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))

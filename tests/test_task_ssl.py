@@ -1,4 +1,4 @@
-"""Semi-supervised training of the backbone: the published formulas, and the joint training around them."""
+"""Semi-supervised training of the backbone: the published formulas, and the joint training."""
 
 import math
 from collections import Counter
@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_run import Killed
 from test_ssl import make_setup, reloaded
 from torch import Tensor
 
 from sslpl.learn.averages import update_average, use_average
 from sslpl.learn.inference import predict
-from sslpl.learn.joint import JointInputs, joint_step
+from sslpl.learn.joint_step import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.unlabeled_batches import start_task, unlabeled_batches, unlabeled_order
 from sslpl.loop import advance, initial_state, prepare_training
@@ -28,8 +27,8 @@ from sslpl.phases.train import train
 from sslpl.recording import checkpoint
 from sslpl.run.errors import CONF
 from sslpl.setup import Setup
+from sslpl.ssl.backbone_loss import TaskCriterion, TaskSSL
 from sslpl.ssl.rules import pseudo_label_hard, pseudo_label_soft
-from sslpl.ssl.task import TaskCriterion, TaskSSL
 from sslpl.state import State, weights_of
 from sslpl.types import Selection
 
@@ -40,7 +39,7 @@ with np.load(Path(__file__).parent / "data" / "task_ssl" / "reference.npz") as f
 
 
 def method_of(option: str, **changed: object) -> TaskSSL:
-    """An option as its file says, with other values."""
+    """Builds an option of conf/task_ssl with other values."""
     node = OmegaConf.load(CONF / "task_ssl" / f"{option}.yaml")
     for key, value in changed.items():
         OmegaConf.update(node, key.replace("__", "."), value)
@@ -166,7 +165,7 @@ def test_the_loss_of_a_step_is_that_of_the_views_passed_together(option: str) ->
     assert batch is not None
     own = {"fixmatch": [batch.weak, batch.student], "pseudo_label": [batch.weak], "mean_teacher": [batch.student]}
     images = next(setup.dataset.train.batches([state.train_index[:16]]))
-    views, labels = setup.augmentation.plain(images), state.labels()[state.train_index[:16]]
+    views, labels = setup.augmentation.normalize(images), state.labels()[state.train_index[:16]]
     network = setup.build(0)[0].train()
     logits = network(torch.cat([views, *own[option]])).logits
     weak = setup.build(0)[0].train()(batch.weak).logits if option == "mean_teacher" else logits[16:48]

@@ -33,7 +33,7 @@ for step in range(5):
 
 @pytest.fixture(autouse=True)
 def stranger(tmp_path, monkeypatch):
-    """A user without a W&B account, whose environment says nothing; wandb forgets her afterwards."""
+    """Removes W&B accounts and variables from the environment, and resets wandb afterwards."""
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
@@ -62,7 +62,7 @@ def server(monkeypatch):
 
 
 def live(folder, steps, mode=None, exit_code=0, run_id="abc12345", **keys):
-    """One life of a run; returns the seconds that `finish` took."""
+    """Tracks a run in one session; returns the seconds that `finish` took."""
     folder.mkdir(exist_ok=True)
     ledger = folder / "queries.csv"
     ledger.write_text("cycle,index\n0,3\n")
@@ -77,21 +77,21 @@ def live(folder, steps, mode=None, exit_code=0, run_id="abc12345", **keys):
 
 
 def records(folder):
-    """What the offline lives of a run left, read back with wandb's own reader, a list for each life."""
-    lives = []
+    """Reads the offline recordings of a run with wandb's reader; returns a list for each session."""
+    sessions = []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
         out = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-        lives.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
-    return lives
+        sessions.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
+    return sessions
 
 
-def of_type(life, kind):
-    return [record[kind] for record in life if record["type"] == kind]
+def of_type(session, kind):
+    return [record[kind] for record in session if record["type"] == kind]
 
 
-def steps_of(life):
-    return [entry["step"]["num"] for entry in of_type(life, "history")]
+def steps_of(session):
+    return [entry["step"]["num"] for entry in of_type(session, "history")]
 
 
 def test_offline_keeps_everything_on_disk_without_doubled_steps(tmp_path, capfd):
@@ -117,7 +117,7 @@ def test_offline_keeps_everything_on_disk_without_doubled_steps(tmp_path, capfd)
     )  # fmt: skip
     config = run["config"]["update"]
     assert config | {"seed": 0, "provenance": {"version": "0.1.0"}} == config
-    assert [of_type(life, "exit")[0].get("exit_code", 0) for life in (first, second)] == [1, 0]
+    assert [of_type(session, "exit")[0].get("exit_code", 0) for session in (first, second)] == [1, 0]
     assert of_type(second, "artifact")[0]["name"] == "queries-abc12345"
     assert {"aubc": 0.5} in [entry["update"] for entry in of_type(second, "summary")]
     axes = {m.get("glob_name"): m.get("step_metric") for m in of_type(first, "metric") if "glob_name" in m}
@@ -173,7 +173,7 @@ def test_a_server_that_fails_at_first_leaves_an_offline_run(tmp_path, server, fa
     err = capfd.readouterr().err
     assert err.count("W&B:") == 1 == len(err.splitlines())
     assert "goes on offline; the run's files are complete without it" in err
-    assert [steps_of(life) for life in records(tmp_path / "run")] == [[0, 1, 2, 3]]
+    assert [steps_of(session) for session in records(tmp_path / "run")] == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("failure", [500, "hang"])
@@ -216,7 +216,7 @@ def test_auto_without_login_is_offline_and_online_says_why(tmp_path, capfd):
     live(tmp_path / "online", range(2), mode="online", run_id="22222222")
     assert "nobody is logged in" in capfd.readouterr().err
     for name in ("auto", "online"):
-        assert [steps_of(life) for life in records(tmp_path / name)] == [[0, 1]]
+        assert [steps_of(session) for session in records(tmp_path / name)] == [[0, 1]]
 
 
 def test_a_netrc_entry_is_a_login(tmp_path, server, stranger, monkeypatch):
@@ -234,20 +234,20 @@ def test_wandb_mode_of_the_user_counts(tmp_path, server, monkeypatch, mode, left
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == left
 
 
-@pytest.mark.parametrize("life", ["first", "second"])
-def test_the_named_command_sends_every_offline_life_once(tmp_path, server, capfd, life):
+@pytest.mark.parametrize("session", ["first", "second"])
+def test_the_named_command_sends_every_offline_session_once(tmp_path, server, capfd, session):
     folder = tmp_path / "a run"
     live(folder, range(4), mode="offline", exit_code=1)
-    if life == "second":
+    if session == "second":
         live(folder, range(2, 6), mode="offline")
     assert not server.runs
     said = capfd.readouterr().out.splitlines()[-1].removeprefix("W&B: recorded offline, to send it: ")
     assert shlex.split(said)[:2] == ["wandb", "sync"]
     wandb_sync(shlex.split(said))
     run = server.runs["abc12345"]
-    steps = range(4 if life == "first" else 6)
+    steps = range(4 if session == "first" else 6)
     assert [line["_step"] for _, lines in run.posted for line in lines] == [*steps]
-    assert run.exit_code == (life == "first")
+    assert run.exit_code == (session == "first")
     live(folder, range(4, 8), mode="offline")
     said = capfd.readouterr().out.splitlines()[-1]
     assert said.count("offline-run-") == 1, said  # the others have been sent
@@ -256,17 +256,17 @@ def test_the_named_command_sends_every_offline_life_once(tmp_path, server, capfd
 
 
 def wandb_sync(command):
-    """Runs it as a shell of its own would."""
+    """Runs `wandb sync` in a process of its own."""
     env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     module = [sys.executable, "-m", *command]
     done = subprocess.run(module, capture_output=True, text=True, timeout=60, env=env, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
 
 
-def test_an_offline_life_after_one_online_repeats_nothing(tmp_path, server):
+def test_an_offline_session_after_one_online_repeats_nothing(tmp_path, server):
     live(tmp_path / "run", range(4), exit_code=1)
     live(tmp_path / "run", range(6), mode="offline")
-    assert [steps_of(life) for life in records(tmp_path / "run")] == [[4, 5]]
+    assert [steps_of(session) for session in records(tmp_path / "run")] == [[4, 5]]
 
 
 def test_the_environment_is_the_default_and_a_given_key_wins(tmp_path, server, monkeypatch):
@@ -329,7 +329,7 @@ def test_a_variable_that_wandb_refuses_is_named_and_the_run_goes_on_offline(
     assert os.environ[name] == value
     monkeypatch.delenv(name)
     for run_id in ("11111111", "22222222"):
-        assert [steps_of(life) for life in records(tmp_path / run_id)] == [[0, 1, 2, 3]]
+        assert [steps_of(session) for session in records(tmp_path / run_id)] == [[0, 1, 2, 3]]
 
 
 def test_a_tracker_that_cannot_even_go_offline_says_so(tmp_path, server, monkeypatch, capfd):
@@ -345,7 +345,7 @@ def test_a_short_run_without_a_server_waits_for_its_offline_recording(tmp_path, 
     monkeypatch.setattr(trackers, "INIT_SECONDS", 4)
     monkeypatch.setattr(trackers, "FAILING_SECONDS", 4)  # less than opening online and offline take together
     assert live(tmp_path / "run", range(4)) > 3
-    assert [steps_of(life) for life in records(tmp_path / "run")] == [[0, 1, 2, 3]]
+    assert [steps_of(session) for session in records(tmp_path / "run")] == [[0, 1, 2, 3]]
     assert of_type(records(tmp_path / "run")[0], "exit")
     assert "not everything" not in capfd.readouterr().err
 
@@ -378,7 +378,7 @@ def test_when_wandbs_own_process_dies_every_number_is_sent_again(tmp_path, serve
         0, [f"{DIED}, and was started again; the run's files are complete without it"],
     )  # fmt: skip
     if mode == "offline":
-        assert [steps_of(life) for life in records(tmp_path)] == [[*range(8)]]
+        assert [steps_of(session) for session in records(tmp_path)] == [[*range(8)]]
         wandb_sync(shlex.split(done.stdout.splitlines()[-1].partition("send it: ")[2]))
     run = server.runs["abc12345"]
     assert [line["_step"] for _, lines in run.posted for line in lines] == [*range(8)]
@@ -404,7 +404,7 @@ def test_when_wandbs_own_process_cannot_be_started_again_a_line_says_what_is_mis
 
 
 def wandb_lines(text):
-    """What is printed by us or by wandb, its tracebacks included; not the log of what else the process does."""
+    """Returns the lines printed by sslpl or wandb, with tracebacks but without other logs."""
     return [line for line in text.splitlines() if not line.startswith("DEBUG:")]
 
 
@@ -419,7 +419,7 @@ def test_a_killed_offline_run_doubles_nothing(tmp_path):
     kill = "time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)"
     assert in_a_process(kill, folder).returncode == -signal.SIGKILL
     live(folder, range(3, 8))
-    steps = [step for life in records(folder) for step in steps_of(life)]
+    steps = [step for session in records(folder) for step in steps_of(session)]
     assert steps == list(range(8))
 
 

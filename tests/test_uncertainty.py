@@ -1,4 +1,4 @@
-"""Uncertainty by hand, by explicit loops, by automatic differentiation and by enumeration; committees in whole runs."""
+"""Uncertainty scores against explicit loops, automatic differentiation and enumeration; committees in complete runs."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder
+from conftest import TINY, Killed, Result, run_folder
 from querying import CLASSES, context, predicting
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
@@ -95,7 +95,7 @@ def test_a_committee_by_explicit_loops() -> None:
 
 
 def opinionated(pool: int = 60, labeled: int = 20) -> Context:
-    """A context whose network is as sure of itself as a trained one."""
+    """Returns a context whose network is as confident as a trained one."""
     seen = context(pool, labeled)
     with torch.no_grad():
         seen.backbone.head.weight.mul_(60)
@@ -103,7 +103,7 @@ def opinionated(pool: int = 60, labeled: int = 20) -> Context:
 
 
 def sampled(seen: Context, samples: int, seed: int = 0) -> Tensor:
-    """Class probabilities [U, samples, classes] as the scorers draw them."""
+    """Draws class probabilities [U, samples, classes] as the scorers do."""
     known = seen.predictions
     masks = dropout_masks(samples, known.embedding, 0.5, seeded(seed))
     return torch.stack([seen.backbone.head(known.embedding * mask).double().softmax(1) for mask in masks], 1).detach()
@@ -149,7 +149,7 @@ def test_dropout_needs_a_linear_head() -> None:
 
 
 def joint_information(probability: Tensor, rows: tuple[int, ...]) -> float:
-    """Mutual information of the labels of some images [N, samples, classes] and the network, by enumeration."""
+    """Computes the mutual information of the images' labels [N, samples, classes] and the network by enumeration."""
     samples, classes = probability.shape[1:]
     total = 0.0
     for labels in itertools.product(range(classes), repeat=len(rows)):
@@ -257,10 +257,6 @@ def test_classes_are_balanced_as_far_as_they_go() -> None:
 
 
 LONGER = (*TINY, "training.epochs=4", "budget.cycles=3", "runtime.checkpoint_minutes=0")
-
-
-class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
 
 
 def dies_after(monkeypatch: pytest.MonkeyPatch, moment: Callable[[dict[str, Any]], bool]) -> None:

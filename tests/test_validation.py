@@ -1,4 +1,4 @@
-"""Labels that are held out: never learned from, counted, and what the best networks are chosen by."""
+"""Held-out labels: never trained on, part of the budget, used to choose the best networks."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Result, run_folder, timeless
+from conftest import TINY, Killed, Result, run_folder, timeless
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -40,8 +40,8 @@ def setup_of(*overrides: str) -> Setup:
     return build_setup(config, instantiate(config["runtime"]))
 
 
-class Watching:
-    """Keeps what a run is at each border, and counts the trainings whose last networks are not the best."""
+class PhaseRecorder:
+    """Records the state at the end of each phase, and counts trainings whose last networks are not the best."""
 
     def __init__(self) -> None:
         self.worse = 0
@@ -72,7 +72,7 @@ def test_what_is_held_out_is_labeled_and_never_learned_from(monkeypatch: Patch, 
             return _whole(index, *rest)
 
         monkeypatch.setattr(module, "epoch_batches", noted)
-    watching = Watching()
+    watching = PhaseRecorder()
     run_active_learning(setup, state, watching)
     held_out = state.held_out
     assert len(held_out) == len(held_out.unique()) == 52 + 5 + 5
@@ -140,14 +140,10 @@ def test_validation_accuracy_is_that_of_the_revealed_labels(monkeypatch: Patch) 
     assert metrics[-1]["train/validation_accuracy"] == state.row["validation_accuracy"] == right
 
 
-class Killed(BaseException):
-    """As abrupt as a test in one process can be."""
-
-
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
-    """The end of a run that was never killed, and in how many cycles the best networks were not the last ones."""
-    setup, watching = setup_of(*BEST), Watching()
+    """Returns the result of an uninterrupted run, and the number of cycles whose best networks were not the last."""
+    setup, watching = setup_of(*BEST), PhaseRecorder()
     state = run_active_learning(setup, initial_state(setup), watching)
     return {"weights": state.to_dict(), "order": state.pool.labeled, "worse": watching.worse}
 

@@ -1,4 +1,4 @@
-"""What a pool is made into: published sizes of uneven classes, wrong labels that methods with one seed share."""
+"""Variants of a pool: published sizes of imbalanced classes, label noise shared by all methods of a seed."""
 
 import csv
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from sslpl.types import Dataset, UserError
 
 
 def numbered(labels: torch.Tensor, classes: int) -> Dataset:
-    """A dataset whose k-th image shows k."""
+    """Returns a dataset whose k-th image has the value k."""
     count = len(labels)
     images = TensorImages(torch.arange(count).to(torch.uint8).reshape(count, 1, 1, 1).expand(count, 1, 2, 2))
     names = tuple(map(str, range(classes)))

@@ -1,4 +1,4 @@
-"""Whole runs that stream to a W&B server on loopback."""
+"""Complete runs that stream to a local W&B server."""
 
 import json
 import os

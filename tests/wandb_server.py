@@ -1,4 +1,4 @@
-"""A loopback stand-in for the W&B server: it keeps what wandb sends, and can fail in several ways."""
+"""A local stand-in for the W&B server: it stores what wandb sends, and can fail in several ways."""
 
 import json
 import re
@@ -13,7 +13,7 @@ ENTITY = "someone"
 
 
 class FakeRun:
-    """What the server knows of one run."""
+    """The data of one run on the server."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []  # history, in the order of arrival
@@ -25,11 +25,11 @@ class FakeRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config as it was sent."""
+        """The uploaded config."""
         return {key: entry["value"] for key, entry in json.loads(self.upsert["config"]).items()}
 
     def bucket(self, name: str) -> dict[str, Any]:
-        """What a resuming client is told."""
+        """Returns the run as a resuming client receives it."""
         tail = json.dumps([json.dumps(line) for line in self.lines[-1:]])
         counts = {"historyLineCount": len(self.lines), "logLineCount": 0, "eventsLineCount": 0}
         owner = {"id": "ZQ==", "name": self.upsert.get("entity", ENTITY)}
@@ -41,7 +41,7 @@ class FakeRun:
         return {"id": "Yg==", "name": name, "project": project} | counts | texts | state | tails
 
     def stream(self, body: dict[str, Any]) -> None:
-        """Takes one request of the file stream."""
+        """Stores one request of the file stream."""
         files = body.get("files", {})
         if history := files.get("wandb-history.jsonl"):
             lines = [json.loads(line) for line in history["content"]]
@@ -63,21 +63,21 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, FakeRun] = {}
         self.requests: list[str] = []
-        self.sweep = ""  # the YAML of the sweep that agents ask for,
-        self.commands: list[dict[str, Any]] = []  # and what they are told to do, one at each heartbeat
+        self.sweep = ""  # the YAML of the sweep, for agents
+        self.commands: list[dict[str, Any]] = []  # for agents, one per heartbeat
         self.projects: list[str] = ["sslpl"]
-        self.views: list[dict[str, Any]] = []  # what was saved for the app: reports and workspace views
+        self.views: list[dict[str, Any]] = []  # saved reports and workspace views
 
     @property
     def url(self) -> str:
-        """What WANDB_BASE_URL is set to."""
+        """The value for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing when a client hangs up."""
+        """Prints nothing when a client disconnects."""
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL answer."""
+        """Returns the data of a GraphQL response."""
         if operation == "UpsertBucket":
             run = self.runs.setdefault(variables["name"], FakeRun())
             run.upsert |= {key: value for key, value in variables.items() if value is not None}
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A running server, stopped on leaving."""
+    """Runs a server until the context is left."""
     server = WandbServer()
     Thread(target=server.serve_forever, daemon=True).start()
     try:

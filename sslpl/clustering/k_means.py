@@ -15,7 +15,7 @@ class Clusters(NamedTuple):
     """A clustering of N points around K centers."""
 
     centers: Tensor  # [K, D]
-    label: Tensor  # [N] int64, the nearest center, in 0..K-1; some centers may have no points
+    assignment: Tensor  # [N] int64, the nearest center, in 0..K-1; some centers may have no points
     distance: Tensor  # [N], to that center
 
 
@@ -40,17 +40,17 @@ def plus_plus(
     """
     draws = torch.rand(n, 1, generator=rng, dtype=torch.float64).to(mass.device)
     available = mass.clone()
-    chosen = [drawn(available, draws[0]) if first is None else first]
+    chosen = [draw_row(available, draws[0]) if first is None else first]
     closest = squares(chosen[0])
     for draw in draws[1:]:
         available[chosen[-1]] = 0
         weight = closest * available
-        chosen.append(drawn(torch.where(weight.sum() > 0, weight, available), draw))
+        chosen.append(draw_row(torch.where(weight.sum() > 0, weight, available), draw))
         closest = torch.minimum(closest, squares(chosen[-1]))
     return torch.cat(chosen)
 
 
-def drawn(weight: Tensor, draw: Tensor) -> Tensor:
+def draw_row(weight: Tensor, draw: Tensor) -> Tensor:
     """Returns the row [1] at quantile `draw` [1], in [0, 1), of the weights [N], which are not all 0."""
     total = weight.cumsum(dim=0)
     below = torch.nextafter(total[-1:], torch.zeros_like(draw))  # the product may be rounded up to the total
@@ -65,13 +65,13 @@ def lloyd(points: Tensor, centers: Tensor, mass: Tensor, steps: int) -> Clusters
         centers = means(points, nearest(points, centers)[1], mass, centers)
         if float((centers - previous).square().sum()) <= limit:
             break
-    distance, label = nearest(points, centers)
-    return Clusters(centers, label, distance)
+    distance, assignment = nearest(points, centers)
+    return Clusters(centers, assignment, distance)
 
 
-def means(points: Tensor, label: Tensor, mass: Tensor, centers: Tensor) -> Tensor:
+def means(points: Tensor, assignment: Tensor, mass: Tensor, centers: Tensor) -> Tensor:
     """Computes the weighted mean [K, D] of each cluster's points; a center without points is unchanged."""
     mass = mass.to(points.dtype)
-    total = mass.new_zeros(len(centers)).index_add_(0, label, mass)[:, None]
-    sums = torch.zeros_like(centers).index_add_(0, label, points * mass[:, None])
+    total = mass.new_zeros(len(centers)).index_add_(0, assignment, mass)[:, None]
+    sums = torch.zeros_like(centers).index_add_(0, assignment, points * mass[:, None])
     return torch.where(total > 0, sums / total, centers)

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from sslpl.clustering.k_means import Clusters, drawn
+from sslpl.clustering.k_means import Clusters, draw_row
 from sslpl.clustering.neighbors import blocks, nearest
 from sslpl.types import UserError
 
@@ -48,7 +48,7 @@ def is_large(images: int) -> bool:
     return images > LARGE
 
 
-def imported_faiss() -> ModuleType:
+def import_faiss() -> ModuleType:
     """Imports faiss and sets its threads to torch's; UserError with the install command if it is missing."""
     try:
         import faiss
@@ -66,7 +66,7 @@ def sampled_k_means(
     All points are assigned to their exact nearest center. Initial centers are random points, and an empty cluster
     takes half of another one, as in faiss.
     """
-    faiss, clusters = imported_faiss(), min(clusters, len(points))
+    faiss, clusters = import_faiss(), min(clusters, len(points))
     sample = torch.randperm(len(points), generator=rng)[: max(clusters, min(SAMPLE * clusters, MAX_SAMPLE))]
     seed = int(torch.randint(2**31 - 1, (), generator=rng))
     training = points[sample.to(points.device)].cpu()
@@ -80,17 +80,17 @@ def sampled_k_means(
         max_points_per_centroid=len(training),
     )
     model.train(training.sub_(origin).numpy(), weights=None if weight is None else weight[sample].float().numpy())
-    return assigned(points, (torch.from_numpy(model.centroids) + origin).to(points.device))
+    return assign_to_nearest(points, (torch.from_numpy(model.centroids) + origin).to(points.device))
 
 
-def assigned(points: GatheredRows, centers: Tensor) -> Clusters:
+def assign_to_nearest(points: GatheredRows, centers: Tensor) -> Clusters:
     """Assigns points to their nearest centers [K, D]."""
     distance = torch.empty(len(points), device=points.device)
-    label = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    assignment = torch.empty(len(points), dtype=torch.int64, device=points.device)
     origin = centers.mean(dim=0)
     for rows in points.in_order():
-        distance[rows], label[rows] = nearest(points[rows], centers, origin)
-    return Clusters(centers, label, distance)
+        distance[rows], assignment[rows] = nearest(points[rows], centers, origin)
+    return Clusters(centers, assignment, distance)
 
 
 def approximate_neighbor_distance(points: Tensor, neighbors: int) -> Tensor:
@@ -109,7 +109,7 @@ def approximate_neighbor_distance(points: Tensor, neighbors: int) -> Tensor:
 
 def neighbor_rows(points: Tensor, count: int) -> Tensor:
     """Finds the nearest neighbors [N, count] of points [N, D] by faiss, count < N; -1 where it finds too few."""
-    faiss, x = imported_faiss(), points.numpy()
+    faiss, x = import_faiss(), points.numpy()
     index = faiss.IndexFlatL2(x.shape[1])
     if len(x) > FLAT:
         quantizer, lists = index, int(4 * len(x) ** 0.5)
@@ -146,7 +146,7 @@ def rejection_plus_plus(
         if not bool(bound.sum() > 0):
             return torch.cat([chosen, random_others(chosen, images, n - len(chosen), rng)])
         draw = torch.rand(2, generator=rng, dtype=torch.float64).to(bound.device)
-        row = drawn(bound, draw[:1])
+        row = draw_row(bound, draw[:1])
         current = torch.cat([bound[row], squares(row, pending)[0]]).min()
         if bool(draw[1] * bound[row] < current):
             chosen, current, rejected = torch.cat([chosen, row]), torch.zeros_like(current), -1

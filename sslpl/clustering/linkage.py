@@ -9,7 +9,7 @@ maxima, so that only distances that differ by less than the rounding error are r
 import torch
 from torch import Tensor
 
-from sslpl.clustering.linkage_rounds import CHUNK, FOLDED, PRODUCT, Rounds, least
+from sslpl.clustering.linkage_rounds import CHUNK, MATRIX_PARTS, ROWS_PER_BLOCK, Rounds, least
 from sslpl.memory import free_memory
 
 
@@ -42,8 +42,8 @@ def complete_linkage(points: Tensor, clusters: int) -> Tensor:
 
 def complete_linkage_bytes(n: int, d: int, device: str = "cpu") -> int:
     """Estimates the peak bytes for clustering n points of d dimensions on a device type, without the points."""
-    scratch = 12 * max(CHUNK[device], n * n // FOLDED) + 16 * CHUNK[device]
-    return 4 * n * n + scratch + (8 * PRODUCT[device] + 40 * d + 512) * n
+    scratch = 12 * max(CHUNK[device], n * n // MATRIX_PARTS) + 16 * CHUNK[device]
+    return 4 * n * n + scratch + (8 * ROWS_PER_BLOCK[device] + 40 * d + 512) * n
 
 
 def _check_memory(n: int, d: int, device: torch.device) -> None:

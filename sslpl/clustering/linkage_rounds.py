@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}  # elements per block: what fits a CPU's cache, what fills a GPU
-PRODUCT = {"cpu": 512, "cuda": 1024}  # rows of float64 distances per block
-FOLDED = 24  # the matrix is folded in this many parts
-LIVING = 0.7  # below this share of living slots, compacting the matrix pays off
+ROWS_PER_BLOCK = {"cpu": 512, "cuda": 1024}  # rows of float64 distances per block
+MATRIX_PARTS = 24  # the matrix is folded in this many parts
+MIN_ALIVE_SHARE = 0.7  # below this share of living slots, compacting the matrix pays off
 GRID, NORM = 2**20, 2**11  # multiples of 1 / GRID have exact float64 products up to this squared norm
 ROUNDING = 2.0**-22  # relative error of float32, with a margin
 
@@ -33,9 +33,9 @@ class Rounds:
         self.heights: list[Tensor] = []  # per round [p]
         self.slacks: list[Tensor] = []  # per round [p]
         self.merged = 0
-        size = max(CHUNK[points.device.type], len(points) ** 2 // FOLDED, len(points))
+        size = max(CHUNK[points.device.type], len(points) ** 2 // MATRIX_PARTS, len(points))
         self.scratch = self.slack.new_empty(3, size)
-        self.scan(self.id)
+        self.find_nearest(self.id)
 
     def bounds(self, height: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
         """Returns lower and upper bounds of the true squared distances for the stored ones."""
@@ -52,16 +52,16 @@ class Rounds:
         self.merged += len(low)
         self.parent[second], self.offset[second] = first, self.size[first]
         self.size[first] += self.size[second]
-        self.fold(low, high)
+        self.merge_distances(low, high)
         touched = torch.zeros_like(self.near, dtype=torch.bool)
         touched[low] = touched[high] = True
         stale = touched[self.near]  # the others' nearest cannot have changed, since merged clusters only move away
         stale[high], self.near[high], self.height[high], self.dead[high] = False, high, torch.inf, torch.inf
-        if len(self.points) - self.merged < LIVING * len(stale):
+        if len(self.points) - self.merged < MIN_ALIVE_SHARE * len(stale):
             stale = stale[self.compact()]
-        self.scan(stale.nonzero()[:, 0])
+        self.find_nearest(stale.nonzero()[:, 0])
 
-    def fold(self, low: Tensor, high: Tensor) -> None:
+    def merge_distances(self, low: Tensor, high: Tensor) -> None:
         """Writes the maximum of two merging slots' distances into the row and the column of the lower slot."""
         n = len(self.near)
         for start in range(0, len(low), step := self.scratch.shape[1] // n):
@@ -91,7 +91,7 @@ class Rounds:
         self.id, self.height, self.slack, self.dead = (v[keep] for v in (self.id, self.height, self.slack, self.dead))
         return keep
 
-    def scan(self, rows: Tensor) -> None:
+    def find_nearest(self, rows: Tensor) -> None:
         """Finds the nearest slot of each given slot."""
         n = len(self.near)
         runner_up = self.height.new_empty(len(rows))
@@ -103,20 +103,20 @@ class Rounds:
             torch.amin(block, 1, out=runner_up[start : start + step])
         _, reach = self.bounds(self.height[rows], self.slack[rows])
         if len(tied := rows[runner_up <= reach]):
-            self.settle(tied)
+            self.resolve_ties(tied)
 
-    def settle(self, tied: Tensor) -> None:
+    def resolve_ties(self, tied: Tensor) -> None:
         """Resolves the nearest slots of slots that are tied in float32: by float64, then by pseudo-random rank."""
-        members, position = _leaves(self.parent, self.offset, self.size)
+        members, position = _leaf_order(self.parent, self.offset, self.size)
         for rows in tied.tensor_split(1 + 8 * len(tied) * len(self.near) // CHUNK[tied.device.type]):
             block, (_, reach) = self.matrix[rows] + self.dead, self.bounds(self.height[rows], self.slack[rows])
             row, slot = (block <= reach[:, None]).nonzero(as_tuple=True)
             pair = torch.stack([self.id[rows[row]], self.id[slot]]).sort(0).values
             distance = block[row, slot]
             if not self.exact:
-                distance = farthest(self.points, members, position[pair], self.size[pair])
+                distance = max_distances(self.points, members, position[pair], self.size[pair])
             farther = distance > least(distance, row, len(rows))[row]
-            rank = _mixed(*pair).masked_fill(farther, 2**63 - 1)
+            rank = _hash_pairs(*pair).masked_fill(farther, 2**63 - 1)
             best = (rank == least(rank, row, len(rows))[row]).nonzero()[:, 0]
             self.near[rows[row[best]]] = slot[best]
 
@@ -128,8 +128,8 @@ class Rounds:
         undecided = (~accepted & (lower <= upper.sort().values[merges - 1])).nonzero()[:, 0]
         height = heights[undecided]
         if not self.exact:
-            members, position = _leaves(self.parent, self.offset, self.size)
-            height = farthest(self.points, members, position[pairs[:2, undecided]], pairs[2:, undecided])
+            members, position = _leaf_order(self.parent, self.offset, self.size)
+            height = max_distances(self.points, members, position[pairs[:2, undecided]], pairs[2:, undecided])
         accepted[undecided[height.argsort(stable=True)][: merges - int(accepted.sum())]] = True
         parent = torch.arange(len(self.points), device=heights.device)
         parent[pairs[1, accepted]] = pairs[0, accepted]
@@ -139,7 +139,7 @@ class Rounds:
 
 def _squared_distances(points: Tensor) -> tuple[Tensor, bool]:
     """Computes squared distances [n, n] in float32, infinite on the diagonal; also returns True if they are exact."""
-    n, step = len(points), PRODUCT[points.device.type]
+    n, step = len(points), ROWS_PER_BLOCK[points.device.type]
     norm, one = points.square().sum(1, keepdim=True), points.new_ones(n, 1)
     right = torch.cat([points * -2, one, norm], 1).T
     matrix = torch.empty(n, n, device=points.device)
@@ -163,7 +163,7 @@ def _roots(parent: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     return parent, offset
 
 
-def _leaves(parent: Tensor, offset: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def _leaf_order(parent: Tensor, offset: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Returns an order of the points in which clusters are contiguous, and the position [n] of each point in it."""
     root, shift = _roots(parent, offset)
     width = torch.where(root == torch.arange(len(root), device=root.device), size, 0)
@@ -171,7 +171,7 @@ def _leaves(parent: Tensor, offset: Tensor, size: Tensor) -> tuple[Tensor, Tenso
     return position.argsort(), position
 
 
-def farthest(points: Tensor, members: Tensor, position: Tensor, size: Tensor) -> Tensor:
+def max_distances(points: Tensor, members: Tensor, position: Tensor, size: Tensor) -> Tensor:
     """Computes maximum squared distances [p] between clusters that start at `position` [2, p], of `size` [2, p]."""
     count = size[0] * size[1]
     ends, total = count.cumsum(0), int(count.sum())
@@ -191,7 +191,7 @@ def least(key: Tensor, group: Tensor, groups: int) -> Tensor:
     return key.new_zeros(groups).scatter_reduce(0, group, key, "amin", include_self=False)
 
 
-def _mixed(first: Tensor, second: Tensor) -> Tensor:
+def _hash_pairs(first: Tensor, second: Tensor) -> Tensor:
     """Hashes pairs of ids: in their plain order, equidistant points on a line would merge one pair per round."""
     key = first * 0x1E3779B97F4A7C15 + second * 0x42B2AE3D27D4EB4F
     key = (key ^ (key >> 29)) * 0x3F58476D1CE4E5B9

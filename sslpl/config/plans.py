@@ -26,7 +26,12 @@ def make_plan(
     compose: Callable[[list[str]], tuple[identity.Config, identity.Choices]],
 ) -> Plan:
     """Checks a config and identifies its run; UserError for the first mistake."""
-    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = with_fingerprints(validated_config({key: value for key, value in container.items() if key != "hydra"}))
+    config = with_fingerprints(validated_config(resolved_config(cfg)))
     method_name = identity.method_name(config, choices, compose)
     return Plan(config, choices, method_name, identity.run_folder(config, choices["dataset"], method_name))
+
+
+def resolved_config(cfg: DictConfig) -> identity.Config:
+    """Returns a composed config as plain containers with resolved values, without Hydra's own node."""
+    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return {key: value for key, value in container.items() if key != "hydra"}

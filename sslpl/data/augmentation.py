@@ -140,7 +140,7 @@ class Augmentation:
         center = torch.rand(n, 2, generator=generator, dtype=torch.float64) * side
         return StrongDraws(flip, shift, operation, magnitude, negative, applied, center)
 
-    def plain(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Normalizes, uint8 [B, C, H, W] -> float32 [B, C, H, W] in channels-last memory format."""
         self._check(images)
         with _one_thread(images, FEW_KERNELS):
@@ -149,14 +149,14 @@ class Augmentation:
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
     def weak(self, images: Tensor, draws: WeakDraws) -> Tensor:
-        """Flips, crops and normalizes; shapes as in `plain`."""
+        """Flips, crops and normalizes; shapes as in `normalize`."""
         self._check(images)
-        return self.plain(crop_flip(images, draws, self.padding))
+        return self.normalize(crop_flip(images, draws, self.padding))
 
     def strong(self, images: Tensor, draws: StrongDraws) -> Tensor:
-        """Flips, crops, applies two operations and the cut-out, and normalizes; shapes as in `plain`."""
+        """Flips, crops, applies two operations and the cut-out, and normalizes; shapes as in `normalize`."""
         self._check(images)
-        return self.plain(self.strong_uint8(images, draws))
+        return self.normalize(self.strong_uint8(images, draws))
 
     def strong_uint8(self, images: Tensor, draws: StrongDraws) -> Tensor:
         """Returns the strong views before normalization; the batch is sorted by operation before each of the two."""

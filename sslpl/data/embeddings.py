@@ -80,7 +80,7 @@ class NoAugmentation(Augmentation):
         del generator
         return WeakDraws(torch.empty(n, 0), torch.empty(n, 0))
 
-    def plain(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Returns the embeddings, [B, D, 1, 1] float32."""
         return images
 

@@ -114,9 +114,9 @@ def place_images(images: Images, device: torch.device, limit: int | None = None)
     the available memory, whichever is less. Images that fit the host but not the GPU are streamed from host memory.
     """
     in_memory = isinstance(images, TensorImages)
-    if fits(images, device, limit) or (in_memory and device.type == "cpu"):
+    if fits_in_memory(images, device, limit) or (in_memory and device.type == "cpu"):
         return images.to(device) if in_memory else load_images(images, device)
-    if device.type != "cpu" and fits(images, torch.device("cpu"), limit):
+    if device.type != "cpu" and fits_in_memory(images, torch.device("cpu"), limit):
         images = images if in_memory else load_images(images, torch.device("cpu"))
     if isinstance(images, TensorImages):
         return StreamedImages(images.data.__getitem__, len(images), images.shape, device)
@@ -124,7 +124,7 @@ def place_images(images: Images, device: torch.device, limit: int | None = None)
     return images.to(device)
 
 
-def fits(images: Images, device: torch.device, limit: int | None) -> bool:
+def fits_in_memory(images: Images, device: torch.device, limit: int | None) -> bool:
     """True if a set of images takes at most the limit in bytes, or by default the share of the device's free memory."""
     if limit is None and device.type == "cuda":
         limit = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])

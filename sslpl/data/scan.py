@@ -25,7 +25,7 @@ from sslpl.types import UserError
 T = TypeVar("T")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, pixels in 0..1
 SAMPLE = 5000  # images of the pool, evenly spaced, over which the statistics are computed
-NAMED = 3  # damaged files that a message names
+MAX_NAMED_FILES = 3  # damaged files that a message names
 
 
 class FileRecord(NamedTuple):
@@ -132,8 +132,8 @@ def decoding_error(file: ImageFile, fmt: ImageFormat) -> str | None:
 def report_damaged(damaged: dict[str, str]) -> None:
     """Prints on standard error how many damaged files are left out, and names the first ones."""
     if damaged:
-        first = "; ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:NAMED])
-        more = "; ..." if len(damaged) > NAMED else ""
+        first = "; ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:MAX_NAMED_FILES])
+        more = "; ..." if len(damaged) > MAX_NAMED_FILES else ""
         line = f"damaged image files are left out: {len(damaged):,} ({first}{more})"
         print(f"sslpl: {line.encode(errors='replace').decode()}", file=sys.stderr, flush=True)
 

@@ -18,8 +18,8 @@ from sslpl.learn.finetune_epoch import FinetuneEpoch
 from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
+from sslpl.ssl.backbone_loss import instantiate_rule
 from sslpl.ssl.rules import confident_rows, pseudo_label_counts
-from sslpl.ssl.task import instantiate_rule
 from sslpl.state import State, Weights, weights_of
 from sslpl.types import PseudoLabel
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.images import to_device
-from sslpl.learn.joint import JointInputs, joint_loss, joint_train_index
+from sslpl.learn.joint_step import JointInputs, joint_loss, joint_train_index
 from sslpl.learn.optimizers import set_rates
 from sslpl.seeds import rng, seeded_draws
 from sslpl.setup import Setup
@@ -40,7 +40,7 @@ def train_head(setup: Setup, state: State, training: HeadTraining) -> Tensor:
 def labeled_vectors(setup: Setup, index: Tensor) -> Tensor:
     """Returns the scaled embeddings (or normalized images) at some positions, [L, C, H, W] on the device."""
     batches = setup.dataset.train.batches(torch.split(index, LOAD_ROWS))
-    return torch.cat([setup.augmentation.plain(batch) for batch in batches])
+    return torch.cat([setup.augmentation.normalize(batch) for batch in batches])
 
 
 def minimize_by_lbfgs(network: nn.Module, inputs: JointInputs, training: HeadTraining) -> None:

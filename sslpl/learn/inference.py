@@ -52,7 +52,7 @@ def predict_shard(
     logits, embeddings, losses = (PredictionTable(len(index)) for _ in range(3))
     with torch.inference_mode():
         for batch in images.batches(torch.split(index, inference_batch_size(setup.device, *images.shape[1:]))):
-            scores, embedding, loss = forward_images(frozen, module, setup.augmentation.plain(batch))
+            scores, embedding, loss = forward_images(frozen, module, setup.augmentation.normalize(batch))
             logits.append(scores)
             embeddings.append(embedding)
             if loss is not None:

@@ -16,8 +16,8 @@ from sslpl.distributed.collectives import all_gather, all_gather_with_gradient
 from sslpl.distributed.world import World
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup
+from sslpl.ssl.backbone_loss import TaskCriterion, TaskLoss, TaskSSL
 from sslpl.ssl.rules import pseudo_label_counts
-from sslpl.ssl.task import TaskCriterion, TaskLoss, TaskSSL
 from sslpl.state import State
 
 

@@ -105,7 +105,7 @@ def file_weights(file: str, fingerprint: str | None = None) -> Weights:
     try:
         content: Any = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise unreadable(file, error) from error
+        raise unreadable_weights_error(file, error) from error
     if fingerprint not in (None, weights_fingerprint(file)):
         raise UserError(f"backbone.weights={file}: has changed since its fingerprint was taken ({fingerprint})")
     for key in ("backbone", "state_dict", "model"):  # as in a run's weights.pt, and as nested by other trainers
@@ -120,10 +120,10 @@ def weights_fingerprint(file: str) -> str:
     try:
         return file_fingerprint(Path(file).expanduser())
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise unreadable_weights_error(file, error) from error
 
 
-def unreadable(file: str, error: Exception) -> UserError:
+def unreadable_weights_error(file: str, error: Exception) -> UserError:
     """Returns the error for a file that contains no weights."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     return UserError(f"backbone.weights={file}: must be imagenet or a file with weights ({reason})")
@@ -153,7 +153,7 @@ def one_line(error: Exception) -> str:
 def load_weights_into(network: nn.Module, weights: Weights, source: str) -> None:
     """Copies weights into a network; all must fit, but a head that is partial or for other classes is skipped."""
     target = network.state_dict()
-    named = {own_name(network, target, name): value for name, value in weights.items()}
+    named = {translate_weight_name(network, target, name): value for name, value in weights.items()}
     loaded = {name: fit_first_convolution(value, target.get(name)) for name, value in named.items() if name is not None}
     head = {name for name in target if name.startswith(HEAD)}
     if any(name not in loaded or loaded[name].shape != target[name].shape for name in head):
@@ -168,7 +168,7 @@ def load_weights_into(network: nn.Module, weights: Weights, source: str) -> None
     network.load_state_dict(loaded, strict=False)
 
 
-def own_name(network: nn.Module, target: Weights, name: str) -> str | None:
+def translate_weight_name(network: nn.Module, target: Weights, name: str) -> str | None:
     """Translates a weight name of the network, a wrapper or its library to the network's; None for a library's head."""
     unwrapped = [name, *(name.removeprefix(prefix) for prefix in WRAPPERS if name.startswith(prefix))]
     origin: Origin | None = getattr(network, "origin", None)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.etree import ElementTree
 
-from sslpl.oracle.label_table import SHOWN, LabelRow
+from sslpl.oracle.label_table import MAX_PROBLEMS, LabelRow
 from sslpl.types import InvalidLabels
 
 CONTROL, IMAGE = "label", "image"  # tag names in the interface
@@ -81,7 +81,7 @@ def export_rows(path: Path) -> list[LabelRow]:
             problems.append(f"{path}, {location}: {name!r} has {len(labels)} labels by different people: {labels}")
         rows.append(LabelRow(location, name, labels[0] if labels else ""))
     if problems:
-        raise InvalidLabels(*problems[:SHOWN])
+        raise InvalidLabels(*problems[:MAX_PROBLEMS])
     return rows
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from sslpl.csv_text import unescape_formula
 from sslpl.types import InvalidLabels
 
-SHOWN = 10  # maximum number of problems that an error lists
-LISTED = 20  # maximum number of classes that an error line lists
+MAX_PROBLEMS = 10  # maximum number of problems that an error lists
+MAX_LISTED_CLASSES = 20  # maximum number of classes that an error line lists
 
 
 class LabelRow(NamedTuple):
@@ -33,15 +33,15 @@ def read_table(path: Path) -> list[LabelRow]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidLabels(f"{path}: cannot be read ({error}): save it as CSV") from error
     tables = [parse_lines(text, delimiter) for delimiter in ",;\t"]
-    table = next((table for table in tables if table and {"path", "label"} <= set(header(table))), None)
-    if table is None or any(header(table).count(name) > 1 for name in ("path", "label")):
-        widest = max((header(table) for table in tables if table), key=len, default=[])
+    table = next((table for table in tables if table and {"path", "label"} <= set(column_names(table))), None)
+    if table is None or any(column_names(table).count(name) > 1 for name in ("path", "label")):
+        widest = max((column_names(table) for table in tables if table), key=len, default=[])
         present = ", ".join(widest)[:120] if "".join(widest).isprintable() and widest else "none"
         raise InvalidLabels(f"{path}, row 1: must name the columns path and label, once each; has {present}")
-    columns = [header(table).index(name) for name in ("path", "label")]
+    columns = [column_names(table).index(name) for name in ("path", "label")]
     rows = []
     for number, cells in table[1:]:
-        cells = [*cells, *[""] * len(header(table))]
+        cells = [*cells, *[""] * len(column_names(table))]
         rows.append(LabelRow(f"row {number}", *(unescape_formula(cells[column].strip()) for column in columns)))
     return [row for row in rows if row.path or row.label]
 
@@ -66,7 +66,7 @@ def parse_lines(text: str, delimiter: str) -> list[tuple[int, list[str]]] | None
     return lines[1:] if text.lstrip().lower().startswith("sep=") else lines  # Excel may write the separator first
 
 
-def header(table: Sequence[tuple[int, list[str]]]) -> list[str]:
+def column_names(table: Sequence[tuple[int, list[str]]]) -> list[str]:
     """Returns the column names of a table in lower case."""
     return [cell.strip().lower() for cell in table[0][1]]
 
@@ -86,7 +86,7 @@ def validate_labels(
 
     def hint(word: str, known: Sequence[str]) -> str:
         # Searched for the problems that are shown only: for every line of a long file it would take minutes.
-        return suggestion(word, known) if len(problems) < SHOWN else ""
+        return suggestion(word, known) if len(problems) < MAX_PROBLEMS else ""
 
     for row in rows:
         path = row.path if row.path in requested_set else row.path.replace("\\", "/")
@@ -105,8 +105,9 @@ def validate_labels(
                 names.append(row.label)
     problems += missing_labels(first, file, requested, partial)
     if problems:
-        omitted = len(problems) - SHOWN
-        raise InvalidLabels(*problems[:SHOWN], *([f"{file}: {omitted:,} more like these"] if omitted > 0 else []))
+        omitted = len(problems) - MAX_PROBLEMS
+        more = [f"{file}: {omitted:,} more like these"] if omitted > 0 else []
+        raise InvalidLabels(*problems[:MAX_PROBLEMS], *more)
     label_of = {"": -1} | {name: label for label, name in enumerate(names)}
     return [label_of[first[path].label if path in first else ""] for path in requested], tuple(names)
 
@@ -134,6 +135,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def list_classes(names: Sequence[str]) -> str:
-    """Lists the known classes for an error line, at most LISTED of them."""
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"known: {', '.join(names[:LISTED])}{rest}"
+    """Lists the known classes for an error line, at most MAX_LISTED_CLASSES of them."""
+    rest = f" and {len(names) - MAX_LISTED_CLASSES} more" if len(names) > MAX_LISTED_CLASSES else ""
+    return f"known: {', '.join(names[:MAX_LISTED_CLASSES])}{rest}"

@@ -80,7 +80,7 @@ def query_context(setup: Setup, state: State) -> Context:
         backbone=state.backbone,
         module=state.module,
         images=data.train,
-        normalize=setup.augmentation.plain,
+        normalize=setup.augmentation.normalize,
         predict=predict_on_all_ranks,
         cycle=state.cycle,
         precomputed=state.predictions,

@@ -14,7 +14,7 @@ from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
 from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.head_training import train_head
-from sslpl.learn.joint import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
+from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.sums import JointSums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches

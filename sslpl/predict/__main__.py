@@ -27,7 +27,7 @@ def main() -> None:
     """Predicts, writes the tables and exports; exit code 2 for bad input, 1 for a network or export that fails."""
     options = parse_arguments()
     try:
-        check(options)
+        check_arguments(options)
         trained, paths = load_trained_run(options.run, options.trust), image_files(options.folder)
         if not paths:
             raise UserError(f"{options.folder}: no image file in it")
@@ -62,10 +62,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("predictions"), help="default: predictions")
     parser.add_argument("--export", action="store_true", help="also write the networks as model.onnx, and compare it")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch-size", type=count, metavar="N", default=256, help="images at once (default: 256)")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", default=256, help="default: 256 images")
     threads = min(os.cpu_count() or 1, 16)
     parser.add_argument(
-        "--threads", type=count, metavar="N", default=threads, help=f"that read images (default: {threads})"
+        "--threads", type=positive_int, metavar="N", default=threads, help=f"that read images (default: {threads})"
     )
     parser.add_argument(
         "--trust",
@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """Parses a whole number of at least 1; ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
@@ -90,7 +90,7 @@ def fail(line: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def check(options: argparse.Namespace) -> None:
+def check_arguments(options: argparse.Namespace) -> None:
     """Raises UserError for mistakes that are visible before anything is read."""
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder of images")

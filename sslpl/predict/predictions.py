@@ -34,13 +34,13 @@ class FilePredictions(NamedTuple):
 def make_predictor(trained: TrainedModel, device: torch.device) -> Callable[[ImageGroup], FilePredictions]:
     """Returns a function that predicts a group of images on a device like the run's evaluation, but in float32."""
     _, shape, _, mean, std = trained.signature
-    plain = Augmentation(shape, mean, std, flip=False, padding=0, cutout=0, device=device).plain
+    normalize = Augmentation(shape, mean, std, flip=False, padding=0, cutout=0, device=device).normalize
     network = FrozenBackbone(trained.backbone.to(device), bfloat16=False).network
     module = None if trained.module is None else trained.module.to(device).eval()
 
     @torch.inference_mode()
     def predict(group: ImageGroup) -> FilePredictions:
-        logits, embedding, loss = forward_images(network, module, plain(group.images.to(device)))
+        logits, embedding, loss = forward_images(network, module, normalize(group.images.to(device)))
         loss = torch.full((len(logits),), torch.nan) if loss is None else loss
         values = (logits, logits.softmax(dim=1), loss, embedding)
         return FilePredictions(group.paths, *(value.float().cpu().numpy() for value in values))

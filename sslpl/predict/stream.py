@@ -13,7 +13,7 @@ from torch import Tensor
 from sslpl.data.decoding import ImageFormat, read_image
 from sslpl.recording.checkpoint import ModelSignature
 
-AHEAD = 2  # batches that are prefetched while one is predicted
+PREFETCHED = 2  # batches that are prefetched while one is predicted
 
 
 class ImageGroup(NamedTuple):
@@ -44,9 +44,9 @@ def image_groups(paths: Sequence[Path], signature: ModelSignature, size: int, th
 
     parts = [paths[start : start + size] for start in range(0, len(paths), size)]
     with ThreadPoolExecutor(threads) as pool:
-        pending = deque(submit(part) for part in parts[:AHEAD])
+        pending = deque(submit(part) for part in parts[:PREFETCHED])
         for number in range(len(parts)):
-            pending.extend(submit(part) for part in parts[number + AHEAD : number + AHEAD + 1])
+            pending.extend(submit(part) for part in parts[number + PREFETCHED : number + PREFETCHED + 1])
             yield collect_group(pending.popleft(), signature)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sslpl.config.build import backbone_builder
 from sslpl.predict.trust import check_targets
-from sslpl.recording.checkpoint import ModelSignature, SavedModel, load_weights
+from sslpl.recording.checkpoint import ModelSignature, SavedModel, load_model
 from sslpl.recording.status import read_status
 from sslpl.types import UserError
 
@@ -41,7 +41,7 @@ def load_trained_run(folder: Path, trusted: Sequence[str] = ()) -> TrainedModel:
         raise UserError(f"{config_file}: {error}") from error
     if (config.get("dataset") or {}).get("_target_") == "sslpl.data.embeddings":
         raise UserError(f"{folder}: trained on embeddings, and this command predicts images")
-    weights = load_weights(folder / "checkpoint")
+    weights = load_model(folder / "checkpoint")
     try:
         return build_trained(config, weights)
     except Exception as error:  # a class of the user's own may raise anything

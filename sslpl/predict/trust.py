@@ -30,7 +30,7 @@ def check_target(key: str, target: Any, trusted: Sequence[str]) -> None:
     """Checks one target: its name, and the module that defines it, as a package also exposes what it imports."""
     if isinstance(target, str) and target in known_networks():
         return
-    if not inside(str(target), trusted):
+    if not is_in_packages(str(target), trusted):
         package = str(target).partition(".")[0]
         raise UserError(
             f"{key}={target}: is none of sslpl's networks and is not called; "
@@ -40,11 +40,11 @@ def check_target(key: str, target: Any, trusted: Sequence[str]) -> None:
         module = str(getattr(get_object(target), "__module__", ""))
     except Exception as error:  # importing it may raise anything
         raise UserError(f"{key}={target}: cannot be imported ({error})") from error
-    if not inside(module, trusted):
+    if not is_in_packages(module, trusted):
         raise UserError(f"{key}={target}: is defined in {module or 'no package'}, outside of --trust")
 
 
-def inside(name: str, packages: Sequence[str]) -> bool:
+def is_in_packages(name: str, packages: Sequence[str]) -> bool:
     """Returns True if a dotted name is that of one of the packages, or of something inside it."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 

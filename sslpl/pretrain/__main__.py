@@ -9,11 +9,11 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sslpl.config import identity
 from sslpl.config.build import read_dataset, with_fingerprints
-from sslpl.config.plans import Plan
+from sslpl.config.plans import Plan, resolved_config
 from sslpl.config.validation import check_groups, typed_config
 from sslpl.data.images import place_images
 from sslpl.pretrain.workflow import WEIGHTS, print_estimate, run_pretraining, start_pretraining
@@ -24,7 +24,7 @@ from sslpl.run.jobs import group_choices
 from sslpl.runtime import Runtime
 
 GROUPS = ("dataset", "backbone", "pretraining", "runtime")
-WORDS = (*GROUPS, "seed")
+TOP_KEYS = (*GROUPS, "seed")
 
 
 def main() -> None:
@@ -36,12 +36,12 @@ def main() -> None:
     def run(cfg: DictConfig) -> None:
         os.chdir(HydraConfig.get().runtime.cwd)  # the output folder does not move with hydra.job.chdir
         choices = group_choices(HydraConfig.get().runtime.choices)
-        results.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), WORDS)))
+        results.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), TOP_KEYS)))
 
     with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra always writes the config of a multirun
         os.environ["SSLPL_SCRATCH"] = scratch
         try:
-            results.append(print_error(catch_errors(run, WORDS)))
+            results.append(print_error(catch_errors(run, TOP_KEYS)))
         except SweepStopped as stop:
             results.append(print_error(stop.report))
     sys.exit(max((result.code for result in results if isinstance(result, ErrorReport)), default=0))
@@ -49,8 +49,7 @@ def main() -> None:
 
 def plan_pretraining(cfg: DictConfig, choices: identity.Choices) -> Plan:
     """Validates a config and returns the plan with the folder of its weights; UserError for the first mistake."""
-    container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = {key: value for key, value in container.items() if key != "hydra"}
+    config = resolved_config(cfg)
     check_groups(config, GROUPS)
     config = with_fingerprints(typed_config(config))
     parent = Path(config["runtime"]["output_dir"]) / choices["dataset"] / "pretraining"

@@ -40,7 +40,7 @@ class SimCLR:
     gray_probability: Share = 0.2
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-    def rate_in(self, epoch: int) -> float:
+    def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0: a cosine decay to a thousandth (SCAN)."""
         return self.rate * (0.001 + 0.999 * (1 + math.cos(math.pi * epoch / self.epochs)) / 2)
 
@@ -87,7 +87,9 @@ def projection_head(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
 
 
-def initial_learner(backbone: nn.Module, projection: nn.Module, options: SimCLR, device: torch.device) -> PretrainState:
+def initial_pretrain_state(
+    backbone: nn.Module, projection: nn.Module, options: SimCLR, device: torch.device
+) -> PretrainState:
     """Returns the state before the first step, with a new optimizer."""
     backbone.to(device).to(memory_format=torch.channels_last)
     weights = [*backbone.parameters(), *projection.to(device).parameters()]
@@ -102,7 +104,7 @@ def pretrain(task: Pretraining, state: PretrainState) -> Iterator[Step]:
     options = task.options
     for epoch in range(state.epoch, options.epochs):
         batches = whole_batches(len(task.images), options.batch_size, rng(task.seed, "pretraining order", epoch))
-        set_rates(state.optimizer, (options.rate_in(epoch),))
+        set_rates(state.optimizer, (options.learning_rate_at(epoch),))
         loss_sum = state.sums.to(task.device)
         for images in task.images.batches(batches[state.step :]):
             draws = task.views.draw(
@@ -154,7 +156,7 @@ def embed_images(task: Pretraining, backbone: nn.Module, images: Images) -> Tens
     frozen = FrozenBackbone(backbone, task.bfloat16)
     batches = torch.split(torch.arange(len(images)), inference_batch_size(task.device, *images.shape[1:]))
     with torch.inference_mode():
-        return torch.cat([frozen(task.views.plain(batch)).embedding for batch in images.batches(batches)])
+        return torch.cat([frozen(task.views.normalize(batch)).embedding for batch in images.batches(batches)])
 
 
 def knn_accuracy(

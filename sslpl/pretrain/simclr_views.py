@@ -61,14 +61,14 @@ class SimCLRViews:
         views = color_jitter(resized_crop(images.float().div_(255), box, flip), jitter)
         if is_color(views):
             views = torch.where(gray.view(-1, 1, 1, 1), luma(views), views)
-        return self.normalized(views)
+        return self.standardized(views)
 
-    def plain(self, images: Tensor) -> Tensor:
-        """Returns the normalized images themselves, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
-        return self.normalized(images.float().div_(255))
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalizes images without augmenting them, uint8 [B, C, H, W] -> float32 [B, C, H, W], channels last."""
+        return self.standardized(images.float().div_(255))
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """Returns images in 0..1 normalized by the mean and standard deviation of their dataset."""
+    def standardized(self, images: Tensor) -> Tensor:
+        """Returns images in 0..1 standardized by the mean and standard deviation of their dataset."""
         values = (images - self.mean.to(images.device)) / self.std.to(images.device)
         return values.contiguous(memory_format=torch.channels_last)
 

@@ -23,7 +23,7 @@ from sslpl.pretrain.simclr import (
     Row,
     SimCLR,
     embed_images,
-    initial_learner,
+    initial_pretrain_state,
     knn_accuracy,
     pretrain,
     projection_head,
@@ -64,7 +64,8 @@ def start_pretraining(
     build = partial(backbone_builder(config["backbone"], dataset.train.shape), len(dataset.class_names))
     backbone: Any = build_seeded(build, task.seed, "pretraining backbone")
     head = partial(projection_head, backbone.channels[-1], options.projection)
-    return task, initial_learner(backbone, build_seeded(head, task.seed, "pretraining projection"), options, device)
+    projection = build_seeded(head, task.seed, "pretraining projection")
+    return task, initial_pretrain_state(backbone, projection, options, device)
 
 
 def print_estimate(task: Pretraining, state: PretrainState, folder: Path) -> None:
@@ -94,9 +95,9 @@ def run_pretraining(plan: Plan, runtime: Runtime, dataset: Dataset, task: Pretra
         for line in resume_checkpoint(plan.folder, state) + (changes if state.history else []):
             progress.message(line)
         if not state.history:
-            state.history.append({"epoch": 0, "knn_accuracy": test_knn_accuracy(task, state, dataset)})
+            state.history.append({"epoch": 0, "knn_accuracy": knn_test_accuracy(task, state, dataset)})
         train_and_save(plan.folder, progress, runtime.checkpoint_minutes, task, state)
-        state.history[-1]["knn_accuracy"] = test_knn_accuracy(task, state, dataset)
+        state.history[-1]["knn_accuracy"] = knn_test_accuracy(task, state, dataset)
     save_weights(plan.folder, state)
     if runtime.progress != "none":
         before, after = (format_share(state.history[row]["knn_accuracy"]) for row in (0, -1))
@@ -143,7 +144,7 @@ def train_and_save(folder: Path, progress: Progress, minutes: float, task: Pretr
                 raise Interrupted(signals[0])
 
 
-def test_knn_accuracy(task: Pretraining, state: PretrainState, dataset: Dataset) -> float | None:
+def knn_test_accuracy(task: Pretraining, state: PretrainState, dataset: Dataset) -> float | None:
     """Returns the test accuracy of a nearest-neighbor classifier, the only use of labels in a pre-training."""
     labels = dataset.train_labels if dataset.true_labels is None else dataset.true_labels
     labeled = (labels >= 0).nonzero().flatten()

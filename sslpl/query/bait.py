@@ -34,11 +34,11 @@ def bait(
 
     F is the mean Fisher information v v' of all images, M = `regularization` x I + (the sum of v v' over the labeled
     + n x the sum over the selected) / (labeled + n), weighted as in the published code (Ash et al. 2021), which uses a
-    `regularization` of 0.01 on CIFAR and of 1 elsewhere. The Fisher information
-    is that of BAIT (Binary) of Huseljic et al. 2024: a last layer that separates the most likely class, of probability
-    p, from the others, so that v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the softmax has
-    (classes x D)^2. Each step, forward or back, costs O(images x D + D^2) in float64; memory is at most five float64
-    copies of the embeddings. With `subset` (ours), a random subset of that many unlabeled images replaces the pool.
+    `regularization` of 0.01 on CIFAR and of 1 elsewhere. The Fisher information is that of BAIT (Binary) of Huseljic et
+    al. 2024: a last layer that separates the most likely class, of probability p, from the others, so that
+    v = sqrt(p (1 - p)) h for the embedding h. It has D x D entries where the softmax has (classes x D)^2. Each step,
+    forward or back, costs O(images x D + D^2) in float64; memory is at most five float64 copies of the embeddings.
+    With `subset` (ours), a random subset of that many unlabeled images replaces the pool.
     """
     context = subsample(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)  # so that argmax breaks ties at random

@@ -65,7 +65,7 @@ def greedy(
     chosen: list[Tensor] = []
     gains: list[Tensor] = []
     while len(chosen) < n:
-        best = highest(gain, stale, labelings, probability, images_at_once(len(labelings.weight) * classes))
+        best = highest(gain, stale, labelings, probability, images_per_block(len(labelings.weight) * classes))
         if gain[best] < NEGLIGIBLE:
             break
         chosen.append(best)
@@ -91,7 +91,7 @@ def highest(
     return best
 
 
-def images_at_once(numbers: int) -> int:
+def images_per_block(numbers: int) -> int:
     """Returns how many images are evaluated per block if each takes this many numbers."""
     return max(1, min(64, CHUNK // max(1, numbers)))
 

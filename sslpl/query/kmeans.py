@@ -45,8 +45,8 @@ def kmeans(
 
 def medoids(clusters: Clusters) -> Tensor:
     """Returns for each center the row of its nearest point, the first of ties; a center without points has none."""
-    label, count, rows = clusters.label, len(clusters.centers), len(clusters.label)
-    closest = clusters.distance == least(clusters.distance, label, count)[label]
-    candidate = torch.where(closest, torch.arange(rows, device=label.device), rows)
-    first = candidate.new_full((count,), rows).scatter_reduce(0, label, candidate, "amin")
+    assignment, count, rows = clusters.assignment, len(clusters.centers), len(clusters.assignment)
+    closest = clusters.distance == least(clusters.distance, assignment, count)[assignment]
+    candidate = torch.where(closest, torch.arange(rows, device=assignment.device), rows)
+    first = candidate.new_full((count,), rows).scatter_reduce(0, assignment, candidate, "amin")
     return first[first < rows]

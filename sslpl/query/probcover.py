@@ -46,8 +46,8 @@ def probcover(
     points = on_grid(context.predictions.embedding[order.to(labeled.device)])
     pool = torch.cat([labeled, points])
     if delta is None:
-        label = k_means(pool.float(), min(context.num_classes, len(pool)), rng).label
-        cosine = pure_cosine(pool, label, purity)
+        assignment = k_means(pool.float(), min(context.num_classes, len(pool)), rng).assignment
+        cosine = pure_cosine(pool, assignment, purity)
     else:
         cosine = 1 - delta**2 / 2
     rows, gain = greedy_coverage(points, covered(points, labeled, min(cosine, COPY)), min(cosine, COPY), n)
@@ -59,16 +59,16 @@ def on_grid(embedding: Tensor) -> Tensor:
     return normalize(embedding.double()).mul_(GRID).round_().div_(GRID)
 
 
-def pure_cosine(points: Tensor, label: Tensor, purity: float) -> float:
+def pure_cosine(points: Tensor, cluster: Tensor, purity: float) -> float:
     """Returns the lowest cosine (largest radius) at which a share `purity` of the balls around points [N, D] are pure.
 
-    The ball of cosines above c is pure if c is at least the cosine to the nearest point of another label [N], which is
+    The ball of cosines above c is pure if c is at least the cosine to the nearest point of another cluster, which is
     -1 if there is none.
     """
     nearest_other = torch.full((len(points),), -1.0, dtype=points.dtype, device=points.device)
     for rows in blocks(len(points), len(points), points.device):
         cosine = points[rows] @ points.T
-        nearest_other[rows] = cosine.masked_fill_(label[rows, None] == label, -1).amax(dim=1)
+        nearest_other[rows] = cosine.masked_fill_(cluster[rows, None] == cluster, -1).amax(dim=1)
     return float(nearest_other.sort().values[max(0, math.ceil(purity * len(points)) - 1)])
 
 

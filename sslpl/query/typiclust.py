@@ -52,9 +52,9 @@ def unit_clusters(
     """
     if large_pools.is_large(len(points)):
         clusters = large_pools.sampled_k_means(points, count, rng, steps=steps)
-        return nearest(labeled, clusters.centers)[1].cpu(), clusters.label.cpu()
+        return nearest(labeled, clusters.centers)[1].cpu(), clusters.assignment.cpu()
     pool = torch.cat([labeled, points[torch.arange(len(points))]])
-    cluster = k_means(pool, count, rng, steps=steps).label.cpu()
+    cluster = k_means(pool, count, rng, steps=steps).assignment.cpu()
     return cluster[: len(labeled)], cluster[len(labeled) :]
 
 

@@ -58,7 +58,7 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     return None, warning
 
 
-def keep_weights(folder: Path, state: Mapping[str, Any], signature: ModelSignature) -> None:
+def save_model(folder: Path, state: Mapping[str, Any], signature: ModelSignature) -> None:
     """Writes the final weights of a finished run to `folder`."""
     buffer = io.BytesIO()
     weights = {"backbone": state["backbone"], "module": state["module"]}
@@ -66,7 +66,7 @@ def keep_weights(folder: Path, state: Mapping[str, Any], signature: ModelSignatu
     write_whole(folder / WEIGHTS, buffer.getvalue())
 
 
-def load_weights(folder: Path) -> SavedModel:
+def load_model(folder: Path) -> SavedModel:
     """Returns the final weights in `folder`; UserError if they are missing, damaged or without a signature."""
     path = folder / WEIGHTS
     if not path.is_file():

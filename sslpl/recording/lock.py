@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,15 +11,13 @@ NAME = ".lock"
 POLL_SECONDS = 0.5
 
 
-@contextmanager
-def run_lock(folder: Path, wait: bool) -> Iterator[bool]:
-    """Locks a run's folder; yields False if another process holds the lock and `wait` is False.
+def run_lock(folder: Path, wait: bool) -> AbstractContextManager[bool]:
+    """Locks a run's folder in a context; it yields False if another process holds the lock and `wait` is False.
 
     The operating system releases a lock when its process ends, however that happens. OSError if the folder cannot be
     created.
     """
-    with file_lock(folder / NAME, wait) as acquired:
-        yield acquired
+    return file_lock(folder / NAME, wait)
 
 
 @contextmanager

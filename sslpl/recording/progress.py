@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sslpl.recording.terminal import SHOWN, Row, Terminal, format_cell, silence_stdout
+from sslpl.recording.terminal import METRIC_COLUMNS, Row, Terminal, format_cell, silence_stdout
 
 Mode = Literal["auto", "live", "plain", "none"]
 
@@ -129,7 +129,7 @@ class Progress:
 
     def cycle_done(self, row: Row) -> None:
         """Prints the line of a finished cycle from its row of metrics."""
-        seconds = [row[key] or 0.0 for key in SHOWN if key.endswith("_seconds") and format_cell(row, key)]
+        seconds = [row[key] or 0.0 for key in METRIC_COLUMNS if key.endswith("_seconds") and format_cell(row, key)]
         parts = [f"cycle {format_cell(row, 'cycle')}/{self._cycles}", f"{format_cell(row, 'labeled')} labeled"]
         for name, key in (("accuracy", "test_accuracy"), ("loss rank correlation", "loss_rank_correlation")):
             parts += [f"{name} {text}"] if (text := format_cell(row, key)) else []

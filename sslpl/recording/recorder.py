@@ -11,7 +11,7 @@ from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
 from sslpl.learn.divergence import check_losses
-from sslpl.learn.joint import joint_train_index
+from sslpl.learn.joint_step import joint_train_index
 from sslpl.loop import cycle_row
 from sslpl.oracle.label_request import image_names
 from sslpl.recording import checkpoint, run_tables

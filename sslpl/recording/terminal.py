@@ -14,7 +14,7 @@ from rich.table import Table
 Row = Mapping[str, float | int | None]
 
 KEY_COLUMNS = ["cycle", "labeled"]
-SHOWN = [
+METRIC_COLUMNS = [
     *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
     *("pseudo_label_rate", "pseudo_label_accuracy"),
     *("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds"),
@@ -34,10 +34,10 @@ def format_cell(row: Row, key: str) -> str:
 
 def cycles_table(rows: Sequence[Row], width: int = 120) -> Group:
     """Returns the metrics of all cycles, split into several tables if one would exceed `width` characters."""
-    texts = {key: [format_cell(row, key) for row in rows] for key in [*KEY_COLUMNS, *SHOWN]}
+    texts = {key: [format_cell(row, key) for row in rows] for key in [*KEY_COLUMNS, *METRIC_COLUMNS]}
     widths = {key: 3 + max(map(len, [*key.split("_"), *column])) for key, column in texts.items()}
     groups = [[*KEY_COLUMNS]]
-    for key in (key for key in SHOWN if any(texts[key])):
+    for key in (key for key in METRIC_COLUMNS if any(texts[key])):
         if len(groups[-1]) > len(KEY_COLUMNS) and sum(widths[column] for column in [*groups[-1], key]) > width:
             groups.append([*KEY_COLUMNS])
         groups[-1].append(key)

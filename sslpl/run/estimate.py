@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sslpl.clustering.linkage import complete_linkage_bytes
 from sslpl.data.batches import unlabeled_batch_size
-from sslpl.learn.joint import JointInputs, joint_step
+from sslpl.learn.joint_step import JointInputs, joint_step
 from sslpl.learn.optimizers import joint_optimizer
 from sslpl.learn.unlabeled_batches import task_batch_size
 from sslpl.loop import empty_state
@@ -104,7 +104,7 @@ def measured_speeds(setup: Setup, max_steps: int = 4, max_seconds: float = 2.0) 
     state = empty_state(setup)
     optimizer = joint_optimizer(setup, state)
     size = min(setup.training.batch_size, len(setup.dataset.train))
-    views = setup.augmentation.plain(next(setup.dataset.train.batches([torch.arange(size)])))
+    views = setup.augmentation.normalize(next(setup.dataset.train.batches([torch.arange(size)])))
     labels = torch.zeros(size, dtype=torch.int64, device=setup.device)
 
     def run_step() -> None:

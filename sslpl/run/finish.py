@@ -39,7 +39,7 @@ def pause_run(
 def finish_run(run: RunInfo, setup: Setup, state: State) -> float:
     """Reduces the checkpoint of a finished run to its weights; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
-    checkpoint.keep_weights(folder, state.to_dict(), model_signature(run.config, setup, state))
+    checkpoint.save_model(folder, state.to_dict(), model_signature(run.config, setup, state))
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
     checkpoint.discard(folder)
     lock.remove_lock(run.folder)

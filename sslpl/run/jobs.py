@@ -47,9 +47,8 @@ class Command:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN:
             self.refuse_sweep()
-        os.chdir(
-            hydra_config.runtime.cwd
-        )  # Hydra may have changed it (hydra.job.chdir), and output_dir is relative to it
+        # Hydra may have changed the folder (hydra.job.chdir), and output_dir is relative to the original one.
+        os.chdir(hydra_config.runtime.cwd)
         plan = print_error(job_plan(cfg, hydra_config, self.presets))
         if isinstance(plan, ErrorReport):
             return self.add(Job(hydra_config.job.override_dirname or "run", plan))
@@ -83,14 +82,15 @@ class Command:
 
 def wait_for_other(plan: Plan, slot: Slot) -> JobResult:
     """Waits until no other process holds a run; completes it if it is unfinished."""
-    print(f"waiting for {describe_owner(plan)}, which is running {plan.folder}", flush=True)
+    print_waiting(plan)
     return catch_errors(partial(launch, plan, wait=True, slot=slot))
 
 
-def describe_owner(plan: Plan) -> str:
-    """Names the process that runs a plan, from the run's status."""
+def print_waiting(plan: Plan) -> None:
+    """Prints that this process waits for the one that runs a plan, as named in the run's status."""
     status = read_status(plan.folder)
-    return f"process {status.get('process', '?')} on {status.get('host', '?')}"
+    owner = f"process {status.get('process', '?')} on {status.get('host', '?')}"
+    print(f"waiting for {owner}, which is running {plan.folder}", flush=True)
 
 
 def job_plan(cfg: DictConfig, hydra_config: Any, presets: Callable[..., Any]) -> Plan | ErrorReport:

@@ -21,7 +21,7 @@ from sslpl.recording import lock
 from sslpl.recording.status import read_status
 from sslpl.run.errors import FAILED, SIGNAL_BASE, ErrorReport, catch_errors, error_report, print_error, stopped_by
 from sslpl.run.gpus import concurrent_runs
-from sslpl.run.jobs import Command, Job, JobResult, describe_owner, job_plan
+from sslpl.run.jobs import Command, Job, JobResult, job_plan, print_waiting
 from sslpl.run.launch import finished_outcome
 from sslpl.run.monitor import monitored
 from sslpl.run.outcome import Outcome
@@ -103,17 +103,12 @@ def unfinished_plans(plans: Sequence[Plan | ErrorReport], results: dict[int, Job
         if isinstance(plan, ErrorReport) or (i in results and results[i] != Outcome("running")):
             continue
         if results.pop(i, None) is not None:
-            wait_for_owner(plan)
+            print_waiting(plan)
+            with lock.run_lock(plan.folder, wait=True):
+                pass
         if (result := print_error(catch_errors(partial(finished_outcome, plan)))) is not None:
             results[i] = result
     return {i: plan for i, plan in enumerate(plans) if isinstance(plan, Plan) and i not in results}
-
-
-def wait_for_owner(plan: Plan) -> None:
-    """Waits until no process holds a run's folder."""
-    print(f"waiting for {describe_owner(plan)}, which is running {plan.folder}", flush=True)
-    with lock.run_lock(plan.folder, wait=True):
-        pass
 
 
 def run_with_launcher(

@@ -1,8 +1,8 @@
 """Semi-supervised learning: pseudo-label rules, and the unlabeled loss of the backbone."""
 
 from sslpl.ssl.adaptive import FlexMatch, FreeMatch, SoftMatch
+from sslpl.ssl.backbone_loss import TaskSSL, no_task_ssl
 from sslpl.ssl.rules import Consistency, LabelGuessing, MeanTeacher, no_ssl, pseudo_label_hard, pseudo_label_soft, uda
-from sslpl.ssl.task import TaskSSL, no_task_ssl
 
 __all__ = [
     "Consistency",

@@ -35,7 +35,7 @@ def unreadable_variables() -> dict[str, str]:
 
 
 @contextmanager
-def hidden(names: Iterable[str]) -> Iterator[None]:
+def without_variables(names: Iterable[str]) -> Iterator[None]:
     """Removes variables from the environment inside the context."""
     values = {name: os.environ.pop(name) for name in names}
     try:

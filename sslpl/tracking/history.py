@@ -39,7 +39,7 @@ class History(NamedTuple):
         return self if name in self.folders else self._replace(folders=(*self.folders, name))
 
 
-def unsent(history: History, run_folder: Path) -> list[Path]:
+def unsent_folders(history: History, run_folder: Path) -> list[Path]:
     """Returns the offline folders that still exist and that `wandb sync` has not marked as sent."""
     folders = [run_folder.absolute() / name for name in history.folders]
     return [folder for folder in folders if folder.is_dir() and not any(folder.glob("*.wandb.synced"))]

@@ -15,8 +15,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
-from sslpl.tracking.environment import environment_mode, hidden, unreadable_variables
-from sslpl.tracking.history import History, sync_command, unsent
+from sslpl.tracking.environment import environment_mode, unreadable_variables, without_variables
+from sslpl.tracking.history import History, sync_command, unsent_folders
 from sslpl.types import RunInfo
 
 Mode = Literal["auto", "online", "offline"]
@@ -130,7 +130,7 @@ class WandbTracker:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         logging.getLogger("wandb").propagate = False  # it writes its own log file
         unreadable = unreadable_variables()
-        with hidden(unreadable):
+        with without_variables(unreadable):
             try:
                 mode, problem = self._choose_mode(unreadable)
                 if mode == "disabled":
@@ -232,7 +232,7 @@ class WandbTracker:
             history = history.logged(last_step, bool(run.offline))
             history.write(path)  # before the row, so that a kill in between loses the row instead of doubling it
             run.log({**metrics, "global_step": item.step}, step=item.step, commit=True)
-        if waiting := unsent(history, info.folder):
+        if waiting := unsent_folders(history, info.folder):
             print(f"W&B: recorded offline, to send it: {sync_command(waiting)}", flush=True)
 
     def _items(self) -> Iterator[_Row | _End]:
@@ -256,7 +256,7 @@ class WandbTracker:
         """Returns which metrics W&B lacks after a failure, and the command that sends those recorded before it."""
         if self._path is None:
             return "goes on without W&B"
-        waiting = unsent(History.read(self._path), info.folder)
+        waiting = unsent_folders(History.read(self._path), info.folder)
         return "the numbers since then did not arrive" + (
             f"; what was recorded before: {sync_command(waiting)}" if waiting else ""
         )

@@ -86,7 +86,7 @@ class TaskCriterion(nn.Module):
         aligned_logits = self.aligned(weak_logits) if self.method.align != "none" else weak_logits
         target, weight = self.pseudo_labels(aligned_logits, index)
         pseudo = (weight * divergence_from(logits, target, self.method.divergence)).mean()
-        fairness = self.unfairness(weak_logits, logits, weight) if self.method.fairness else pseudo.new_zeros(())
+        fairness = self.fairness_loss(weak_logits, logits, weight) if self.method.fairness else pseudo.new_zeros(())
         return TaskLoss(pseudo, fairness, target, weight)
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class TaskCriterion(nn.Module):
         ratio = probabilities * (self.wanted + 1e-6) / (self.marginal + 1e-6)
         return ratio.log().log_softmax(dim=1)
 
-    def unfairness(self, weak_logits: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    def fairness_loss(self, weak_logits: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         """Returns FreeMatch's fairness loss (equation 11) of `logits` against the averaged class distribution.
 
         Both distributions are divided by the histogram of their most likely classes. 0 if all weights are 0.

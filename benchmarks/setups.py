@@ -1,4 +1,4 @@
-"""What the benchmarks run on: sizes, images, setups."""
+"""Sizes, images and setups of the benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,12 @@ FASHION_ROOT = "/usr/share/datasets/fashion-mnist"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each benchmark does; the defaults are those of the published figures."""
+    """The sizes of the benchmarks; the defaults are those of the documented figures."""
 
-    augmented: int = 1536
+    augmented: int = 1536  # images per augmentation call
     batch: int = 128
-    unlabeled: int = 512
-    scored: int = 3072
+    unlabeled: int = 512  # images per fine-tune step
+    scored: int = 3072  # images of pool_scoring
     linkage_share: float = 1.0  # of the number of points in a benchmark's name
     run_pool: int = 4000
     run_test: int = 1000
@@ -47,29 +47,29 @@ class Sizes:
 SMALL = Sizes(48, 16, 32, 96, 0.02, 400, 100, 40, 2)
 
 
-class Bench(NamedTuple):
-    """What all benchmarks are told."""
+class BenchmarkOptions(NamedTuple):
+    """The options of all benchmarks."""
 
     device: torch.device
     sizes: Sizes
-    repeats: int | None  # None: each its own
-    root: str | None  # where the published datasets are
-    pool: int  # the rest is of `protocol`
+    repeats: int | None  # None: the default of each benchmark
+    root: str | None  # folder of the published datasets
+    pool: int  # this and the following: of `protocol`
     cycles: int
     epochs: int
     finetune_epochs: int
 
 
 def synthetic(pool: int, test: int, classes: int, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Dataset:
-    """Random images that can be learned: each is a smooth pattern of its class under noise."""
+    """Returns random images that can be learned: a smooth pattern for each class, plus noise."""
     generator = torch.Generator().manual_seed(seed)
     patterns = interpolate(torch.randn(classes, shape[0], 4, 4, generator=generator), shape[1:], mode="bilinear")
 
     def part(count: int) -> tuple[TensorImages, Tensor]:
         labels, images = torch.randint(classes, (count,), generator=generator), []
-        for some in labels.split(4096):
-            noise = torch.randn(len(some), *shape, generator=generator)
-            images.append((128 + 40 * patterns[some] + 40 * noise).clamp(0, 255).to(torch.uint8))
+        for block in labels.split(4096):
+            noise = torch.randn(len(block), *shape, generator=generator)
+            images.append((128 + 40 * patterns[block] + 40 * noise).clamp(0, 255).to(torch.uint8))
         return TensorImages(torch.cat(images)), labels
 
     (train, train_labels), (held_out, test_labels) = part(pool), part(test)
@@ -79,29 +79,29 @@ def synthetic(pool: int, test: int, classes: int, shape: tuple[int, int, int] = 
     return Dataset(train, train_labels, held_out, test_labels, names, mean, std, True, cutout, shape[1] // 8)
 
 
-def cifar_like(bench: Bench, pool: int, test: int) -> tuple[Dataset, str]:
-    """The first images of CIFAR-100 if they are under the root, else synthetic ones; and which they are."""
+def cifar_like(bench: BenchmarkOptions, pool: int, test: int) -> tuple[Dataset, str]:
+    """Returns the first images of CIFAR-100 if they are under the root, else synthetic ones, and a description."""
     try:
         if bench.root is not None:
-            return first(cifar100(bench.root, download=False), pool, test), "CIFAR-100"
+            return first_images(cifar100(bench.root, download=False), pool, test), "CIFAR-100"
     except UserError as error:
         print(f"synthetic images: {error}")
     return synthetic(pool, test, 100), "synthetic images in 100 classes"
 
 
-def fashion(bench: Bench, pool: int, test: int) -> tuple[Dataset, str]:
-    """The first images of Fashion-MNIST if they are there, else synthetic ones; and which they are."""
+def fashion_like(bench: BenchmarkOptions, pool: int, test: int) -> tuple[Dataset, str]:
+    """Returns the first images of Fashion-MNIST if they are found, else synthetic ones, and a description."""
     for root in (bench.root, FASHION_ROOT):
         if root is not None and Path(root).is_dir():
             try:
-                return first(fashion_mnist(root, download=False), pool, test), "Fashion-MNIST"
+                return first_images(fashion_mnist(root, download=False), pool, test), "Fashion-MNIST"
             except UserError:
                 continue
     return synthetic(pool, test, 10, (1, 28, 28)), "synthetic images in 10 classes"
 
 
-def first(dataset: Dataset, pool: int, test: int) -> Dataset:
-    """The first images of the pool and of the test set."""
+def first_images(dataset: Dataset, pool: int, test: int) -> Dataset:
+    """Returns a dataset with only the first images of the pool and of the test set."""
     return dataset._replace(
         train=TensorImages(dataset.train.data[:pool]),
         train_labels=dataset.train_labels[:pool],
@@ -110,7 +110,7 @@ def first(dataset: Dataset, pool: int, test: int) -> Dataset:
     )
 
 
-def setup_of(
+def make_setup(
     dataset: Dataset,
     device: torch.device,
     training: Training,
@@ -118,7 +118,7 @@ def setup_of(
     seed: int = 0,
     ssl: SSLMethod = pseudo_label_soft,
 ) -> Setup:
-    """SSLPM on ResNet-18 as `run.py` would set it up with precision and compilation left to the device."""
+    """Returns the setup of SSLPM on ResNet-18, with the default precision and compilation of the device."""
     dataset = dataset._replace(train=dataset.train.to(device), test=dataset.test.to(device))
     options = {"flip": dataset.flip, "padding": dataset.padding, "cutout": dataset.cutout, "device": device}
     augmentation = Augmentation(dataset.train.shape, dataset.mean, dataset.std, **options)
@@ -149,7 +149,7 @@ def setup_of(
 
 
 def half_confident(logits: Tensor) -> PseudoLabel:
-    """Pseudo-labels whose threshold is the median top probability: half of the images are confident."""
+    """Pseudo-labels with the median of the highest probabilities as threshold: half of the images are confident."""
     probabilities = logits.float().softmax(dim=1)
     top = probabilities.amax(dim=1)
     return PseudoLabel(probabilities, (top >= top.median()).float())
@@ -157,16 +157,16 @@ def half_confident(logits: Tensor) -> PseudoLabel:
 
 @torch.no_grad()
 def calibrate(setup: Setup, backbone: nn.Module) -> None:
-    """Gives batch norm the statistics of the data, as training would."""
+    """Updates the batch norm statistics by forward passes over images, as training would."""
     index = torch.arange(min(256, len(setup.dataset.train)))
-    images = setup.augmentation.plain(next(iter(setup.dataset.train.batches([index]))))
+    images = setup.augmentation.normalize(next(iter(setup.dataset.train.batches([index]))))
     backbone.train()
     for _ in range(20):
         backbone(images)
 
 
-def embeddings(points: int, seed: int = 0) -> np.ndarray:
-    """Points like the embeddings of a trained network: rectified, in 100 classes, float32 [points, 512]."""
+def synthetic_embeddings(points: int, seed: int = 0) -> np.ndarray:
+    """Returns rectified points in 100 classes, like embeddings of a trained network: float32 [points, 512]."""
     generator = np.random.default_rng(seed)
     centers = generator.normal(0, 0.7, (100, 512)).astype(np.float32)
     noise = generator.normal(-0.3, 0.5, (points, 512)).astype(np.float32)

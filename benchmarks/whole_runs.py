@@ -1,18 +1,17 @@
-"""Whole runs: a short one both ways, and the published protocol on CIFAR-100."""
+"""Benchmarks of whole runs: a short one with both implementations, and the published protocol on CIFAR-100."""
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks import conventional as old
-from benchmarks.measure import Case, Peak, Row, measured
-from benchmarks.parts import Bench, cifar_like, fashion, setup_of
+from benchmarks import conventional
+from benchmarks.measure import Case, PeakMemory, Row, compare
+from benchmarks.setups import BenchmarkOptions, cifar_like, fashion_like, make_setup
 from sslpl.budget import Budget
 from sslpl.loop import initial_state, run_active_learning
 from sslpl.setup import Setup
@@ -25,41 +24,41 @@ PHASES = ("train", "finetune", "evaluate", "query")
 
 
 class Silent:
-    """Watches a run and says nothing."""
+    """An observer of a run that does nothing."""
 
     def on_phase_start(self, setup: Setup, state: State) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_step(self, state: State, step: Step) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_phase_end(self, state: State) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class Printer(Silent):
-    """Prints the numbers of each finished cycle."""
+    """An observer that prints the metrics of each finished cycle."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.printed = 0
 
     def on_phase_end(self, state: State) -> None:
-        """A line when a cycle is new in the history."""
-        if len(state.history) > self.seen:
-            self.seen, row = len(state.history), state.history[-1]
+        """Prints a line if a cycle has finished."""
+        if len(state.history) > self.printed:
+            self.printed, row = len(state.history), state.history[-1]
             seconds = "  ".join(f"{phase} {row[f'{phase}_seconds'] or 0:.1f} s" for phase in PHASES)
             rate = f"{row['train_images_per_second'] or 0:,.0f} images/s"
             pseudo, accuracy = row.get("pseudo_label_rate"), row["test_accuracy"]
-            print(f"cycle {self.seen}: {seconds}  {rate}  accuracy {accuracy:.4f}  confident {pseudo}", flush=True)
+            print(f"cycle {self.printed}: {seconds}  {rate}  accuracy {accuracy:.4f}  confident {pseudo}", flush=True)
 
 
-def phases(state: State) -> dict[str, float]:
-    """Seconds by phase of a finished run; labeling and trimming count as query."""
+def phase_seconds(state: State) -> dict[str, float]:
+    """Returns the seconds of a finished run by phase; labeling and trimming count as query."""
     return {phase: sum(float(row[f"{phase}_seconds"] or 0) for row in state.history) for phase in PHASES}
 
 
 class ConventionalRun:
-    """SSLPM as a script: the same budgets, schedule, first labels and first weights as a setup of ours."""
+    """SSLPM as a conventional script, with the budget, schedule, initial labels and initial weights of a setup."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.device, data = setup, setup.device, setup.dataset
@@ -68,28 +67,28 @@ class ConventionalRun:
         state = initial_state(setup)
         self.labeled, self.unlabeled = state.pool.labeled.tolist(), state.pool.unlabeled.tolist()
         self.trained = [position for position in self.labeled if position not in set(state.excluded.tolist())]
-        self.backbone, self.module = old.networks(setup)
+        self.backbone, self.module = conventional.build_networks(setup)
         train, test = data.train.data, data.test.data
-        self.weak, self.pair, self.plain = (
-            old.PilImages(train, data.train_labels, transform)
-            for transform in (old.weak(data), old.pair(data), old.plain(data))
+        self.weak, self.pair, self.unaugmented = (
+            conventional.PilImages(train, data.train_labels, transform)
+            for transform in (conventional.weak(data), conventional.pair(data), conventional.normalize(data))
         )
-        self.test = old.PilImages(test, data.test_labels, old.plain(data))
+        self.test = conventional.PilImages(test, data.test_labels, conventional.normalize(data))
         self.seconds: Counter[str] = Counter()
         self.accuracy: list[float] = []
 
     @contextmanager
     def timed(self, phase: str):
-        """Counts the seconds of a block as those of a phase."""
+        """Adds the seconds of a block to those of a phase."""
         since = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - since
 
     def run(self) -> "ConventionalRun":
-        """All cycles."""
+        """Runs all cycles."""
         cycles = self.setup.budget.cycles
         for cycle in range(cycles):
-            trainer = old.Trainer(self.backbone, self.module, self.setup.training, self.device)
+            trainer = conventional.Trainer(self.backbone, self.module, self.setup.training, self.device)
             with self.timed("train"):
                 self.train(trainer)
             if cycle < cycles - 1:
@@ -103,80 +102,86 @@ class ConventionalRun:
                     self.query(trim=cycle < cycles - 2)
         return self
 
-    def train(self, trainer: old.Trainer) -> None:
-        """Joint training."""
-        loader = old.shuffled_loader(self.weak, self.trained, self.setup.training.batch_size)
+    def train(self, trainer: conventional.Trainer) -> None:
+        """Trains backbone and module jointly."""
+        loader = conventional.shuffled_loader(self.weak, self.trained, self.setup.training.batch_size)
         for epoch in range(self.setup.training.epochs):
             trainer.train_epoch(loader, epoch)
 
-    def finetune(self, trainer: old.Trainer) -> None:
-        """The module's fine-tune."""
+    def finetune(self, trainer: conventional.Trainer) -> None:
+        """Fine-tunes the module."""
         training = self.setup.training
         many = len(self.unlabeled) // (len(self.labeled) // training.batch_size + 1) // 2 * 2
         trainer.start_finetune()
-        labeled = old.shuffled_loader(self.weak, self.labeled, training.batch_size)
-        unlabeled = old.shuffled_loader(self.pair, self.unlabeled, min(many, training.unlabeled_batch_limit))
+        labeled = conventional.shuffled_loader(self.weak, self.labeled, training.batch_size)
+        unlabeled = conventional.shuffled_loader(self.pair, self.unlabeled, min(many, training.unlabeled_batch_limit))
         for _ in range(training.finetune_epochs):
             for (images, labels), (views, _hidden) in zip(labeled, unlabeled, strict=False):
                 trainer.finetune_step(images, labels, views, 0.9)
 
-    def predictions(self, images: old.PilImages, index):
-        """What the networks say of the images at `index`."""
-        return old.predictions(self.backbone, self.module, old.ordered_loader(images, index), self.device)
+    def predictions(self, images: conventional.PilImages, index):
+        """Returns the predictions for the images at `index`."""
+        return conventional.predictions(
+            self.backbone, self.module, conventional.ordered_loader(images, index), self.device
+        )
 
     def query(self, trim: bool) -> None:
-        """Scores, clusters, labels, trims: two passes over the candidates, as published."""
+        """Scores, clusters, labels and trims, with two passes over the candidates, as published."""
         budget = self.setup.budget
-        predicted = self.predictions(self.plain, self.unlabeled)[2]
+        predicted = self.predictions(self.unaugmented, self.unlabeled)[2]
         best = torch.argsort(predicted, descending=True)[: int(budget.candidates)].tolist()
         candidates = [self.unlabeled[position] for position in best]
-        embedding = self.predictions(self.plain, candidates)[1]
-        cluster = old.clustered(embedding.numpy(), int(budget.per_cycle))
-        picked = [candidates[position] for position in np.unique(cluster, return_index=True)[1]]
+        embedding = self.predictions(self.unaugmented, candidates)[1]
+        cluster = conventional.complete_linkage(embedding.numpy(), int(budget.per_cycle))
+        selected = [candidates[position] for position in np.unique(cluster, return_index=True)[1]]
         half = trim_size(int(budget.initial)) // 2 if trim else 0
-        self.trained = [*self.hardest(self.labeled, half), *self.hardest(picked, half)]
-        self.labeled = [*self.labeled, *picked]
+        self.trained = [*self.highest_loss(self.labeled, half), *self.highest_loss(selected, half)]
+        self.labeled = [*self.labeled, *selected]
         self.unlabeled = sorted(set(self.unlabeled) - set(self.labeled))
 
-    def hardest(self, index: list[int], less: int) -> list[int]:
-        """The images without so many of the lowest true loss."""
-        logits, _, _, labels = self.predictions(self.plain, index)
+    def highest_loss(self, index: list[int], dropped: int) -> list[int]:
+        """Returns the images without the `dropped` ones of lowest true loss."""
+        logits, _, _, labels = self.predictions(self.unaugmented, index)
         order = torch.argsort(cross_entropy(logits, labels, reduction="none"))
-        return [index[position] for position in order[less:].tolist()]
+        return [index[position] for position in order[dropped:].tolist()]
 
 
-def whole_run(bench: Bench) -> Row:
-    """The published protocol in small (two cycles, a tenth of the epochs), both ways; each repetition has its seed."""
+def whole_run(bench: BenchmarkOptions) -> Row:
+    """Compares a short version of the published protocol (two cycles, a tenth of the epochs), a new seed each time."""
     sizes = bench.sizes
-    dataset, source = fashion(bench, sizes.run_pool, sizes.run_test)
+    dataset, source = fashion_like(bench, sizes.run_pool, sizes.run_test)
     tuned = max(1, round(0.15 * sizes.run_epochs))  # 30 of 200 as published
     training = Training(epochs=sizes.run_epochs, finetune_epochs=tuned, batch_size=64)
     budget = Budget(sizes.run_labels, sizes.run_labels, 2, 0.5)
     done: dict[str, list] = {"ours": [], "baseline": []}
 
     def setup_for(side: str) -> Setup:
-        return setup_of(dataset, bench.device, training, budget, seed=len(done[side]))
+        return make_setup(dataset, bench.device, training, budget, seed=len(done[side]))
 
     def ours() -> None:
         setup = setup_for("ours")
         state = run_active_learning(setup, initial_state(setup), Silent())
         accuracy = [float(row["test_accuracy"]) for row in state.history]
-        done["ours"].append((accuracy, phases(state)))
+        done["ours"].append((accuracy, phase_seconds(state)))
 
     def baseline() -> None:
         run = ConventionalRun(setup_for("baseline")).run()
         done["baseline"].append((run.accuracy, dict(run.seconds)))
 
     def extra(_row: Row, _ours: object, _baseline: object) -> Row:
-        return {"images": source, "labels": sizes.run_labels * 2} | by_side(done, "ours") | by_side(done, "baseline")
+        return (
+            {"images": source, "labels": sizes.run_labels * 2}
+            | side_results(done, "ours")
+            | side_results(done, "baseline")
+        )
 
-    return measured(
+    return compare(
         "whole_run", Case(ours, baseline, repeats=1, warm_up=False, extra=extra), bench.device, bench.repeats
     )
 
 
-def by_side(done: dict[str, list], side: str) -> Row:
-    """Mean accuracy after each cycle, last accuracy of each repetition, mean seconds by phase."""
+def side_results(done: dict[str, list], side: str) -> Row:
+    """Returns the mean final accuracy, the accuracies by repetition and cycle, and the mean seconds by phase."""
     accuracy = np.array([accuracy for accuracy, _ in done[side]])
     seconds = {phase: float(np.mean([phases[phase] for _, phases in done[side]])) for phase in PHASES}
     return {
@@ -186,15 +191,15 @@ def by_side(done: dict[str, list], side: str) -> Row:
     }
 
 
-def protocol(bench: Bench) -> Row:
-    """The published protocol on CIFAR-100 (real images, or random ones of the same kind): ours, start to end."""
+def protocol(bench: BenchmarkOptions) -> Row:
+    """Measures the published protocol on CIFAR-100, or synthetic images of its shape, from start to end; ours only."""
     dataset, source = cifar_like(bench, bench.pool, max(100, bench.pool // 5))
     training = Training(epochs=bench.epochs, finetune_epochs=bench.finetune_epochs)
     budget = Budget(initial=0.05, per_cycle=0.05, cycles=bench.cycles, candidates=0.5)
-    setup = setup_of(dataset, bench.device, training, budget)
+    setup = make_setup(dataset, bench.device, training, budget)
     print(f"protocol: {bench.pool:,} {source}, {setup.budget}", flush=True)
     since = time.perf_counter()
-    with Peak(bench.device) as peak:
+    with PeakMemory(bench.device) as peak:
         state = run_active_learning(setup, initial_state(setup), Printer())
     total = time.perf_counter() - since
     row: Row = {"name": "protocol", "baseline_seconds": None, "ours_seconds": total, "ratio": None}
@@ -202,10 +207,7 @@ def protocol(bench: Bench) -> Row:
     return row | {
         "ours_peak_mib": peak.added / 2**20,
         "images": source,
-        "images_per_second": images / phases(state)["train"],
-        "ours_phases": phases(state),
+        "images_per_second": images / phase_seconds(state)["train"],
+        "ours_phases": phase_seconds(state),
         "cycles": state.history,
     }
-
-
-RUNS: dict[str, Callable[[Bench], Row]] = {"whole_run": whole_run, "protocol": protocol}
