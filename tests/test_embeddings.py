@@ -156,7 +156,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     for file, message in (("text.npz", "must be .npz, .parquet"), ("missing.npz", "no such file")):
         with pytest.raises(UserError, match=message):
             embeddings(str(tmp_path / file))
-    with pytest.raises(UserError, match="dataset.file=null"):
+    with pytest.raises(UserError, match=r"dataset\.file=null"):
         embeddings()
 
 

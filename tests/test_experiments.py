@@ -123,7 +123,8 @@ def test_the_sweeps_cover_the_components_of_the_method() -> None:
     ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "method", "query")]
 )
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
-    required = ["method=random"] if (group, option) == ("module", "none") else []
+    requirements = {("module", "none"): ["method=random"], ("training", "head"): ["backbone=linear"]}
+    required = requirements.get((group, option), [])
     done = sslpl(*required, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",
                  "budget.initial=20", "budget.per_cycle=20", "budget.cycles=2", "training.batch_size=8")  # fmt: skip
     assert done.code == 0, done.err

@@ -15,7 +15,7 @@ from sslpl.budget import Budget
 from sslpl.config.identity import Config
 from sslpl.data.augmentation import Augmentation
 from sslpl.data.embeddings import Embeddings, NoAugmentation
-from sslpl.data.images import fits, place_images
+from sslpl.data.images import fits_in_memory, place_images
 from sslpl.data.variants import PoolVariant, apply_variant
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.models.starting_weights import Start, file_weights, start_backbone, weights_fingerprint
@@ -81,7 +81,7 @@ def place(images: Images, device: torch.device, limit: int | None) -> Images:
     if not isinstance(images, Embeddings):
         return place_images(images, device, limit)
     placed = images.to(device)
-    return placed.held_on_device() if device.type == "cuda" and fits(images, device, limit) else placed
+    return placed.held_on_device() if device.type == "cuda" and fits_in_memory(images, device, limit) else placed
 
 
 def build_augmentation(dataset: Dataset, device: torch.device) -> Augmentation:
