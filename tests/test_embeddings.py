@@ -180,6 +180,7 @@ def test_a_run_is_the_same_from_npz_and_mapped_files(sslpl: Command, tmp_path: P
         assert done.code == 0, done.err
         folders.append(run_folder(Path(output)))
     first, second = folders
+    assert first.parts[-3:-1] == ("vectors", "badge")
     assert timeless(first) == timeless(second)
     assert (first / "queries.csv").read_text() == (second / "queries.csv").read_text()
     assert float(timeless(first)[-1]["test_accuracy"]) > 0.6

@@ -88,6 +88,12 @@ def changed_values(path: str, value: Any, default: Any) -> list[str]:
     return [] if same else [f"{path}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
+def dataset_name(config: Config, choices: Choices) -> str:
+    """Returns the name of a run's dataset: its option or, for embeddings, the name of their file."""
+    file = config["dataset"].get("file")
+    return choices["dataset"] if file is None else re.sub(r"[^A-Za-z0-9_.,=+-]", "-", Path(file).stem)
+
+
 def run_folder(config: Config, dataset: str, method_name: str) -> Path:
     """Returns the folder in which a run writes its files."""
     output = Path(config["runtime"]["output_dir"])

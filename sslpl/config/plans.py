@@ -28,7 +28,8 @@ def make_plan(
     """Checks a config and identifies its run; UserError for the first mistake."""
     config = with_fingerprints(validated_config(resolved_config(cfg)))
     method_name = identity.method_name(config, choices, compose)
-    return Plan(config, choices, method_name, identity.run_folder(config, choices["dataset"], method_name))
+    folder = identity.run_folder(config, identity.dataset_name(config, choices), method_name)
+    return Plan(config, choices, method_name, folder)
 
 
 def resolved_config(cfg: DictConfig) -> identity.Config:
