@@ -1,8 +1,8 @@
 """Reads the arrays of unlabeled and labeled rows from .npz files, as arguments of `select`."""
 
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -42,16 +42,21 @@ def read_labeled(path: Path) -> Arrays:
 def read_npz(path: Path, names: tuple[str, ...]) -> Arrays:
     """Reads the arrays of these names from an .npz file; UserError if it has none of them or cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: must be an .npz file, as numpy.savez writes it")
-            stored = {SINGULAR.get(name, name): name for name in file.files}
-            found = {name: file[stored[name]] for name in names if name in stored}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file of numbers"
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        with path.open("rb") as file:
+            found = stored_arrays(file, names) if is_zipfile(file) else None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (BadZipFile, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if found is None:
+        raise UserError(f"{path}: must be an .npz file, as numpy.savez writes it")
     if not found:
         raise UserError(f"{path}: has none of the arrays {', '.join(names)}")
     return found
+
+
+def stored_arrays(file: BinaryIO, names: tuple[str, ...]) -> Arrays:
+    """Returns the arrays of these names that an .npz file contains; BadZipFile or ValueError if one is damaged."""
+    stored = np.load(file, allow_pickle=False)
+    keys = {SINGULAR.get(key, key): key for key in stored.files}
+    return {name: stored[keys[name]] for name in names if name in keys}
