@@ -19,7 +19,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as sslpl d
 
 import torch
 
-from benchmarks import paths, runs
+from benchmarks import imports, paths, runs
 from benchmarks.measure import Row
 from benchmarks.parts import SMALL, Bench, Sizes
 from sslpl.provenance import provenance
@@ -40,14 +40,16 @@ ALL: dict[str, Benchmark] = QUICK | {
     "whole_run": runs.whole_run,
     "scaling": paths.scaling,
 }
-NAMED: dict[str, Benchmark] = ALL | {"protocol": runs.protocol}
+NAMED: dict[str, Benchmark] = ALL | {"protocol": runs.protocol, "import_select": imports.import_select}
 COLUMNS = ("benchmark", "conventional", "ours", "ratio", "conventional +MiB", "ours +MiB", "")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol and import_select"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: at full size, under 3 minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, help="timed repetitions of each (default: each its own)")
@@ -132,6 +134,8 @@ def note(row: Row) -> str:
         notes.append(f"adjusted Rand index {row['adjusted_rand_index']}")
     if "baseline_accuracy" in row:
         notes.append(f"accuracy {row['baseline_accuracy']:.3f} and {row['ours_accuracy']:.3f}")
+    if "seconds_beyond_torch" in row:
+        notes.append(f"{seconds(row['seconds_beyond_torch'])} beyond torch")
     if "seconds_exponent" in row:
         notes.append(f"time ~ n^{row['seconds_exponent']:.2f}, memory ~ n^{row['peak_mib_exponent']:.2f}")
     for side in ("baseline", "ours"):
