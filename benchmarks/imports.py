@@ -1,24 +1,29 @@
-"""The time that an import takes, in a fresh process."""
+"""The time that an import takes beyond that of torch, each time in a fresh process."""
 
+import os
 import subprocess
 import sys
+from statistics import median
 
-from benchmarks.measure import Case, Row, measured
+from benchmarks.measure import Row
 from benchmarks.parts import Bench
+
+TIMED = """
+import time
+import torch
+began = time.perf_counter(), time.process_time()
+import {module}
+print(time.perf_counter() - began[0], time.process_time() - began[1])
+"""
 
 
 def import_select(bench: Bench) -> Row:
-    """Starts a process that imports torch and sslpl.select; the baseline imports torch alone."""
-    case = Case(importing("torch", "sslpl.select"), importing("torch"), repeats=5, extra=beyond_the_baseline)
-    return measured("import_select", case, bench.device, bench.repeats)
-
-
-def importing(*modules: str):
-    """A function that imports modules in a process of its own."""
-    command = [sys.executable, "-c", f"import {', '.join(modules)}"]
-    return lambda: subprocess.run(command, check=True)
-
-
-def beyond_the_baseline(row: Row, _ours: object, _baseline: object) -> Row:
-    """What ours takes in addition."""
-    return {"seconds_beyond_torch": row["ours_seconds"] - row["baseline_seconds"]}
+    """The import of sslpl.select by a process that has imported torch; ours alone."""
+    command = [sys.executable, "-c", TIMED.format(module="sslpl.select")]
+    row: Row = {"name": "import_select", "load_average": os.getloadavg()[0]}
+    samples = []
+    for _ in range(bench.repeats or 5):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        samples.append([float(figure) for figure in done.stdout.split()])
+    took, processor = (median(column) for column in zip(*samples, strict=True))
+    return row | {"ours_seconds": took, "processor_seconds": processor, "ours_samples": samples}

@@ -47,9 +47,8 @@ COLUMNS = ("benchmark", "conventional", "ours", "ratio", "conventional +MiB", "o
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol and import_select"
-    )
+    rest = " and ".join(name for name in NAMED if name not in ALL)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but {rest}")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: at full size, under 3 minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, help="timed repetitions of each (default: each its own)")
@@ -134,8 +133,8 @@ def note(row: Row) -> str:
         notes.append(f"adjusted Rand index {row['adjusted_rand_index']}")
     if "baseline_accuracy" in row:
         notes.append(f"accuracy {row['baseline_accuracy']:.3f} and {row['ours_accuracy']:.3f}")
-    if "seconds_beyond_torch" in row:
-        notes.append(f"{seconds(row['seconds_beyond_torch'])} beyond torch")
+    if "processor_seconds" in row:
+        notes.append(f"{seconds(row['processor_seconds'])} of the processor")
     if "seconds_exponent" in row:
         notes.append(f"time ~ n^{row['seconds_exponent']:.2f}, memory ~ n^{row['peak_mib_exponent']:.2f}")
     for side in ("baseline", "ours"):
