@@ -89,9 +89,7 @@ def test_an_import_is_measured_in_processes_of_its_own(monkeypatch: pytest.Monke
     from benchmarks import run
 
     file = tmp_path / "rows.json"
-    monkeypatch.setattr(
-        "sys.argv", ["run.py", "import_select", "--repeats", "1", "--threads", "1", "--json", str(file)]
-    )
+    monkeypatch.setattr("sys.argv", ["run.py", "import_select", "--repeats", "1", "--json", str(file)])
     assert run.main() == 0
     (row,) = json.loads(file.read_text())
     assert [[row["ours_seconds"], row["processor_seconds"]]] == row["ours_samples"]
