@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from sslpl.select.arrays import PoolArrays
 from sslpl.select.missing import RUN, MissingArgument, missing_tensor
@@ -89,6 +89,10 @@ class ArrayContext:
         return Predictions(self.unlabeled, logits, missing_tensor(RUN), missing_tensor(RUN))
 
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: ARG002
+        """Raises MissingArgument."""
+        raise MissingArgument(RUN)
+
+    def augmented_images(self, batches: Sequence[Tensor], views: int, rng: Generator) -> Iterator[Iterator[Tensor]]:  # noqa: ARG002
         """Raises MissingArgument."""
         raise MissingArgument(RUN)
 

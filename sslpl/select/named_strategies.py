@@ -1,7 +1,7 @@
 """Query strategies by name, with the defaults of `conf/query/`, without composing a config."""
 
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -12,7 +12,6 @@ from sslpl.files import CONF
 from sslpl.types import UserError
 
 Node = dict[str, Any]
-STRUCTURE = ("_target_", "_partial_", "defaults")  # keys of a node that are no arguments
 
 
 def build_strategy(name: str, options: Mapping[str, Any]) -> partial[Any]:
@@ -21,40 +20,86 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> partial[Any]:
     `subset` sets an argument of the strategy, `scorer` and `selector` choose its parts by name, and `scorer.samples`
     sets an argument of a part. Raises UserError for unknown names and keys and for values out of range.
     """
-    node = read_option("query", name)
-    parts = {part: options.get(part, default) for part, default in node["defaults"].items()}
-    nodes = {"": node} | {f"{part}.": read_option(f"query/{part}", str(option)) for part, option in parts.items()}
-    known = [*parts, *(prefix + key for prefix, part in nodes.items() for key in part if key not in STRUCTURE)]
+    parts = default_parts(read_yaml("query", name))
+    node = read_option("query", name, {part: str(options[part]) for part in parts if part in options})
+    values = dict(leaves("", node))
+    known = [*parts, *values]
     for key, value in options.items():
         if key not in known:
             advice = nearest_name(key, known) if known else f"{name} has no options"
             raise UserError(f"query.{key}={value}: no such key; {advice}")
-    bound = {prefix: bind_arguments(prefix, part, options) for prefix, part in nodes.items()}
-    strategy = bound.pop("")
-    return partial(strategy, **{prefix[:-1]: part for prefix, part in bound.items()})
+    built: partial[Any] = build_node("query", node, {**values, **options})
+    return built
 
 
-def bind_arguments(prefix: str, node: Node, options: Mapping[str, Any]) -> partial[Any]:
-    """Returns the function of a node with its arguments, checked against its signature."""
-    module, _, function = node["_target_"].rpartition(".")
-    target: Callable[..., Any] = getattr(import_module(module), function)
-    hints = type_hints(target)
-    values = {key: options.get(prefix + key, default) for key, default in node.items() if key not in STRUCTURE}
-    checked = {key: checked_value(f"query.{prefix}{key}", value, hints[key]) for key, value in values.items()}
-    return partial(target, **checked)
+def read_option(group: str, name: str, parts: Mapping[str, str] | None = None) -> Node:
+    """Reads an option of a config group with all its parts, of which `parts` names those that are not the defaults.
 
-
-def read_option(group: str, name: str) -> Node:
-    """Reads an option of a config group: its target, its arguments, and the default options of its parts."""
-    if name not in option_names(group):
-        raise UserError(f"{group}={name}: no such option; {nearest_name(name, option_names(group))}")
-    node: Node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-    parts = [entry for entry in node.get("defaults", []) if entry != "_self_"]
-    node["defaults"] = {part: option for entry in parts for part, option in entry.items()}
+    The entries of its `defaults` are `part: option`, an option of the group below, or `option@path`, an option of the
+    same group.
+    """
+    content = read_yaml(group, name)
+    node = {key: value for key, value in content.items() if key not in ("defaults", "_partial_")}
+    for part, option in {**default_parts(content), **(parts or {})}.items():
+        node[part] = read_option(f"{group}/{part}", option)
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and "@" in entry:
+            option, _, path = entry.partition("@")
+            *parents, last = path.split(".")
+            place = node
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = read_option(group, option)
     return node
 
 
-@cache
+def read_yaml(group: str, name: str) -> Node:
+    """Reads the file of an option; UserError if there is none."""
+    if name not in option_names(group):
+        raise UserError(f"{group}={name}: no such option; {nearest_name(name, option_names(group))}")
+    content: Node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    return content
+
+
 def option_names(group: str) -> list[str]:
     """Returns the names of the options of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def default_parts(content: Node) -> dict[str, str]:
+    """Returns the default option of each part of an option."""
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
+    return {part: option for entry in entries for part, option in entry.items()}
+
+
+def leaves(prefix: str, node: Node) -> Iterator[tuple[str, Any]]:
+    """Yields the arguments of a node and of its parts, with their dotted keys."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(f"{prefix}{key}.", value)
+        elif key != "_target_":
+            yield f"{prefix}{key}", value
+
+
+def build_node(path: str, node: Node, values: Mapping[str, Any]) -> Any:
+    """Returns the function of a node with its arguments, by their keys below `query`, checked against its signature.
+
+    A node without a function is a mapping of nodes.
+    """
+    function = get_function(node["_target_"]) if "_target_" in node else None
+    hints = {} if function is None else type_hints(function)
+    arguments = {}
+    for key, value in node.items():
+        inner = f"{path}.{key}"
+        if isinstance(value, dict):
+            arguments[key] = build_node(inner, value, values)
+        elif key != "_target_":
+            arguments[key] = checked_value(inner, values[inner.removeprefix("query.")], hints[key])
+    return arguments if function is None else partial(function, **arguments)
+
+
+def get_function(path: str) -> Callable[..., Any]:
+    """Imports a function by its dotted path."""
+    module, _, name = path.rpartition(".")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
