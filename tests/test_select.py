@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -347,8 +348,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "given", "line"),
         [
-            ("bagde", {}, r"query=bagde: no such option; did you mean badge\? \(known: badge, bait, "),
-            ("bait", {"subst": 5}, r"query.subst=5: no such key; did you mean subset\? \(known: oversample, regul"),
+            ("bagde", {}, r"query=bagde: no such option; did you mean badge\? \(known: .*badge, bait, "),
+            ("bait", {"subst": 5}, r"query.subst=5: no such key; did you mean subset\? \(known: .*oversample, regul"),
             ("badge", {"subset": 5}, r"query.subset=5: no such key; badge has no options$"),
             ("bait", {"subset": 0}, r"query.subset=0: must be greater than or equal to 1$"),
             ("bald", {"scorer.samples": "few"}, r"query.scorer.samples=few: must be a valid integer$"),
@@ -372,8 +373,8 @@ class TestOptions:
 def described(value: Any) -> Any:
     """A strategy as plain values: functions by name, with their arguments."""
     if isinstance(value, partial):
-        return value.func.__qualname__, {key: described(part) for key, part in value.keywords.items()}
-    return value
+        return value.func.__qualname__, described(value.keywords)
+    return {key: described(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def test_the_import_needs_neither_hydra_nor_wandb() -> None:

@@ -13,6 +13,7 @@ from sslpl.arguments import nearest_name
 from sslpl.csv_text import csv_text
 from sslpl.files import write_whole
 from sslpl.select.arrays import LABELED, SIZE_ARGUMENTS
+from sslpl.select.named_strategies import parse_yaml
 from sslpl.select.needed_arguments import NEEDED, MissingArguments
 from sslpl.select.npz_files import LABELED_NAMES, POOL_NAMES, read_labeled, read_pool
 from sslpl.select.selected_rows import SelectedRows, select, strategies
@@ -93,15 +94,11 @@ def select_arguments(settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def parsed_value(key: str, text: str) -> Any:
-    """Parses a number, true, false, null or a word, as YAML does; also 1e-3, which YAML takes for a word."""
+    """Parses a number, true, false, null or a word; UserError for anything else."""
     try:
-        value = yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{key}={text}: must be a number, true, false, null or a word") from None
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def missing_arrays(error: MissingArguments) -> str:

@@ -1,5 +1,6 @@
 """Query strategies by name, with the defaults of `conf/query/`, without composing a config."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
@@ -12,6 +13,15 @@ from sslpl.files import CONF
 from sslpl.types import UserError
 
 Node = dict[str, Any]
+
+
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Reads YAML as configs are read: 1e-3 is a number, where PyYAML takes it for a word."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
+)
 
 
 def build_strategy(name: str, options: Mapping[str, Any]) -> partial[Any]:
@@ -57,8 +67,13 @@ def read_yaml(group: str, name: str) -> Node:
     """Reads the file of an option; UserError if there is none."""
     if name not in option_names(group):
         raise UserError(f"{group}={name}: no such option; {nearest_name(name, option_names(group))}")
-    content: Node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    content: Node = parse_yaml((CONF / group / f"{name}.yaml").read_text())
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Parses YAML; yaml.YAMLError if it is none."""
+    return yaml.load(text, Loader)
 
 
 def option_names(group: str) -> list[str]:
