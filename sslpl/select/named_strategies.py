@@ -32,7 +32,7 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> partial[Any]:
     """
     parts = default_parts(read_yaml("query", name))
     node = read_option("query", name, {part: str(options[part]) for part in parts if part in options})
-    values = dict(leaves("", node))
+    values = dict(dotted_arguments("", node))
     known = [*parts, *values]
     for key, value in options.items():
         if key not in known:
@@ -87,11 +87,11 @@ def default_parts(content: Node) -> dict[str, str]:
     return {part: option for entry in entries for part, option in entry.items()}
 
 
-def leaves(prefix: str, node: Node) -> Iterator[tuple[str, Any]]:
+def dotted_arguments(prefix: str, node: Node) -> Iterator[tuple[str, Any]]:
     """Yields the arguments of a node and of its parts, with their dotted keys."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from leaves(f"{prefix}{key}.", value)
+            yield from dotted_arguments(f"{prefix}{key}.", value)
         elif key != "_target_":
             yield f"{prefix}{key}", value
 

@@ -99,7 +99,7 @@ def select(
 
 
 @cache
-def strategies() -> dict[str, tuple[str, ...]]:
+def strategies() -> Mapping[str, tuple[str, ...]]:
     """Returns the names of the strategies that `select` offers, with the arguments that each needs by default.
 
     Strategies that need the images or networks of a run are left out.
