@@ -19,7 +19,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as sslpl d
 
 import torch
 
-from benchmarks import hot_paths, whole_runs
+from benchmarks import hot_paths, imports, whole_runs
 from benchmarks.measure import Row, print_table
 from benchmarks.setups import SMALL, BenchmarkOptions, Sizes
 from sslpl.provenance import provenance
@@ -40,14 +40,15 @@ ALL: dict[str, Benchmark] = QUICK | {
     "whole_run": whole_runs.whole_run,
     "scaling": hot_paths.scaling,
 }
-NAMED: dict[str, Benchmark] = ALL | {"protocol": whole_runs.protocol}
+NAMED: dict[str, Benchmark] = ALL | {"protocol": whole_runs.protocol, "import_select": imports.import_select}
 COLUMNS = ("benchmark", "conventional", "ours", "ratio", "conventional +MiB", "ours +MiB", "")
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but protocol")
+    rest = " and ".join(name for name in NAMED if name not in ALL)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMED)}; default: all but {rest}")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: at full size, under 3 minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, help="timed repetitions (default: that of each benchmark)")
@@ -134,6 +135,8 @@ def note(row: Row) -> str:
         notes.append(f"adjusted Rand index {row['adjusted_rand_index']}")
     if "baseline_accuracy" in row:
         notes.append(f"accuracy {row['baseline_accuracy']:.3f} and {row['ours_accuracy']:.3f}")
+    if "processor_seconds" in row:
+        notes.append(f"{seconds(row['processor_seconds'])} of the processor")
     if "seconds_exponent" in row:
         notes.append(f"time ~ n^{row['seconds_exponent']:.2f}, memory ~ n^{row['peak_mib_exponent']:.2f}")
     for side in ("baseline", "ours"):

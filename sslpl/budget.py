@@ -30,9 +30,9 @@ class Budget:
             return replace(self, initial=known).in_images(pool_size, classes)
         counts = replace(
             self,
-            initial=_image_count(self.initial, pool_size),
-            per_cycle=_image_count(self.per_cycle, pool_size),
-            candidates=min(_image_count(self.candidates, pool_size), pool_size),
+            initial=image_count(self.initial, pool_size),
+            per_cycle=image_count(self.per_cycle, pool_size),
+            candidates=min(image_count(self.candidates, pool_size), pool_size),
         )
         total = int(counts.labeled_after(self.cycles - 1))
         if total > pool_size:
@@ -83,5 +83,6 @@ class Budget:
         return self.initial + cycle * self.per_cycle
 
 
-def _image_count(amount: Amount, pool_size: int) -> int:
+def image_count(amount: Amount, pool_size: int) -> int:
+    """Returns an amount in images: an int as it is, a float as a share of the pool, rounded, at least 1."""
     return amount if isinstance(amount, int) else max(1, int(amount * pool_size + 0.5))

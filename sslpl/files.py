@@ -1,4 +1,4 @@
-"""Atomic, durable writing of files."""
+"""The folder of config options; atomic, durable writing of files."""
 
 import errno
 import json
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# The folder of config options: inside the package where it is installed, beside it in a checkout.
+CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if path.exists())
 # Errors of file systems and of Windows that cannot flush a folder.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 

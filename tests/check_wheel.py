@@ -37,6 +37,7 @@ def main() -> None:
         assert '"finished"' in status.read_text()
         assert "finished already" in call(sslpl, *TINY, cwd=empty)
         assert [path.name for path in empty.iterdir()] == ["outputs"]
+        assert "badge" in call(python, "-m", "sslpl.select", "--list", cwd=empty)
         assert "sslpm" in call(python, "-m", "sslpl.report", "outputs", "--output", "report", cwd=empty)
         assert "Test accuracy" in (empty / "report/index.html").read_text()
     print(f"check_wheel: the installed {wheel.name} runs ({time.monotonic() - start_time:.0f} s)")

@@ -82,3 +82,15 @@ def test_growth_is_that_of_the_last_two_sizes(monkeypatch: pytest.MonkeyPatch) -
     points[0]["processor_seconds"] = 1.0
     assert exponents(points) == {"seconds_exponent": 1.5, "private_mib_exponent": 0.0}
     assert exponents([points[0], {"unlabeled": 9, "error": ""}])["seconds_exponent"] is None
+
+
+def test_an_import_is_measured_in_processes_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import run
+
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["run.py", "import_select", "--repeats", "1", "--json", str(file)])
+    assert run.main() == 0
+    (row,) = json.loads(file.read_text())
+    assert [[row["ours_seconds"], row["processor_seconds"]]] == row["ours_samples"]
+    assert row["processor_seconds"] > 0

@@ -12,7 +12,7 @@ ROOT = Path(sslpl.__file__).parents[1]
 # From the ground up: a module imports its own package and those of lower floors alone.
 FLOORS = (
     ("sslpl", "types", "seeds", "files", "csv_text", "memory"),
-    ("fingerprints",),
+    ("fingerprints", "arguments"),
     ("distributed", "class_balance", "ranking"),
     ("pool", "budget", "trimming", "training"),
     ("schedule",),
@@ -27,7 +27,7 @@ FLOORS = (
     ("tracking",),
     ("recording",),
     ("run",),
-    ("predict", "pretrain", "report"),
+    ("predict", "pretrain", "report", "select"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -1,15 +1,13 @@
 """Checks a config against the signatures of its targets, before anything is built."""
 
 import copy
-import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra.utils import get_object
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
+from sslpl.arguments import checked_value, nearest_name, type_hints
 from sslpl.config.identity import Config
 from sslpl.data.variants import PoolVariant
 from sslpl.models.starting_weights import Start
@@ -104,42 +102,9 @@ def check_node(path: str, node: Config) -> None:
             node[key] = checked_value(f"{path}.{key}", value, hints[key])
 
 
-def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the annotations of a function or of a class's constructor, with their ranges."""
-    source = target.__init__ if inspect.isclass(target) else target
-    return get_type_hints(source, include_extras=True)
-
-
-def checked_value(path: str, value: Any, annotation: Any) -> Any:
-    """Converts a value to its annotated type; UserError if it has another type or is out of range."""
-    try:
-        adapter = TypeAdapter(annotation, config={"strict": True, "arbitrary_types_allowed": True})
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        raise UserError(f"{path}={shown}: {allowed_values(annotation, error)}") from None
-
-
-def allowed_values(annotation: Any, error: ValidationError) -> str:
-    """Says what an annotation allows: its description if it has one, otherwise the messages of the error."""
-    if get_origin(annotation) is Annotated:
-        for extra in get_args(annotation)[1:]:
-            if isinstance(extra, FieldInfo) and extra.description:
-                return f"must be {extra.description}"
-    messages = [item["msg"].replace("Input should be", "must be") for item in error.errors()]
-    return " or ".join(dict.fromkeys(messages)).replace(" or must be", " or")
-
-
 def advice(path: str, known: list[str]) -> str:
     """Suggests what to write instead of an unknown key."""
     return f"it is now {RENAMED[path]}" if path in RENAMED else nearest_name(path.rpartition(".")[2], known)
-
-
-def nearest_name(word: str, known: list[str]) -> str:
-    """Suggests the known name that is closest to a misspelled one, and lists all known names."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    listed = f"known: {', '.join(sorted(known))}"
-    return f"did you mean {close[0]}? ({listed})" if close else listed
 
 
 def check_protocol(config: Config) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from sslpl.run.errors import CONF
+from sslpl.files import CONF
 from sslpl.types import UserError
 
 NETWORKS = ("backbone", "module")  # groups whose options are networks

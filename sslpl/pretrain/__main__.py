@@ -16,10 +16,11 @@ from sslpl.config.build import read_dataset, with_fingerprints
 from sslpl.config.plans import Plan, resolved_config
 from sslpl.config.validation import check_groups, typed_config
 from sslpl.data.images import place_images
+from sslpl.files import CONF
 from sslpl.pretrain.workflow import WEIGHTS, print_estimate, run_pretraining, start_pretraining
 from sslpl.recording import lock
 from sslpl.recording.folder import check_folder, make_folder
-from sslpl.run.errors import CONF, ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.run.errors import ErrorReport, SweepStopped, catch_errors, print_error
 from sslpl.run.jobs import group_choices
 from sslpl.runtime import Runtime
 

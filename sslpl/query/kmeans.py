@@ -27,11 +27,11 @@ def kmeans(
     Zhdanov 2019 is `weighted`, by 1 - margin of the class probabilities, among the `prefilter` (10) times n lowest
     margins. A random image replaces each centroid without images, as happens for fewer than n distinct embeddings.
     """
-    uncertainty = 1 - probability_margins(context.predictions.logits).cpu()
-    order = torch.randperm(len(uncertainty), generator=rng)
-    if prefilter is not None:
-        order = ranked(uncertainty, rng)[: prefilter * n]
-    weight = uncertainty[order].clamp(min=1e-9) if weighted else None
+    order, weight = torch.randperm(len(context.unlabeled), generator=rng), None
+    if weighted or prefilter is not None:  # otherwise logits are not needed
+        uncertainty = 1 - probability_margins(context.predictions.logits).cpu()
+        order = order if prefilter is None else ranked(uncertainty, rng)[: prefilter * n]
+        weight = uncertainty[order].clamp(min=1e-9) if weighted else None
     points = large_pools.GatheredRows(context.predictions.embedding, order)
     if large_pools.is_large(len(order)):
         clusters = large_pools.sampled_k_means(points, n, rng, weight, steps)

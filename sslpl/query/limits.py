@@ -23,11 +23,19 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     """Raises UserError if a strategy cannot handle a pool of this many images, for a budget in images."""
     if budget.cycles == 1:
         return
-    required, (function, keywords) = needs(query), unwrap_partial(query)
-    unlabeled = pool - int(budget.initial)
-    limits = [keywords.get("subset"), int(budget.per_cycle) * (keywords.get("prefilter") or 0)]
-    considered_images = min([unlabeled, *(max(limit, int(budget.per_cycle)) for limit in limits if limit)])
-    name = getattr(function, "__name__", "query")
+    n, most = int(budget.per_cycle), int(budget.candidates)
+    check_query(query, n, pool - int(budget.initial), most, device)
+    candidates, considered = max(most, n), n * (unwrap_partial(query)[1].get("margin_factor") or 0)
+    if needs(query).clusters and considered > candidates:
+        line = f"{function_name(query)}: selects from budget.candidates={candidates:,} lowest margins"
+        print(f"sslpl: {line} instead of {considered:,} (query.margin_factor x per_cycle)", file=sys.stderr, flush=True)
+
+
+def check_query(query: Callable[..., Any], n: int, unlabeled: int, candidates: int, device: torch.device) -> None:
+    """Raises UserError if a strategy cannot select n of this many unlabeled images."""
+    required, keywords, name = needs(query), unwrap_partial(query)[1], function_name(query)
+    limits = [keywords.get("subset"), n * (keywords.get("prefilter") or 0)]
+    considered_images = min([unlabeled, *(max(limit, n) for limit in limits if limit)])
     if required.subset and is_large(considered_images) and keywords.get("subset") is None:
         raise UserError(
             f"query.subset=null: must be a number for {name} with {unlabeled:,} unlabeled images, which it would "
@@ -36,12 +44,7 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     if required.faiss and is_large(considered_images) and find_spec("faiss") is None:
         raise UserError(f"{name} needs faiss for more than {LARGE:,} unlabeled images: pip install faiss-cpu")
     if required.clusters:
-        candidates = max(int(budget.candidates), int(budget.per_cycle))
-        check_candidates(min(candidates, considered_images), device)
-        considered = int(budget.per_cycle) * (keywords.get("margin_factor") or 0)
-        if considered > candidates:
-            line = f"{name}: selects from budget.candidates={candidates:,} lowest margins instead of {considered:,}"
-            print(f"sslpl: {line} (query.margin_factor x per_cycle)", file=sys.stderr, flush=True)
+        check_candidates(min(max(candidates, n), considered_images), device)
 
 
 def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -51,6 +54,11 @@ def unwrap_partial(query: Callable[..., Any]) -> tuple[Callable[..., Any], dict[
         keywords = function.keywords | keywords
         function = function.func
     return function, keywords
+
+
+def function_name(query: Callable[..., Any]) -> str:
+    """Returns the name of the function inside nested partials, for messages."""
+    return getattr(unwrap_partial(query)[0], "__name__", "query")
 
 
 def check_candidates(candidates: int, device: torch.device) -> None:

@@ -11,7 +11,8 @@ from hydra.core.plugins import Plugins
 
 from sslpl.distributed.collectives import publish_failure
 from sslpl.distributed.world import World, process_group
-from sslpl.run.errors import CONF, SIGNAL_BASE, ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.files import CONF
+from sslpl.run.errors import SIGNAL_BASE, ErrorReport, SweepStopped, catch_errors, print_error
 from sslpl.run.jobs import Command, compose_config, print_jobs
 from sslpl.run.overrides import with_combined_query
 from sslpl.run.search import run_search

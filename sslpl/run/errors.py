@@ -4,13 +4,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sslpl.config.validation import advice, nearest_name
+from sslpl.arguments import nearest_name
+from sslpl.config.validation import advice
+from sslpl.files import CONF
 from sslpl.recording.signals import Interrupted
 from sslpl.run.finish import failure_message
 from sslpl.run.outcome import RunFailed
@@ -18,7 +19,6 @@ from sslpl.run.overrides import explain_unplaced_key, sweep_without_m
 from sslpl.types import InvalidLabels, UserError
 
 T = TypeVar("T")
-CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.exists())
 PLUGINS = {"hydra/sweeper=optuna": "hydra-optuna-sweeper"}  # options that another package adds to Hydra
 BAD_INPUT, FAILED = 2, 1  # exit codes
 SIGNAL_BASE = 128  # the exit code after a signal is this plus the signal's number
