@@ -10,6 +10,7 @@ from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
 from sslpl.query.expected_gradient_length import expected_gradient_length
 from sslpl.query.kmeans import kmeans
+from sslpl.query.max_herding import max_herding
 from sslpl.query.probcover import probcover
 from sslpl.query.query_by_committee import query_by_committee
 from sslpl.query.random import random
@@ -38,6 +39,7 @@ __all__ = [
     "kmeans",
     "least_confidence",
     "margin",
+    "max_herding",
     "mean_std",
     "power",
     "predicted_loss",
