@@ -1,4 +1,4 @@
-"""Twenty random cases for the strategies, as numbers that a seed gives, and the answers of the authors' code to them."""
+"""Twenty random cases for the strategies, computed from a seed, to compare them with their authors' code."""
 
 from dataclasses import replace
 from functools import cache
@@ -21,18 +21,15 @@ class Case(NamedTuple):
 
     embedding: Tensor  # [N, D]
     logits: Tensor  # [N, classes]
-    labels: Tensor  # [labeled]
+    classes: Tensor  # [N], the true ones
+    labeled: int
     n: int  # images to select
-
-    @property
-    def labeled(self) -> int:
-        return len(self.labels)
 
 
 @cache
 def random_case(seed: int) -> Case:
     """200 to 2,000 images in 8 to 128 dimensions and 2 to 50 classes; in every fifth case none is labeled."""
-    rng = np.random.RandomState(seed)  # noqa: NPY002  # its numbers never change
+    rng = np.random.RandomState(seed)  # whose numbers are the same in every version
     images, n = rng.randint(200, 2001), rng.randint(5, 41)
     dimensions, classes = rng.choice([8, 16, 32, 64, 128]), rng.choice([2, 3, 5, 10, 20, 50])
     labeled = 0 if seed % 5 == 0 else rng.randint(10, images // 5)
@@ -40,7 +37,8 @@ def random_case(seed: int) -> Case:
     embedding = rng.randn(classes, dimensions)[label] + rng.randn(images, dimensions)
     embedding = np.maximum(embedding, 0.1 * embedding)
     logits = 2 * np.asarray(one_hot(torch.from_numpy(label), int(classes))) + 1.5 * rng.randn(images, classes)
-    return Case(*map(torch.from_numpy, (embedding.astype("f4"), logits.astype("f4"), label[:labeled])), int(n))
+    tensors = (torch.from_numpy(array) for array in (embedding.astype("f4"), logits.astype("f4"), label))
+    return Case(*tensors, int(labeled), int(n))
 
 
 def case_context(case: Case) -> Context:
@@ -58,7 +56,7 @@ def case_context(case: Case) -> Context:
     return replace(
         predicting(unknown.logits, unknown.embedding),
         predict=predict,
-        labels=case.labels,
+        labels=case.classes[: case.labeled],
         unlabeled=unknown.index,
         labeled=known.index,
         precomputed=unknown,

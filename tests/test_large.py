@@ -254,7 +254,7 @@ class TestLimits:
             with pytest.raises(UserError, match=r"^budget.candidates=25000: .* 3.\d GiB, and 1.\d GiB .* for 15,000$"):
                 limits.check_pool(query, self.budget, 10**6, self.cpu)
 
-    @pytest.mark.parametrize("name", ["bait", "probcover", "max_herding", "uncertain_gcn", "core_gcn"])
+    @pytest.mark.parametrize("name", ["bait", "probcover", "max_herding", "uherding", "uncertain_gcn", "core_gcn"])
     def test_what_cannot_do_with_a_large_pool(self, name: str) -> None:
         query = partial(strategy(name), subset=None)
         limits.check_pool(query, self.budget, large_pools.LARGE + 1000, self.cpu)
@@ -287,7 +287,7 @@ class TestLimits:
 
     def test_a_subset_is_what_is_compared(self) -> None:
         seen = pool(blobs(60), labeled=5)
-        for name in ("probcover", "max_herding", "bait"):
+        for name in ("probcover", "max_herding", "uherding", "bait"):
             picked = strategy(name)(seen, 5, generator(), subset=5)
             assert len(picked.index.unique()) == 5
         whole = probcover(seen, 5, generator(), delta=3.0).score

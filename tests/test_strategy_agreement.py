@@ -1,17 +1,20 @@
 """Agreement of strategies with their authors' code, on the cases of strategy_cases.py; the values are numbers alone."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from strategy_cases import SEEDS, Case, case_context, random_case
+from torch.nn.functional import cross_entropy, linear
 
+from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
-from sslpl.clustering.kernel_coverage import coverage, coverage_gain, greedy_kernel_coverage, kernel_points
 from sslpl.clustering.neighbors import on_grid
 from sslpl.query import max_herding
+from sslpl.query.fitted_head import fitted_head
+from sslpl.query.uherding import head_temperature, smallest_distance, uherding
 
 FOLDER = Path(__file__).parent / "data" / "strategies"
 
@@ -57,10 +60,65 @@ class TestMaxHerding:
 
     def test_copies_of_what_is_covered_come_last(self) -> None:
         case = random_case(7)
-        twice = Case(torch.cat([case.embedding, case.embedding]), torch.cat([case.logits] * 2), case.labels, case.n)
+        twice = Case(*(torch.cat([part, part]) for part in case[:3]), case.labeled, case.n)
         everything = len(twice.embedding) - twice.labeled
         selection = max_herding(case_context(twice), everything, generator())
         distinct = len(case.embedding) - case.labeled
         assert (selection.score[:distinct] > 0).all()
         assert (selection.score[distinct:] == 0).all()
         assert len({index % len(case.embedding) for index in selection.index[:distinct].tolist()}) == distinct
+
+
+class TestUHerding:
+    """The values were computed by BorealisAI/uherding (75299cd), `UHerding` with its adaptive radius and
+    `obtain_temperature`, in float64 and over all images; uncertainty and temperature vary with the case."""
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_images_in_the_same_order(self, seed: int) -> None:
+        case, answers = random_case(seed), stored("uherding")
+        options = {
+            "uncertainty": ("margin", "entropy", "least_confidence")[seed % 3],
+            "temperature": (1.0, 1.7, 4.0)[seed // 3 % 3],
+        }
+        selection = uherding(case_context(case), case.n, generator(seed), **options)
+        assert selection.index.tolist() == answers[str(seed)].tolist()
+        labeled = on_grid(case.embedding[: case.labeled])
+        assert smallest_distance(labeled) == pytest.approx(float(answers[f"{seed}_radius"]), rel=1e-6)
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_temperature(self, seed: int) -> None:
+        case = random_case(seed)
+        logits = case.logits[:300].double() * (1 + seed % 7)
+        temperature = calibrated_temperature(logits, case.classes[:300])
+        assert temperature == pytest.approx(float(stored("uherding")[f"{seed}_temperature"]))
+
+    def test_the_radius_is_the_distance_of_the_two_nearest_different_images(self) -> None:
+        points = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]).double()
+        assert smallest_distance(points) == pytest.approx((0.36 + 0.04) ** 0.5)
+        assert smallest_distance(points[:2]) == smallest_distance(points[:1]) == smallest_distance(points[:0]) == 1.0
+
+    def test_the_head_is_at_its_minimum(self) -> None:
+        case = random_case(14)
+        embedding, labels = case.embedding[:150], case.classes[:150]
+        weight, bias = (part.requires_grad_() for part in fitted_head(embedding, labels, 3))
+        penalty = 5e-4 / 2 * (weight.square().sum() + bias.square().sum())
+        (cross_entropy(linear(embedding, weight, bias), labels) + penalty).backward()
+        assert weight.grad is not None
+        assert float(weight.grad.abs().max()) < 1e-4
+
+    def test_wrong_labels_among_those_held_out_raise_the_temperature(self) -> None:
+        case = random_case(19)
+        seen = case_context(case)
+        last = torch.arange(case.labeled) >= 0.7 * case.labeled
+        wrong = torch.where(last, (seen.labels + 1) % seen.num_classes, seen.labels)
+        assert head_temperature(replace(seen, labels=wrong), 0.3) > head_temperature(seen, 0.3)
+        assert head_temperature(seen, 0.0) == 1.0
+
+    def test_certain_images_do_not_count(self) -> None:
+        case = random_case(17)
+        certain = torch.full((len(case.embedding), 2), 40.0)
+        certain[:, 1] = -40
+        certain[case.labeled + 3] = 0
+        selection = uherding(case_context(case._replace(logits=certain)), 2, generator(), radius=1e-3, temperature=1.0)
+        assert selection.index[0] == case.labeled + 3
+        assert selection.score.tolist() == pytest.approx([1 / (len(case.embedding) - case.labeled), 0])

@@ -1,7 +1,7 @@
 """Greedy coverage by a Gaussian kernel (Bae et al. 2024, 2025), without a matrix of images x images.
 
-A point is covered as well as its most similar center covers it. The gains of all candidates are summed once, in blocks of
-pairs. A new center changes them only through the points that it covers better than before, which soon are few: with
+A point is covered as well as its most similar center covers it. The gains of all candidates are summed once, in blocks
+of pairs. A new center changes them only through the points that it covers better than before, which soon are few: with
 many centers, all updates together cost about as much as the first sums. Memory is linear in the number of points.
 """
 

@@ -19,8 +19,10 @@ from sslpl.query.scorers import entropy, least_confidence, margin, predicted_los
 from sslpl.query.selective_clustering import selective_clustering
 from sslpl.query.selectors import power, top
 from sslpl.query.ta_vaal import ta_vaal
+from sslpl.query.tcm import tcm
 from sslpl.query.temporal_output_discrepancy import temporal_output_discrepancy
 from sslpl.query.typiclust import typiclust
+from sslpl.query.uherding import uherding
 from sslpl.query.uncertain_gcn import uncertain_gcn
 from sslpl.query.vaal import vaal
 
@@ -50,9 +52,11 @@ __all__ = [
     "score_then_select",
     "selective_clustering",
     "ta_vaal",
+    "tcm",
     "temporal_output_discrepancy",
     "top",
     "typiclust",
+    "uherding",
     "uncertain_gcn",
     "vaal",
     "variation_ratio",
