@@ -262,7 +262,7 @@ class TestLimits:
         with pytest.raises(UserError, match=rf"^query.subset=null: must be a number for {name} with 999,000 unlabeled"):
             limits.check_pool(query, self.budget, 10**6, self.cpu)
 
-    @pytest.mark.parametrize("name", ["kmeans", "typiclust"])
+    @pytest.mark.parametrize("name", ["kmeans", "typiclust", "tcm"])
     def test_without_faiss(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "find_spec", lambda _: None)
         monkeypatch.setitem(sys.modules, "faiss", None)

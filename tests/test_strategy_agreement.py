@@ -1,19 +1,25 @@
 """Agreement of strategies with their authors' code, on the cases of strategy_cases.py; the values are numbers alone."""
 
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from strategy_cases import SEEDS, Case, case_context, random_case
+from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
+from sslpl.clustering.large_pools import GatheredRows
 from sslpl.clustering.neighbors import on_grid
 from sslpl.query import max_herding
 from sslpl.query.fitted_head import fitted_head
+from sslpl.query.tcm import tcm
+from sslpl.query.typiclust import typiclust
 from sslpl.query.uherding import head_temperature, smallest_distance, uherding
 
 FOLDER = Path(__file__).parent / "data" / "strategies"
@@ -122,3 +128,32 @@ class TestUHerding:
         selection = uherding(case_context(case._replace(logits=certain)), 2, generator(), radius=1e-3, temperature=1.0)
         assert selection.index[0] == case.labeled + 3
         assert selection.score.tolist() == pytest.approx([1 / (len(case.embedding) - case.labeled), 0])
+
+
+class TestTCM:
+    """The values were computed by dhuseljic/dal-toolbox, `TCM` with its TypiClust, on unit embeddings.
+
+    Its k-means is replaced by the stored clusters, since random numbers decide them. Within a cluster its TypiClust
+    averages squared distances, as the code of Hacohen et al. 2022 does and this framework does not: the clusters are
+    compared, not the images. It has no smallest size of a cluster.
+    """
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_clusters_in_the_first_cycles(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        case, answers = random_case(seed), stored("tcm")
+        cluster = torch.from_numpy(answers[f"{seed}_clusters"]).long()
+
+        def stored_clusters(labeled: Tensor, points: GatheredRows, *_: object) -> tuple[Tensor, Tensor]:
+            return cluster[: case.labeled], cluster[case.labeled :][points.index]
+
+        monkeypatch.setattr(import_module("sslpl.query.typiclust"), "unit_clusters", stored_clusters)
+        monkeypatch.setattr(import_module("sslpl.query.tcm"), "typiclust", partial(typiclust, min_cluster_size=0))
+        selection = tcm(replace(case_context(case), cycle=2), case.n, generator(seed))
+        theirs = torch.from_numpy(answers[f"{seed}_typiclust"]).long()
+        assert cluster[selection.index].tolist() == cluster[theirs].tolist()
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_images_in_the_later_cycles(self, seed: int) -> None:
+        case = random_case(seed)
+        selection = tcm(replace(case_context(case), cycle=3), case.n, generator(seed))
+        assert selection.index.tolist() == stored("tcm")[f"{seed}_margin"].tolist()
