@@ -21,11 +21,12 @@ from sslpl.run.errors import CONF
 from sslpl.types import QueryContext, QueryStrategy, Selection
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
-SHORT = {  # what the contract asks of a strategy that trains networks, it asks of a few steps too
+SHORT = {  # what the contract asks of a strategy that takes many steps, it asks of a few too
     "vaal": ("query.steps=2", "query.batch_size=8"),
     "ta_vaal": ("query.steps=2", "query.batch_size=8"),
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
+    "refine": ("query.depth=2", "query.batches=7"),
 }
 
 

@@ -9,18 +9,29 @@ import numpy as np
 import pytest
 import torch
 from strategy_cases import SEEDS, Case, case_context, random_case
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
 from sslpl.clustering.large_pools import GatheredRows
 from sslpl.clustering.neighbors import on_grid
-from sslpl.query import max_herding
+from sslpl.query import (
+    core_set,
+    margin,
+    max_herding,
+    predicted_loss,
+    refine,
+    score_then_select,
+    tcm,
+    top,
+    typiclust,
+    uherding,
+)
+from sslpl.query.context import needs
 from sslpl.query.fitted_head import fitted_head
-from sslpl.query.tcm import tcm
-from sslpl.query.typiclust import typiclust
-from sslpl.query.uherding import head_temperature, smallest_distance, uherding
+from sslpl.query.uherding import head_temperature, smallest_distance
+from sslpl.types import QueryContext
 
 FOLDER = Path(__file__).parent / "data" / "strategies"
 
@@ -157,3 +168,58 @@ class TestTCM:
         case = random_case(seed)
         selection = tcm(replace(case_context(case), cycle=3), case.n, generator(seed))
         assert selection.index.tolist() == stored("tcm")[f"{seed}_margin"].tolist()
+
+
+class TestRefine:
+    """The values were computed by dhuseljic/dal-toolbox, `Refine` with margin and, if images are labeled, core-set.
+
+    Its random parts are drawn here as numpy drew them there. Its herding is not compared: it subtracts from a kernel
+    value the coverage of the candidate, where the definition (Bae et al.) has that of the covered image, and it weights
+    by the candidate's uncertainty.
+    """
+
+    @staticmethod
+    def options(seed: int) -> dict[str, int | float]:
+        rng = np.random.RandomState(seed)
+        choices = {
+            "depth": [1, 2, 3],
+            "batches": [3, 6, 9],
+            "subset": [100, 300, 1000],
+            "alpha": [0.2, 0.4, 0.8],
+            "max_pool": [60, 200, 10000],
+        }
+        chosen = {name: rng.choice(values).item() for name, values in choices.items()}
+        return chosen if chosen["depth"] == 1 else chosen | {"max_pool": 10_000}  # numpy leaves its draws unsorted
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_images_in_the_same_order(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        numpy_draws = np.random.RandomState(seed)
+
+        def drawn_by_numpy(context: QueryContext, n: int, subset: int, rng: Generator) -> QueryContext:
+            size = min(max(subset, n), len(context.unlabeled))
+            drawn = numpy_draws.choice(context.unlabeled.numpy(), size=size, replace=False)
+            return context.restricted_to(torch.from_numpy(np.sort(drawn)))
+
+        monkeypatch.setattr(import_module("sslpl.query.refine"), "subsample", drawn_by_numpy)
+        case, answers = random_case(seed), stored("refine")
+        strategies = {
+            "margin": partial(score_then_select, scorer=margin, selector=top),
+            "core_set": core_set,
+        }
+        if case.labeled == 0:
+            del strategies["core_set"]
+        *_, last = strategies.values()
+        selection = refine(
+            case_context(case), case.n, generator(), strategies=strategies, last=last, **self.options(seed)
+        )
+        assert selection.index.tolist() == answers[str(seed)].tolist()
+
+    def test_the_needs_of_its_strategies_are_its_own(self) -> None:
+        strategies = {"learned": partial(score_then_select, scorer=predicted_loss, selector=top)}
+        assert needs(partial(refine, strategies=strategies, last=max_herding)).module
+        assert not needs(partial(refine, strategies={"coverage": max_herding}, last=max_herding)).module
+
+    def test_without_levels_only_the_last_strategy_selects(self) -> None:
+        seen = case_context(random_case(12))
+        selection = refine(seen, 9, generator(), strategies={}, last=max_herding, depth=0)
+        assert selection.index.tolist() == max_herding(seen, 9, generator()).index.tolist()

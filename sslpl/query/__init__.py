@@ -14,6 +14,7 @@ from sslpl.query.max_herding import max_herding
 from sslpl.query.probcover import probcover
 from sslpl.query.query_by_committee import query_by_committee
 from sslpl.query.random import random
+from sslpl.query.refine import refine
 from sslpl.query.score_then_select import score_then_select
 from sslpl.query.scorers import entropy, least_confidence, margin, predicted_loss, ratio
 from sslpl.query.selective_clustering import selective_clustering
@@ -49,6 +50,7 @@ __all__ = [
     "query_by_committee",
     "random",
     "ratio",
+    "refine",
     "score_then_select",
     "selective_clustering",
     "ta_vaal",
