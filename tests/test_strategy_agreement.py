@@ -10,7 +10,7 @@ import pytest
 import torch
 from strategy_cases import SEEDS, Case, case_context, random_case
 from torch import Generator, Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, normalize
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
@@ -28,6 +28,7 @@ from sslpl.query import (
     typiclust,
     uherding,
 )
+from sslpl.query.active_ft import CentroidRecipe, moved_centroids, nearest_unused
 from sslpl.query.context import needs
 from sslpl.query.fitted_head import fitted_head
 from sslpl.query.uherding import head_temperature, smallest_distance
@@ -223,3 +224,51 @@ class TestRefine:
         seen = case_context(random_case(12))
         selection = refine(seen, 9, generator(), strategies={}, last=max_herding, depth=0)
         assert selection.index.tolist() == max_herding(seen, 9, generator()).index.tolist()
+
+
+class TestActiveFT:
+    """The values were computed in float64 by yichen928/ActiveFT, `ActiveFT_CIFAR.py`, where no image is labeled, and by
+    BorealisAI/uherding (75299cd), `ActiveFT`, elsewhere; initial images are as drawn there, the rest varies."""
+
+    @staticmethod
+    def recipe(seed: int) -> CentroidRecipe:
+        temperature, rate = (0.07, 0.2)[seed // 2 % 2], (1e-3, 1e-2)[seed // 4 % 2]
+        return CentroidRecipe(temperature, balance=1.0, steps=60 if seed % 2 else 300, rate=rate, batch=100_000)
+
+    @staticmethod
+    def parts(case: Case) -> tuple[GatheredRows, Tensor]:
+        unit = normalize(case.embedding.double())
+        points = unit[case.labeled :]
+        return GatheredRows(points, torch.arange(len(points)), unit=True), unit[: case.labeled]
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_centroids_and_images(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(neighbors.BLOCK, "cpu", 50_000)
+        case, answers = random_case(seed), stored("active_ft")
+        points, labeled = self.parts(case)
+        initial = torch.from_numpy(answers[f"{seed}_initial"]).long() - case.labeled
+        centroids = moved_centroids(points, points[initial], labeled, self.recipe(seed), generator())
+        similarity = (centroids @ points[torch.arange(len(points))].T).amax(dim=1)
+        np.testing.assert_allclose(similarity, answers[f"{seed}_similarity"], atol=1e-6)
+        rows, _ = nearest_unused(points, centroids)
+        assert sorted((rows + case.labeled).tolist()) == answers[str(seed)].tolist()
+
+    def test_an_image_is_taken_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        points, _ = self.parts(random_case(13))
+        centroids = points[torch.tensor([3, 3, 3, 90, 3])]
+        order = (centroids[:1] @ points[torch.arange(len(points))].T)[0].argsort(descending=True).tolist()
+        order.remove(90)
+        for candidates in (1, 32):
+            monkeypatch.setattr(import_module("sslpl.query.active_ft"), "CANDIDATES", candidates)
+            rows, cosine = nearest_unused(points, centroids)
+            assert rows.tolist() == [*order[:3], 90, order[3]]
+            torch.testing.assert_close(cosine[:1], torch.ones(1).double())
+
+    def test_a_step_sees_a_random_batch(self) -> None:
+        points, labeled = self.parts(random_case(9))
+        whole, part = (
+            moved_centroids(points, points[torch.arange(4)], labeled, self.recipe(9)._replace(batch=batch), generator())
+            for batch in (len(points), 50)
+        )
+        assert not torch.equal(whole, part)
+        torch.testing.assert_close(whole, part, atol=0.5, rtol=0)

@@ -1,5 +1,6 @@
 """Query strategies, one per file, and the scorers and selectors that `score_then_select` combines."""
 
+from sslpl.query.active_ft import active_ft
 from sslpl.query.badge import badge
 from sslpl.query.bait import bait
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
@@ -28,6 +29,7 @@ from sslpl.query.uncertain_gcn import uncertain_gcn
 from sslpl.query.vaal import vaal
 
 __all__ = [
+    "active_ft",
     "badge",
     "bait",
     "bald",
