@@ -6,6 +6,7 @@ from sslpl.query.bait import bait
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import batch_bald
 from sslpl.query.class_balanced_random import class_balanced_random
+from sslpl.query.class_stratified import class_stratified
 from sslpl.query.cluster_margin import cluster_margin
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
@@ -35,6 +36,7 @@ __all__ = [
     "bald",
     "batch_bald",
     "class_balanced_random",
+    "class_stratified",
     "cluster_margin",
     "core_gcn",
     "core_set",

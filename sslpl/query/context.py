@@ -99,6 +99,7 @@ class Context:
     normalize: Callable[[Tensor], Tensor]
     predict: Predictor
     cycle: int = 0
+    cycles: int = 1
     precomputed: Predictions | None = None  # of all unlabeled images, ascending; None: computed on first access
     previous_weights: Weights | None = None
     snapshots: Sequence[Weights] = ()
