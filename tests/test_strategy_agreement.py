@@ -10,14 +10,16 @@ import pytest
 import torch
 from strategy_cases import SEEDS, Case, case_context, random_case
 from torch import Generator, Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear, normalize, one_hot
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
 from sslpl.clustering.large_pools import GatheredRows
 from sslpl.clustering.neighbors import on_grid
 from sslpl.query import (
+    class_stratified,
     core_set,
+    entropy,
     margin,
     max_herding,
     predicted_loss,
@@ -29,10 +31,18 @@ from sslpl.query import (
     uherding,
 )
 from sslpl.query.active_ft import CentroidRecipe, moved_centroids, nearest_unused
+from sslpl.query.class_stratified import (
+    class_log_scores,
+    drawn_quotas,
+    highest_of_each_class,
+    scheduled_beta,
+    taken_in_turn,
+)
 from sslpl.query.context import needs
 from sslpl.query.fitted_head import fitted_head
+from sslpl.query.scorers import class_entropy
 from sslpl.query.uherding import head_temperature, smallest_distance
-from sslpl.types import QueryContext
+from sslpl.types import QueryContext, UserError
 
 FOLDER = Path(__file__).parent / "data" / "strategies"
 
@@ -272,3 +282,62 @@ class TestActiveFT:
         )
         assert not torch.equal(whole, part)
         torch.testing.assert_close(whole, part, atol=0.5, rtol=0)
+
+
+class TestClassStratified:
+    """The values were computed by MIC-DKFZ/nnActive (f09a05c): `Probs.class_pred_entropy`, `exponential_schedule`,
+    `power_noising` and `_compose_query_of_patches` of `ClassBalancedEntropy_66FG`, where each image is one patch.
+
+    There, overlapping patches are skipped within a file, before the query is composed; the images of a stratum are
+    therefore compared before those that others took are skipped, for the same noise. Which classes get the remainder
+    is random.
+    """
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_the_same_images_of_each_class(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        case, answers = random_case(seed), stored("class_stratified")
+        logits = case.logits[case.labeled :].double()
+        queries = 1 + seed % 9
+        betas = [scheduled_beta(query, queries, 1.0, 100.0) for query in range(queries)]
+        assert betas == pytest.approx(answers[f"{seed}_betas"].tolist())
+        beta = betas[seed * seed % queries]
+        numpy_noise = np.random.RandomState(seed).gumbel(size=(logits.shape[1] + 1, len(logits)))
+        monkeypatch.setattr(
+            import_module("sslpl.query.class_stratified"), "gumbel_noise", lambda *_: torch.from_numpy(numpy_noise.T)
+        )
+        rows = highest_of_each_class(class_entropy(logits).log(), logits, case.n, beta, generator())
+        strata = answers[f"{seed}_strata"]
+        for stratum in range(-1, logits.shape[1]):
+            theirs = answers[f"{seed}_rows"][strata == stratum].tolist()
+            assert rows[stratum, : len(theirs)].tolist() == theirs
+        counts = np.bincount(strata % (logits.shape[1] + 1), minlength=logits.shape[1] + 1)
+        _, quotas = drawn_quotas(case.n, logits.shape[1], 0.66, generator())
+        assert sorted(quotas[:-1].tolist()) == sorted(counts[:-1].tolist())
+        assert quotas[-1] == counts[-1]
+
+    def test_blocks_and_images_that_others_took(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(neighbors.BLOCK, "cpu", 100)
+        monkeypatch.setattr(
+            import_module("sslpl.query.class_stratified"), "gumbel_noise", lambda shape, _: torch.zeros(shape)
+        )
+        case = random_case(6)
+        log_score = class_entropy(case.logits).log()
+        rows = highest_of_each_class(log_score, case.logits, 30, 2.0, generator())
+        expected = class_log_scores(log_score, case.logits).T.argsort(dim=1, descending=True)[:, :30]
+        assert torch.equal(rows, expected)
+        taken = taken_in_turn(torch.tensor([[4, 2, 1], [2, 4, 7], [4, 2, 9]]), torch.tensor([2, 1, 1]))
+        assert taken.tolist() == [4, 2, 7, 9]
+
+    def test_two_thirds_are_spread_over_the_classes_and_scores_of_0_come_last(self) -> None:
+        logits = 12 * one_hot(torch.arange(120) % 3, 3).float()
+        logits[90:] = 12 * torch.tensor([1.0, 0.0, 0.0])
+        logits[:30] = 40 * logits[:30]
+        case = Case(logits, logits, torch.zeros(0), 0, 60)
+        query = partial(class_stratified, scorer=entropy, share=1.0, first_beta=50.0)
+        selection = query(replace(case_context(case), cycles=1), 60, generator())
+        assert torch.bincount(selection.index % 3 * (selection.index < 90)).tolist() == [20, 20, 20]
+        assert selection.index.min() >= 30
+
+    def test_negative_scores_are_refused(self) -> None:
+        with pytest.raises(UserError, match=r"^query=class_stratified .* choose a scorer without negative ones$"):
+            class_stratified(case_context(random_case(1)), 5, generator(), scorer=margin)
