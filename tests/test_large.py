@@ -268,6 +268,7 @@ class TestLimits:
         monkeypatch.setitem(sys.modules, "faiss", None)
         limits.check_pool(strategy(name), self.budget, large_pools.LARGE + 1000, self.cpu)
         limits.check_pool(partial(strategy("kmeans"), prefilter=10), self.budget, 10**6, self.cpu)
+        limits.check_pool(strategy("refine"), self.budget, 10**6, self.cpu)  # its strategies see parts of the pool
         with pytest.raises(UserError, match=f"^{name} needs faiss for more than .* pip install faiss-cpu$"):
             limits.check_pool(strategy(name), self.budget, 10**6, self.cpu)
         monkeypatch.setattr(large_pools, "LARGE", 0)

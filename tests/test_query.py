@@ -173,3 +173,14 @@ def test_a_random_subset_is_scored() -> None:
     assert whole.index.tolist() == sorted(losses, key=lambda i: -losses[i])[:10]
     assert part.index.tolist() != whole.index.tolist()
     torch.testing.assert_close(part.score.tolist(), [losses[i] for i in part.index.tolist()])
+
+
+def test_a_restricted_context_predicts_nothing_again() -> None:
+    seen = context(pool=90, labeled=20)
+    whole, labeled = seen.predictions, seen.labeled_predictions
+    part = seen.restricted_to(seen.unlabeled[::3].clone())
+    assert part.labeled_predictions is labeled
+    assert torch.equal(part.predictions.logits, whole.logits[::3])
+    again = part.restricted_to(part.unlabeled[1:3])
+    assert torch.equal(again.predictions.index, seen.unlabeled[[3, 6]])
+    assert torch.equal(again.predictions.embedding, whole.embedding[[3, 6]])
