@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from querying import context
 from strategy_cases import SEEDS, Case, case_context, random_case
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, linear, normalize, one_hot
@@ -38,11 +39,11 @@ from sslpl.query.class_stratified import (
     scheduled_beta,
     taken_in_turn,
 )
-from sslpl.query.context import needs
+from sslpl.query.context import Weights, needs
 from sslpl.query.fitted_head import fitted_head
 from sslpl.query.scorers import class_entropy
 from sslpl.query.uherding import head_temperature, smallest_distance
-from sslpl.types import QueryContext, UserError
+from sslpl.types import Predictions, QueryContext, UserError
 
 FOLDER = Path(__file__).parent / "data" / "strategies"
 
@@ -206,10 +207,10 @@ class TestRefine:
     def test_the_same_images_in_the_same_order(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         numpy_draws = np.random.RandomState(seed)
 
-        def drawn_by_numpy(context: QueryContext, n: int, subset: int, rng: Generator) -> QueryContext:
-            size = min(max(subset, n), len(context.unlabeled))
-            drawn = numpy_draws.choice(context.unlabeled.numpy(), size=size, replace=False)
-            return context.restricted_to(torch.from_numpy(np.sort(drawn)))
+        def drawn_by_numpy(seen: QueryContext, n: int, subset: int, rng: Generator) -> QueryContext:
+            size = min(max(subset, n), len(seen.unlabeled))
+            drawn = numpy_draws.choice(seen.unlabeled.numpy(), size=size, replace=False)
+            return seen.restricted_to(torch.from_numpy(np.sort(drawn)))
 
         monkeypatch.setattr(import_module("sslpl.query.refine"), "subsample", drawn_by_numpy)
         case, answers = random_case(seed), stored("refine")
@@ -229,6 +230,17 @@ class TestRefine:
         strategies = {"learned": partial(score_then_select, scorer=predicted_loss, selector=top)}
         assert needs(partial(refine, strategies=strategies, last=max_herding)).module
         assert not needs(partial(refine, strategies={"coverage": max_herding}, last=max_herding)).module
+
+    def test_images_are_predicted_once(self) -> None:
+        seen, calls = context(), []
+
+        def counted(weights: Weights | None, index: Tensor) -> Predictions:
+            calls.append(len(index))
+            return seen.predict(weights, index)
+
+        strategies = {"coverage": max_herding, "clusters": typiclust}
+        refine(replace(seen, predict=counted), 5, generator(), strategies=strategies, last=uherding, depth=2, batches=4)
+        assert calls == [len(seen.unlabeled), len(seen.labeled)]
 
     def test_without_levels_only_the_last_strategy_selects(self) -> None:
         seen = case_context(random_case(12))

@@ -86,7 +86,7 @@ def moved_centroids(
 
 def highest_cosine(points: GatheredRows, centroids: Tensor) -> Tensor:
     """Returns the cosine [N] of each point to its nearest centroid [K, D]; -1 without centroids."""
-    highest = torch.full((len(points),), -1.0, device=points.device)
+    highest = torch.full((len(points),), -1.0, dtype=points.table.dtype, device=points.device)
     every = torch.arange(len(points), device=points.device)
     for part in blocks(len(points), max(centroids.shape), points.device) if len(centroids) else ():
         highest[part] = (points[every[part]] @ centroids.T).amax(dim=1)

@@ -31,6 +31,7 @@ def refine(
     `max_pool` of them, are the pool of the next level. The strategies never see more than a part, so that a large
     pool costs no more than a small one. The score is that of `last`.
     """
+    context.predictions, context.labeled_predictions  # noqa: B018  # computed once, for all parts
     part, rounds = subset, max(1, batches // max(1, len(strategies)))
     each_in_turn = [strategy for strategy in strategies.values() for _ in range(rounds)]
     for _ in range(depth):
