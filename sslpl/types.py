@@ -123,6 +123,9 @@ class QueryContext(Protocol):
     def cycle(self) -> int: ...  # from 0
 
     @property
+    def cycles(self) -> int: ...  # of the run, of which the last has no query
+
+    @property
     def candidates(self) -> int: ...  # maximum number of images for a clustering selector
 
     @property

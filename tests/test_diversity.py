@@ -13,13 +13,14 @@ from torch import Tensor
 from sslpl.clustering import neighbors
 from sslpl.clustering.k_center import k_center_greedy
 from sslpl.clustering.k_means import Clusters, draw_row, k_means, lloyd, means, plus_plus
+from sslpl.clustering.neighbors import on_grid
 from sslpl.query.badge import badge, gradient_distances
 from sslpl.query.bait import bait, fisher_vectors, forward_greedy, start_selection, update_selection
 from sslpl.query.cluster_margin import cluster_margin, smallest_first
 from sslpl.query.context import Context, Weights
 from sslpl.query.core_set import core_set
 from sslpl.query.kmeans import kmeans, medoids
-from sslpl.query.probcover import greedy_coverage, on_grid, probcover, pure_cosine
+from sslpl.query.probcover import greedy_coverage, probcover, pure_cosine
 from sslpl.query.scorers import probability_margins
 from sslpl.query.selection import round_robin
 from sslpl.query.typiclust import typical_rows, typicality, typiclust

@@ -44,10 +44,15 @@ QUICK = (
 )
 
 
+FEWER_STEPS = {
+    **{name: ["query.steps=2"] for name in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn")},
+    "refine": ["query.depth=2", "query.batches=7"],
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(sslpl: Command, method: str) -> None:
-    fewer_steps = ["query.steps=2"] if method in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn") else []
-    done = sslpl(*QUICK, f"method={method}", *fewer_steps)
+    done = sslpl(*QUICK, f"method={method}", *FEWER_STEPS.get(method, []))
     assert done.code == 0, done.err
     assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3
     ledger = (run_folder() / "queries.csv").read_text().splitlines()[1:]

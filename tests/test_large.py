@@ -255,7 +255,7 @@ class TestLimits:
             with pytest.raises(UserError, match=r"^budget.candidates=25000: .* 3.\d GiB, and 1.\d GiB .* for 15,000$"):
                 limits.check_pool(query, self.budget, 10**6, self.cpu)
 
-    @pytest.mark.parametrize("name", ["bait", "probcover", "uncertain_gcn", "core_gcn"])
+    @pytest.mark.parametrize("name", ["bait", "probcover", "max_herding", "uherding", "uncertain_gcn", "core_gcn"])
     def test_what_cannot_do_with_a_large_pool(self, name: str) -> None:
         query = partial(strategy(name), subset=None)
         limits.check_pool(query, self.budget, large_pools.LARGE + 1000, self.cpu)
@@ -263,12 +263,13 @@ class TestLimits:
         with pytest.raises(UserError, match=rf"^query.subset=null: must be a number for {name} with 999,000 unlabeled"):
             limits.check_pool(query, self.budget, 10**6, self.cpu)
 
-    @pytest.mark.parametrize("name", ["kmeans", "typiclust"])
+    @pytest.mark.parametrize("name", ["kmeans", "typiclust", "tcm"])
     def test_without_faiss(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "find_spec", lambda _: None)
         monkeypatch.setitem(sys.modules, "faiss", None)
         limits.check_pool(strategy(name), self.budget, large_pools.LARGE + 1000, self.cpu)
         limits.check_pool(partial(strategy("kmeans"), prefilter=10), self.budget, 10**6, self.cpu)
+        limits.check_pool(strategy("refine"), self.budget, 10**6, self.cpu)  # its strategies see parts of the pool
         with pytest.raises(UserError, match=f"^{name} needs faiss for more than .* pip install faiss-cpu$"):
             limits.check_pool(strategy(name), self.budget, 10**6, self.cpu)
         monkeypatch.setattr(large_pools, "LARGE", 0)
@@ -288,7 +289,7 @@ class TestLimits:
 
     def test_a_subset_is_what_is_compared(self) -> None:
         seen = pool(blobs(60), labeled=5)
-        for name in ("probcover", "bait"):
+        for name in ("probcover", "max_herding", "uherding", "bait"):
             picked = strategy(name)(seen, 5, generator(), subset=5)
             assert len(picked.index.unique()) == 5
         whole = probcover(seen, 5, generator(), delta=3.0).score

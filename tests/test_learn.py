@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from sslpl import ranking
+from sslpl.calibration import calibration_error
 from sslpl.data import batches as batching
 from sslpl.data.augmentation import Augmentation, take_draws
 from sslpl.data.batches import augment_in_parts, epoch_batches, group_batches, split_batches, unlabeled_batch_size
 from sslpl.learn.frozen_losses import ranked_rows
-from sslpl.learn.metrics import calibration_error
 from sslpl.learn.sums import FinetuneSums, pseudo_label_quality
 from sslpl.learn.unlabeled_batches import frozen_statistics
 from sslpl.models.backbone import ConvNorm, small_cnn

@@ -435,7 +435,9 @@ class TestColdStart:
         assert [int(row["index"]) for row in rows] == chosen
         assert all(row["score"] for row in rows)
 
-    @pytest.mark.parametrize("query", ["random", "typiclust", "probcover"])
+    @pytest.mark.parametrize(
+        "query", ["random", "typiclust", "probcover", "max_herding", "uherding", "tcm", "active_ft"]
+    )
     def test_a_strategy_without_labels_sees_the_starting_weights_alone(self, tmp_path: Path, query: str) -> None:
         start = (f"backbone.weights={weights_file(tmp_path / 'a.pt')}", "budget.initial_pool=query")
         setup = setup_of(f"method={query}", *start)

@@ -21,11 +21,12 @@ from sslpl.run.errors import CONF
 from sslpl.types import QueryContext, QueryStrategy, Selection
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
-SHORT = {  # what the contract asks of a strategy that trains networks, it asks of a few steps too
+SHORT = {  # what the contract asks of a strategy that takes many steps, it asks of a few too
     "vaal": ("query.steps=2", "query.batch_size=8"),
     "ta_vaal": ("query.steps=2", "query.batch_size=8"),
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
+    "refine": ("query.depth=2", "query.batches=7"),
 }
 
 
@@ -172,3 +173,14 @@ def test_a_random_subset_is_scored() -> None:
     assert whole.index.tolist() == sorted(losses, key=lambda i: -losses[i])[:10]
     assert part.index.tolist() != whole.index.tolist()
     torch.testing.assert_close(part.score.tolist(), [losses[i] for i in part.index.tolist()])
+
+
+def test_a_restricted_context_predicts_nothing_again() -> None:
+    seen = context(pool=90, labeled=20)
+    whole, labeled = seen.predictions, seen.labeled_predictions
+    part = seen.restricted_to(seen.unlabeled[::3].clone())
+    assert part.labeled_predictions is labeled
+    assert torch.equal(part.predictions.logits, whole.logits[::3])
+    again = part.restricted_to(part.unlabeled[1:3])
+    assert torch.equal(again.predictions.index, seen.unlabeled[[3, 6]])
+    assert torch.equal(again.predictions.embedding, whole.embedding[[3, 6]])

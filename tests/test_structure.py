@@ -13,7 +13,7 @@ ROOT = Path(sslpl.__file__).parents[1]
 FLOORS = (
     ("sslpl", "types", "seeds", "files", "csv_text", "memory"),
     ("fingerprints", "arguments"),
-    ("distributed", "class_balance", "ranking"),
+    ("distributed", "class_balance", "ranking", "calibration"),
     ("pool", "budget", "trimming", "training"),
     ("schedule",),
     ("data", "models", "clustering", "ssl"),

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # distances held in memory at a time
+GRID = 2**26  # cosines of vectors on multiples of 1 / GRID are exact in float64, whatever the order of summation
 COPY = 2.0**-40  # in float64 the squared distance of duplicates is below this fraction of their squared norms
 
 
@@ -20,6 +22,11 @@ def by_rows(measure: Callable[..., Tensor], *tables: Tensor) -> Tensor:
     width = sum(table.shape[1:].numel() for table in tables)
     parts = blocks(len(tables[0]), width, tables[0].device)
     return torch.cat([measure(*(table[rows] for table in tables)) for rows in parts])
+
+
+def on_grid(embedding: Tensor) -> Tensor:
+    """Normalizes to unit vectors [N, D] in float64, with coordinates rounded to multiples of 1 / GRID; zeros stay."""
+    return normalize(embedding.double()).mul_(GRID).round_().div_(GRID)
 
 
 def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,11 +1,11 @@
 """Metrics of predictions: accuracy, F1, calibration, and the rank correlation of predicted and true loss."""
 
-import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sslpl.calibration import calibration_error
 from sslpl.types import Predictions
 
 
@@ -29,14 +29,6 @@ def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | 
         "test_nll": cross_entropy(logits.double(), labels).item(),
         "test_ece": calibration_error(logits, labels),
     }
-
-
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Returns the expected calibration error over confidence bins of equal width (Guo et al. 2017)."""
-    confidence, guess = logits.double().softmax(dim=1).max(dim=1)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = (guess == labels).double() - confidence
-    return torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, gap).abs().sum().item() / len(labels)
 
 
 def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:

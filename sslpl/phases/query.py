@@ -83,6 +83,7 @@ def query_context(setup: Setup, state: State) -> Context:
         normalize=setup.augmentation.normalize,
         predict=predict_on_all_ranks,
         cycle=state.cycle,
+        cycles=setup.budget.cycles,
         precomputed=state.predictions,
         previous_weights=state.previous_weights,
         snapshots=state.snapshots,

@@ -1,6 +1,6 @@
 """The context that a query strategy receives, and the marks by which it declares its needs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -69,12 +69,15 @@ def works_unlabeled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def needs(strategy: Any) -> Needs:
-    """Returns the needs of a strategy, its scorer and its selector, from their marks and their bound arguments."""
+    """Returns the needs of a strategy and of those that it combines, from their marks and their bound arguments."""
     if not isinstance(strategy, partial):
         marks = ("module", "previous", "clusters", "subset", "faiss")
         return Needs(**{mark: getattr(strategy, f"needs_{mark}", False) for mark in marks})
     marked, arguments = needs(strategy.func), strategy.keywords
-    all_needs = [marked, *(needs(value) for value in arguments.values() if callable(value))]
+    parts = [
+        part for value in arguments.values() for part in (value.values() if isinstance(value, Mapping) else [value])
+    ]
+    all_needs = [marked, *(needs(part) for part in parts if callable(part))]
     return Needs(
         any(need.module for need in all_needs),
         any(need.previous for need in all_needs),
@@ -102,14 +105,18 @@ class Context:
     normalize: Callable[[Tensor], Tensor]
     predict: Predictor
     cycle: int = 0
+    cycles: int = 1
     precomputed: Predictions | None = None  # of all unlabeled images, ascending; None: computed on first access
     previous_weights: Weights | None = None
     snapshots: Sequence[Weights] = ()
     truth: Tensor | None = None
 
     def restricted_to(self, index: Tensor) -> "Context":
-        """Returns a copy of the context with only these unlabeled images, ascending."""
-        return replace(self, unlabeled=index)
+        """Returns a copy of the context with only these unlabeled images, ascending, and what is computed already."""
+        restricted = replace(self, unlabeled=index, precomputed=vars(self).get("predictions", self.precomputed))
+        if "labeled_predictions" in vars(self):
+            vars(restricted)["labeled_predictions"] = self.labeled_predictions
+        return restricted
 
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the normalized images [B, C, H, W], in float32, of each index tensor."""

@@ -9,15 +9,13 @@ import math
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import normalize
 
 from sslpl.clustering.k_means import k_means
-from sslpl.clustering.neighbors import blocks
+from sslpl.clustering.neighbors import blocks, on_grid
 from sslpl.query.context import needs_subset, works_unlabeled
 from sslpl.query.selection import select_rows, subsample
 from sslpl.types import Count, Positive, QueryContext, Selection, Share
 
-GRID = 2**26  # cosines of vectors on multiples of 1 / GRID are exact in float64, whatever the order of summation
 COPY = 1 - 2.0**-20  # vectors with a higher cosine are duplicates up to rounding
 
 
@@ -52,11 +50,6 @@ def probcover(
         cosine = 1 - delta**2 / 2
     rows, gain = greedy_coverage(points, covered(points, labeled, min(cosine, COPY)), min(cosine, COPY), n)
     return Selection(select_rows(context, order[rows.cpu()]).index, gain.cpu().double())
-
-
-def on_grid(embedding: Tensor) -> Tensor:
-    """Normalizes to unit vectors [N, D] in float64, with coordinates rounded to multiples of 1 / GRID; zeros stay."""
-    return normalize(embedding.double()).mul_(GRID).round_().div_(GRID)
 
 
 def pure_cosine(points: Tensor, cluster: Tensor, purity: float) -> float:

@@ -9,12 +9,17 @@ from sslpl.types import QueryContext
 
 def entropy(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Computes the entropy [U] of the class probabilities, in nats (Settles 2009)."""
+    return class_entropy(context.predictions.logits)
+
+
+def class_entropy(logits: Tensor) -> Tensor:
+    """Computes the entropy [N] of the class probabilities, in nats."""
 
     def of_rows(logits: Tensor) -> Tensor:
         log_probability = logits.double().log_softmax(dim=1)
         return -(log_probability.exp() * log_probability).sum(dim=1)
 
-    return by_rows(of_rows, context.predictions.logits)
+    return by_rows(of_rows, logits)
 
 
 @needs_module
@@ -26,7 +31,12 @@ def predicted_loss(context: QueryContext, rng: Generator) -> Tensor:  # noqa: AR
 
 def least_confidence(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Computes 1 - the highest class probability [U] (Lewis and Gale 1994)."""
-    return by_rows(lambda logits: 1 - class_probabilities(logits).amax(dim=1), context.predictions.logits)
+    return lack_of_confidence(context.predictions.logits)
+
+
+def lack_of_confidence(logits: Tensor) -> Tensor:
+    """Computes 1 - the highest class probability [N]."""
+    return by_rows(lambda logits: 1 - class_probabilities(logits).amax(dim=1), logits)
 
 
 def margin(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001

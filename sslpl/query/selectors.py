@@ -28,5 +28,9 @@ def power(
     """
     if bool((score < 0).any()):
         raise UserError("query/selector=power draws in proportion to the scores: choose a scorer without negative ones")
-    noise = -torch.empty(len(score), dtype=torch.float64).exponential_(generator=rng).log()
-    return ranked(beta * score.cpu().double().log() + noise, rng)[:n]
+    return ranked(beta * score.cpu().double().log() + gumbel_noise(score.shape, rng), rng)[:n]
+
+
+def gumbel_noise(shape: torch.Size, rng: Generator) -> Tensor:
+    """Draws standard Gumbel noise, in float64."""
+    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=rng).log()

@@ -20,7 +20,7 @@ from sslpl.select.selected_rows import SelectedRows, select, strategies
 from sslpl.types import UserError
 
 # Keys of the command line that set an argument of `select`.
-KEYS = {name: name for name in ("n", "seed", "cycle", "num_classes", "num_unlabeled")} | {
+KEYS = {name: name for name in ("n", "seed", "cycle", "cycles", "num_classes", "num_unlabeled")} | {
     "query": "strategy",
     "budget.candidates": "candidates",
 }

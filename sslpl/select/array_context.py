@@ -22,6 +22,7 @@ class ArrayContext:
     unlabeled: Tensor
     candidates: int
     cycle: int
+    cycles: int
 
     @property
     def device(self) -> torch.device:

@@ -14,14 +14,15 @@ from sslpl.select.missing import MissingArgument
 from sslpl.types import Amount, QueryStrategy, Selection, UserError
 
 
-class Draws(NamedTuple):
-    """What determines the random draws of a query, as in a run."""
+class QueryPlace(NamedTuple):
+    """The place of a query in a run: seed and cycle determine its random place."""
 
     seed: int
     cycle: int
+    cycles: int  # of the run, of which the last has no query
 
 
-def query_arrays(query: QueryStrategy, n: int, arrays: PoolArrays, candidates: Amount, draws: Draws) -> Selection:
+def query_arrays(query: QueryStrategy, n: int, arrays: PoolArrays, candidates: Amount, place: QueryPlace) -> Selection:
     """Returns the selection of a strategy, with positions 0..N-1.
 
     Raises MissingArgument if the strategy uses an array that is not given, and UserError if it cannot select n rows.
@@ -33,6 +34,8 @@ def query_arrays(query: QueryStrategy, n: int, arrays: PoolArrays, candidates: A
         raise UserError(f"n={n}: must be at most {count}, the number of unlabeled rows")
     most = image_count(checked_value("candidates", candidates, Amount), count + arrays.sizes.get("L", 0))
     check_query(query, n, count, most, arrays.device)
-    context = ArrayContext(arrays=arrays, unlabeled=torch.arange(count), candidates=most, cycle=draws.cycle)
-    with seeded_draws(arrays.device, draws.seed, "query masks", draws.cycle):
-        return query(context, n, rng(draws.seed, "query", draws.cycle))
+    context = ArrayContext(
+        arrays=arrays, unlabeled=torch.arange(count), candidates=most, cycle=place.cycle, cycles=place.cycles
+    )
+    with seeded_draws(arrays.device, place.seed, "query masks", place.cycle):
+        return query(context, n, rng(place.seed, "query", place.cycle))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sslpl.seeds import rng
-from sslpl.select.array_query import Draws, query_arrays
+from sslpl.select.array_query import QueryPlace, query_arrays
 from sslpl.select.arrays import CLASSES, SHAPES, SIZE_ARGUMENTS, PoolArrays, pool_arrays, shape_text
 from sslpl.select.missing import RUN, MissingArgument
 from sslpl.types import QueryStrategy, UserError
@@ -59,7 +59,7 @@ def first_missing(query: QueryStrategy, arguments: Sequence[str]) -> str | None:
     names = [part for name in arguments for part in (("head_weight", "head_bias") if name == "head" else (name,))]
     given = {name: random_array(name) for name in names if name in SHAPES}
     try:
-        query_arrays(query, 3, pool_arrays(given, sizes), 0.5, Draws(0, 1))
+        query_arrays(query, 3, pool_arrays(given, sizes), 0.5, QueryPlace(seed=0, cycle=1, cycles=3))
     except MissingArgument as error:
         return error.argument
     return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslpl.arguments import checked_value
 from sslpl.query.limits import function_name, unwrap_partial
-from sslpl.select.array_query import Draws, query_arrays
+from sslpl.select.array_query import QueryPlace, query_arrays
 from sslpl.select.arrays import LABELED, PoolArrays, head_arrays, pool_arrays
 from sslpl.select.missing import MissingArgument
 from sslpl.select.named_strategies import build_strategy, option_names
@@ -50,6 +50,7 @@ def select(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     cycle: int = 1,
+    cycles: int | None = None,
 ) -> SelectedRows:
     """Selects n of N unlabeled rows by a query strategy, exactly as a run would on the same predictions.
 
@@ -62,7 +63,9 @@ def select(
 
     `candidates` is the number of rows that a clustering selector clusters, or their share of N + L. `options` are the
     keys below `query` of a run, such as `{"subset": 1000, "selector": "power", "selector.beta": 2.0}`. `seed` and
-    `cycle` determine all random draws; temporal output discrepancy reverses its order in cycle 0, as published.
+    `cycle` determine all random draws; temporal output discrepancy reverses its order in cycle 0, as published, and TCM
+    changes its criterion in cycle 3. `cycles` is the number of cycles of the whole loop, of which the last has no query;
+    by default this query is the last. Class-stratified selection depends on it.
 
     Raises UserError for an unknown name, for an array that is needed and not given, and for arrays that do not fit.
     """
@@ -90,9 +93,11 @@ def select(
         sizes[key] = None if size is None else checked_int(key, size, Count)
     all_arrays = pool_arrays(given, sizes)
     arrays = all_arrays if works_without_labels(query) else without_empty_labeled(all_arrays)
-    draws = Draws(checked_int("seed", seed, CountOrZero), checked_int("cycle", cycle, CountOrZero))
+    cycle = checked_int("cycle", cycle, CountOrZero)
+    cycles = cycle + 2 if cycles is None else checked_int("cycles", cycles, Count)
+    place = QueryPlace(checked_int("seed", seed, CountOrZero), cycle, cycles)
     try:
-        selection = query_arrays(query, checked_int("n", n, Count), arrays, candidates, draws)
+        selection = query_arrays(query, checked_int("n", n, Count), arrays, candidates, place)
     except MissingArgument as error:
         raise missing_error(name, query, error.argument, arrays, all_arrays) from None
     return SelectedRows(selection.index.numpy(), selection.score.numpy())
