@@ -465,9 +465,9 @@ class TestCommand:
             ("query=bald n=3 bare.npz", "bald needs head_weight [C, D] and head_bias [C] in the pool's .npz file"),
             ("n=3 pool.npz", "query: must be given, as in query=badge n=100 pool.npz"),
             ("query=badge pool.npz", "n: must be given, as in query=badge n=100 pool.npz"),
-            ("query=badge n=3 cycles=2 pool.npz",
-             "cycles=2: no such key; did you mean cycle? (known: budget.candidates, "
-             "cycle, n, num_classes, num_unlabeled, query, query/scorer, query/selector, seed)"),
+            ("query=badge n=3 cylce=2 pool.npz",
+             "cylce=2: no such key; did you mean cycle? (known: budget.candidates, "
+             "cycle, cycles, n, num_classes, num_unlabeled, query, query/scorer, query/selector, seed)"),
             ("query=badge n=few pool.npz", "n=few: must be a valid integer"),
             ("query=badge n=[ pool.npz", "n=[: must be a number, true, false, null or a word"),
             ("query=badge n=3 pool.npz labeled.npz", "pool.npz labeled.npz: must be one .npz file, that of the pool"),

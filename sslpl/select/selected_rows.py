@@ -64,8 +64,8 @@ def select(
     `candidates` is the number of rows that a clustering selector clusters, or their share of N + L. `options` are the
     keys below `query` of a run, such as `{"subset": 1000, "selector": "power", "selector.beta": 2.0}`. `seed` and
     `cycle` determine all random draws; temporal output discrepancy reverses its order in cycle 0, as published, and TCM
-    changes its criterion in cycle 3. `cycles` is the number of cycles of the whole loop, of which the last has no query;
-    by default this query is the last. Class-stratified selection depends on it.
+    changes its criterion in cycle 3. `cycles` is the number of cycles of the whole loop, of which the last has no
+    query; by default this query is the last. Class-stratified selection depends on it.
 
     Raises UserError for an unknown name, for an array that is needed and not given, and for arrays that do not fit.
     """
