@@ -1,13 +1,16 @@
 """Query strategies, one per file, and the scorers and selectors that `score_then_select` combines."""
 
+from sslpl.query.alfa_mix import alfa_mix
 from sslpl.query.badge import badge
 from sslpl.query.bait import bait
+from sslpl.query.bait_binary import bait_binary
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import batch_bald
 from sslpl.query.class_balanced_random import class_balanced_random
 from sslpl.query.cluster_margin import cluster_margin
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
+from sslpl.query.dropquery import dropquery
 from sslpl.query.expected_gradient_length import expected_gradient_length
 from sslpl.query.kmeans import kmeans
 from sslpl.query.probcover import probcover
@@ -24,8 +27,10 @@ from sslpl.query.uncertain_gcn import uncertain_gcn
 from sslpl.query.vaal import vaal
 
 __all__ = [
+    "alfa_mix",
     "badge",
     "bait",
+    "bait_binary",
     "bald",
     "batch_bald",
     "class_balanced_random",
@@ -33,6 +38,7 @@ __all__ = [
     "core_gcn",
     "core_set",
     "dropout_entropy",
+    "dropquery",
     "entropy",
     "expected_gradient_length",
     "kmeans",
