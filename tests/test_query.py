@@ -18,7 +18,7 @@ from sslpl.query.scorers import entropy
 from sslpl.query.selection import ranked, select_rows
 from sslpl.query.selective_clustering import selective_clustering
 from sslpl.run.errors import CONF
-from sslpl.types import QueryContext, QueryStrategy, Selection
+from sslpl.types import Predictions, QueryContext, QueryStrategy, Selection
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHORT = {  # what the contract asks of a strategy that trains networks, it asks of a few steps too
@@ -26,6 +26,7 @@ SHORT = {  # what the contract asks of a strategy that trains networks, it asks 
     "ta_vaal": ("query.steps=2", "query.batch_size=8"),
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
+    "boss": ("query.batches=4",),
 }
 
 
@@ -172,3 +173,17 @@ def test_a_random_subset_is_scored() -> None:
     assert whole.index.tolist() == sorted(losses, key=lambda i: -losses[i])[:10]
     assert part.index.tolist() != whole.index.tolist()
     torch.testing.assert_close(part.score.tolist(), [losses[i] for i in part.index.tolist()])
+
+
+def test_a_restricted_context_predicts_nothing_again() -> None:
+    whole = context(pool=60, labeled=20)
+    predictions, labeled = whole.predictions, whole.labeled_predictions
+
+    def predict(weights: object, index: torch.Tensor) -> Predictions:
+        raise AssertionError("predicted again")
+
+    rows = torch.tensor([1, 5, 30])
+    restricted = whole.restricted_to(whole.unlabeled[rows])
+    object.__setattr__(restricted, "predict", predict)
+    assert torch.equal(restricted.predictions.logits, predictions.logits[rows])
+    assert restricted.labeled_predictions is labeled

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from sslpl.query import alfa_mix, bait, dropquery
 from sslpl.query.alfa_mix import mixing_candidates
+from sslpl.query.class_typical import central_rows
 from sslpl.query.dropquery import change_threshold, changed_predictions
 from sslpl.types import QueryStrategy, UserError
 
@@ -84,3 +85,14 @@ def test_a_backbone_without_a_linear_head(strategy: QueryStrategy) -> None:
     context = replace(seen(case(0)), backbone=torch.nn.Identity())
     with pytest.raises(UserError, match=r"^this query needs a backbone whose last layer is an nn.Linear named `head`$"):
         strategy(context, 5, seeded())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_boss_has_the_class_balanced_batches_of_the_published_code(seed: int) -> None:
+    drawn = case(seed)
+    context, expected = seen(drawn), published("boss", seed)
+    embedding = context.predictions.embedding
+    every, candidates = torch.arange(len(embedding)), published("dropquery", seed)["candidates_3"].long()
+    assert central_rows(context, every, embedding, 5 * drawn.n).tolist() == expected["typical"].tolist()
+    chosen = central_rows(context, candidates, normalize(embedding.double()), 5 * drawn.n)
+    assert chosen.tolist() == expected["dropquery"].tolist()

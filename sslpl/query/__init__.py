@@ -6,12 +6,14 @@ from sslpl.query.bait import bait
 from sslpl.query.bait_binary import bait_binary
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import batch_bald
+from sslpl.query.boss import boss
 from sslpl.query.class_balanced_random import class_balanced_random
 from sslpl.query.cluster_margin import cluster_margin
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
 from sslpl.query.dropquery import dropquery
 from sslpl.query.expected_gradient_length import expected_gradient_length
+from sslpl.query.greedy_oracle import greedy_oracle
 from sslpl.query.kmeans import kmeans
 from sslpl.query.probcover import probcover
 from sslpl.query.query_by_committee import query_by_committee
@@ -33,6 +35,7 @@ __all__ = [
     "bait_binary",
     "bald",
     "batch_bald",
+    "boss",
     "class_balanced_random",
     "cluster_margin",
     "core_gcn",
@@ -41,6 +44,7 @@ __all__ = [
     "dropquery",
     "entropy",
     "expected_gradient_length",
+    "greedy_oracle",
     "kmeans",
     "least_confidence",
     "margin",

@@ -102,8 +102,12 @@ class Context:
     truth: Tensor | None = None
 
     def restricted_to(self, index: Tensor) -> "Context":
-        """Returns a copy of the context with only these unlabeled images, ascending."""
-        return replace(self, unlabeled=index)
+        """Returns a copy of the context with only these unlabeled images, ascending; predictions are not repeated."""
+        known = self.__dict__  # holds the cached properties that have been computed
+        restricted = replace(self, unlabeled=index, precomputed=known.get("predictions", self.precomputed))
+        if "labeled_predictions" in known:
+            restricted.__dict__["labeled_predictions"] = known["labeled_predictions"]
+        return restricted
 
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the normalized images [B, C, H, W], in float32, of each index tensor."""
