@@ -200,6 +200,7 @@ def context(world: World) -> Context:
         module=None,
         images=TensorImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)),
         normalize=floats,
+        augment=lambda images, _: floats(images),
         predict=predict,
         cycle=1,
         precomputed=predict(None, unlabeled),

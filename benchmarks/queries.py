@@ -31,11 +31,12 @@ from torch.nn.functional import linear
 
 from benchmarks.measure import MIB, Peak, Row, timed
 from benchmarks.run import machine_line, seconds
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.images import TensorImages
 from sslpl.query.context import Context, Weights
 from sslpl.run.errors import CONF
 from sslpl.runtime import Runtime
-from sslpl.types import Predictions, QueryStrategy
+from sslpl.types import Features, Predictions, QueryStrategy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHARES = (0.25, 0.5, 1.0)  # of the pool, with --grow
@@ -148,6 +149,18 @@ def strategy(name: str) -> QueryStrategy:
         return instantiate(compose("config", overrides=[f"query={name}"]).query)
 
 
+class PixelNetwork(nn.Module):
+    """A linear head over the first pixels of an image: next to nothing to compute."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.head = nn.Linear(world.dimensions, world.classes)
+
+    def forward(self, images: Tensor) -> Features:
+        embedding = images.flatten(1)[:, : self.head.in_features]
+        return Features(self.head(embedding), (), embedding)
+
+
 def context(world: World) -> Context:
     """Rectified embeddings around a center for each class, the logits of a head over them, and random images."""
     rng, pool = torch.Generator().manual_seed(0), world.labeled + world.unlabeled
@@ -156,13 +169,14 @@ def context(world: World) -> Context:
     embedding = centers[classes].add_(torch.randn(pool, world.dimensions, generator=rng), alpha=1.5).relu_()
     loss = torch.rand(pool, generator=rng)
     heads = [head(centers, rng) for _ in range(7)]  # the current one, the cycle before's, and snapshots
-    backbone = nn.ModuleDict({"head": nn.Linear(world.dimensions, world.classes)}).eval()
+    backbone = PixelNetwork(world).eval()
     backbone.load_state_dict(heads[0])
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         some, used = embedding[index], heads[0] if weights is None else weights
         return Predictions(index, linear(some, used["head.weight"], used["head.bias"]), some, loss[index])
 
+    augmentation = Augmentation((3, 32, 32), (0.5,) * 3, (1.0,) * 3, flip=True, padding=4, cutout=16)
     unlabeled = torch.arange(world.labeled, pool)
     return Context(
         unlabeled=unlabeled,
@@ -174,7 +188,8 @@ def context(world: World) -> Context:
         backbone=backbone,
         module=None,
         images=TensorImages(torch.randint(256, (pool, 3, 32, 32), generator=rng, dtype=torch.uint8)),
-        normalize=lambda images: images.float().div_(255).sub_(0.5),
+        normalize=augmentation.plain,
+        augment=augmentation.random_weak,
         predict=predict,
         cycle=1,
         precomputed=predict(None, unlabeled),

@@ -26,6 +26,7 @@ SHORT = {  # what the contract asks of a strategy that trains networks, it asks 
     "ta_vaal": ("query.steps=2", "query.batch_size=8"),
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
+    "consistency": ("query.scorer.views=2",),
     "boss": ("query.batches=4",),
 }
 

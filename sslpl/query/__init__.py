@@ -9,6 +9,7 @@ from sslpl.query.batch_bald import batch_bald
 from sslpl.query.boss import boss
 from sslpl.query.class_balanced_random import class_balanced_random
 from sslpl.query.cluster_margin import cluster_margin
+from sslpl.query.consistency import consistency
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
 from sslpl.query.dropquery import dropquery
@@ -38,6 +39,7 @@ __all__ = [
     "boss",
     "class_balanced_random",
     "cluster_margin",
+    "consistency",
     "core_gcn",
     "core_set",
     "dropout_entropy",
