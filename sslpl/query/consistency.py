@@ -16,7 +16,7 @@ def consistency(context: QueryContext, rng: Generator, *, views: Count = 50) -> 
     """
     network = FrozenBackbone(context.backbone, bfloat16=False)
     height, width = next(context.normalized_images([context.unlabeled[:1]])).shape[2:]
-    batches = context.unlabeled.split(inference_batch_size(context.device, height, width))
+    batches = torch.split(context.unlabeled, inference_batch_size(context.device, height, width))
     parts = []
     with torch.no_grad():
         for rows in context.augmented_images(batches, views, rng):
