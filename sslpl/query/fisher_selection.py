@@ -76,15 +76,15 @@ def start_selection(points: Tensor, covariance: Tensor, fisher: Tensor, inverse:
     """Returns the state of an empty selection, where M^-1 is `inverse`."""
     classes, dimensions = covariance.shape[1], points.shape[1]
     leverage, gain = torch.empty_like(covariance), torch.empty_like(covariance)
-    for c in range(classes):
-        rows = slice(c * dimensions, (c + 1) * dimensions)
-        leverage[:, c] = quadratic_forms(points, inverse[rows])
-        gain[:, c] = quadratic_forms(points, inverse[rows] @ fisher @ inverse)
+    for c in range(classes):  # both are symmetric
+        rows, rest = slice(c * dimensions, (c + 1) * dimensions), slice(c * dimensions, None)
+        leverage[:, c, c:] = leverage[:, c:, c] = quadratic_forms(points, inverse[rows, rest])
+        gain[:, c, c:] = gain[:, c:, c] = quadratic_forms(points, inverse[rows] @ fisher @ inverse[:, rest])
     return FisherSelection(points, covariance, fisher, inverse, leverage, gain)
 
 
 def quadratic_forms(points: Tensor, matrices: Tensor) -> Tensor:
-    """Returns h' A_c h [N, C] of the points h [N, D] for matrices [A_1, ..., A_C] [D, CD] side by side."""
+    """Returns h' A_k h [N, K] of the points h [N, D] for matrices A_1, ..., A_K side by side [D, KD]."""
     dimensions = points.shape[1]
     result = points.new_empty(len(points), matrices.shape[1] // dimensions)
     for rows in blocks(len(points), matrices.shape[1], points.device):
