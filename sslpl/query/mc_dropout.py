@@ -2,8 +2,8 @@
 
 Dropout is applied only before the head and batch norms stay in eval mode, so that embeddings are not recomputed. All
 images share a mask: each sample is one network, as BatchBALD requires and the other scorers allow. The defaults are
-those of Gal et al. 2017 and their code: rate 0.5 before the last layer, 100 samples. Their code draws a mask for each
-image, and also masks the outputs of convolutions (rate 0.25).
+those of Gal et al. 2017 and their code (github.com/Riashat/Deep-Bayesian-Active-Learning): rate 0.5 before the last
+layer, 100 samples. That code draws a mask for each image, and also masks the outputs of convolutions (rate 0.25).
 """
 
 from collections.abc import Callable
