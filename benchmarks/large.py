@@ -202,6 +202,7 @@ def context(workload: Workload) -> Context:
         module=None,
         images=TensorImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)),
         normalize=to_float,
+        augment=lambda images, _: to_float(images),
         predict=predict,
         cycle=1,
         precomputed=predict(None, unlabeled),

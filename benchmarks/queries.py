@@ -31,11 +31,12 @@ from torch.nn.functional import linear
 
 from benchmarks.measure import MIB, PeakMemory, Row, print_table, timed
 from benchmarks.run import machine_line, seconds
+from sslpl.data.augmentation import Augmentation
 from sslpl.data.images import TensorImages
 from sslpl.query.context import Context, Weights
 from sslpl.run.errors import CONF
 from sslpl.runtime import Runtime
-from sslpl.types import Predictions, QueryStrategy
+from sslpl.types import Features, Predictions, QueryStrategy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "query").glob("*.yaml"))
 SHARES = (0.25, 0.5, 1.0)  # of the pool, with --grow
@@ -152,21 +153,34 @@ def load_strategy(name: str) -> QueryStrategy:
         return instantiate(compose("config", overrides=[f"query={name}"]).query)
 
 
+class PixelNetwork(nn.Module):
+    """A linear head over the first pixels of an image: next to nothing to compute."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self.head = nn.Linear(workload.dimensions, workload.classes)
+
+    def forward(self, images: Tensor) -> Features:
+        embedding = images.flatten(1)[:, : self.head.in_features]
+        return Features(self.head(embedding), (), embedding)
+
+
 def context(workload: Workload) -> Context:
-    """Returns a context with rectified embeddings around a center for each class, random heads and random images."""
+    """Returns a context with embeddings around a center for each class, a head's logits, and random images."""
     rng, pool = torch.Generator().manual_seed(0), workload.labeled + workload.unlabeled
     centers = torch.randn(workload.classes, workload.dimensions, generator=rng)
     classes = torch.randint(workload.classes, (pool,), generator=rng)
     embedding = centers[classes].add_(torch.randn(pool, workload.dimensions, generator=rng), alpha=1.5).relu_()
     loss = torch.rand(pool, generator=rng)
     heads = [draw_head(centers, rng) for _ in range(7)]  # of the current and previous backbone, and of snapshots
-    backbone = nn.ModuleDict({"head": nn.Linear(workload.dimensions, workload.classes)}).eval()
+    backbone = PixelNetwork(workload).eval()
     backbone.load_state_dict(heads[0])
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         rows, used = embedding[index], heads[0] if weights is None else weights
         return Predictions(index, linear(rows, used["head.weight"], used["head.bias"]), rows, loss[index])
 
+    augmentation = Augmentation((3, 32, 32), (0.5,) * 3, (1.0,) * 3, flip=True, padding=4, cutout=16)
     unlabeled = torch.arange(workload.labeled, pool)
     return Context(
         unlabeled=unlabeled,
@@ -178,7 +192,8 @@ def context(workload: Workload) -> Context:
         backbone=backbone,
         module=None,
         images=TensorImages(torch.randint(256, (pool, 3, 32, 32), generator=rng, dtype=torch.uint8)),
-        normalize=lambda images: images.float().div_(255).sub_(0.5),
+        normalize=augmentation.normalize,
+        augment=augmentation.random_weak,
         predict=predict,
         cycle=1,
         precomputed=predict(None, unlabeled),

@@ -156,6 +156,10 @@ class QueryContext(Protocol):
         """Yields the normalized images of each batch of positions, [B, C, H, W] float32 on the device."""
         ...
 
+    def augmented_images(self, batches: Sequence[Tensor], views: int, rng: Generator) -> Iterator[Iterator[Tensor]]:
+        """Yields, for each batch of positions, its normalized images and then `views` random weak views of them."""
+        ...
+
     def restricted_to(self, index: Tensor) -> "QueryContext":
         """Returns a context with only the unlabeled images at `index`, ascending."""
         ...

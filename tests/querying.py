@@ -12,7 +12,7 @@ from sslpl.data.images import TensorImages
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.query.context import Context, Weights
-from sslpl.types import Predictions
+from sslpl.types import Features, Predictions
 
 CLASSES = 5
 
@@ -35,13 +35,13 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
     classes = torch.randint(CLASSES, (pool,), generator=rng)
     networks, module = copy.deepcopy(build_networks(seed))
     images = TensorImages(data)
-    normalize = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4).normalize
+    augmentation = Augmentation((1, 8, 8), (0.5,), (0.25,), flip=False, padding=1, cutout=4)
 
     def predict(weights: Weights | None, index: Tensor) -> Predictions:
         network = copy.deepcopy(networks[0])
         network.load_state_dict(networks[0].state_dict() if weights is None else weights)
         with torch.no_grad():
-            logits, maps, embedding = network(normalize(data[index]))
+            logits, maps, embedding = network(augmentation.normalize(data[index]))
             return Predictions(index, logits, embedding, module(maps) if weights is None else None)
 
     return Context(
@@ -54,12 +54,25 @@ def context(pool: int = 60, labeled: int = 20, seed: int = 0, ties: bool = False
         backbone=networks[0],
         module=module,
         images=images,
-        normalize=normalize,
+        normalize=augmentation.normalize,
+        augment=augmentation.random_weak,
         predict=predict,
         previous_weights=networks[1].state_dict(),
         snapshots=[network.state_dict() for network in networks[2:]],
         truth=classes if truth else None,
     )
+
+
+class PixelNetwork(nn.Module):
+    """A linear head over the first pixels of an image."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dimensions, CLASSES)
+
+    def forward(self, images: Tensor) -> Features:
+        embedding = images.flatten(1)[:, : self.head.in_features]
+        return Features(self.head(embedding), (), embedding)
 
 
 def table_context(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
@@ -77,7 +90,7 @@ def table_context(pool: int, labeled: int = 20, dimensions: int = 8) -> Context:
         labeled=torch.arange(labeled),
         labels=torch.randint(CLASSES, (labeled,), generator=rng),
         candidates=200,
-        backbone=nn.ModuleDict({"head": nn.Linear(dimensions, CLASSES)}),
+        backbone=PixelNetwork(dimensions),
         images=TensorImages(torch.randint(256, (pool, 1, 8, 8), generator=rng, dtype=torch.uint8)),
         predict=predict,
         truth=torch.randint(CLASSES, (pool,), generator=rng),
@@ -104,6 +117,7 @@ def predicting(logits: Tensor, embedding: Tensor | None = None, predicted_loss: 
         module=None,
         images=TensorImages(torch.zeros(count, 1, 8, 8, dtype=torch.uint8)),
         normalize=lambda images: images.float(),
+        augment=lambda images, _: images.float(),
         predict=predict,
         precomputed=precomputed,
     )

@@ -1,6 +1,9 @@
 """Diversity-based strategies, against brute force and published formulas on small inputs."""
 
+import copy
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -15,16 +18,25 @@ from sslpl.clustering.k_center import k_center_greedy
 from sslpl.clustering.k_means import Clusters, draw_row, k_means, lloyd, means, plus_plus
 from sslpl.clustering.neighbors import on_grid
 from sslpl.query.badge import badge, gradient_distances
-from sslpl.query.bait import bait, fisher_vectors, forward_greedy, start_selection, update_selection
+from sslpl.query.bait import bait
+from sslpl.query.bait_binary import bait_binary
 from sslpl.query.cluster_margin import cluster_margin, smallest_first
 from sslpl.query.context import Context, Weights
 from sslpl.query.core_set import core_set
+from sslpl.query.fisher_selection import (
+    binary_covariance,
+    class_covariance,
+    fisher_information,
+    forward_greedy,
+    start_selection,
+    update_,
+)
 from sslpl.query.kmeans import kmeans, medoids
 from sslpl.query.probcover import greedy_coverage, probcover, pure_cosine
 from sslpl.query.scorers import probability_margins
 from sslpl.query.selection import round_robin
 from sslpl.query.typiclust import typical_rows, typicality, typiclust
-from sslpl.types import Predictions
+from sslpl.types import Predictions, QueryStrategy, UserError
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -311,22 +323,36 @@ class TestProbCover:
         assert pure_cosine(points, torch.zeros(60), purity) == -1
 
 
+def one_hot_covariance(logits: Tensor) -> Tensor:
+    """diag(p) - p p' [N, C, C]."""
+    p = logits.double().softmax(dim=1)
+    return torch.diag_embed(p) - torch.einsum("nc,nd->ncd", p, p)
+
+
 class TestBait:
-    def direct(self, seen: Context, n: int, regularization: float, chosen: list[int]) -> float:
-        """Computes tr(M^-1 F) by the formulas of the docstring."""
-        v, labeled = fisher_vectors(seen.predictions), fisher_vectors(seen.labeled_predictions)
-        every, total = torch.cat([v, labeled]), len(labeled) + n
-        fisher = sum(torch.outer(x, x) for x in every) / len(every)
-        known = sum(torch.outer(x, x) for x in labeled) / total
+    def objective(
+        self, seen: Context, n: int, covariance: Callable[[Tensor], Tensor], regularization: float, chosen: list[int]
+    ) -> float:
+        """tr(M^-1 F) from the formulas of the docstrings, with the Kronecker products formed."""
+
+        def information(predictions: Predictions) -> Tensor:
+            pairs = zip(covariance(predictions.logits), predictions.embedding.double(), strict=True)
+            return torch.stack([torch.kron(k, torch.outer(h, h)) for k, h in pairs])
+
+        unlabeled, labeled = information(seen.predictions), information(seen.labeled_predictions)
+        fisher, total = torch.cat([unlabeled, labeled]).mean(dim=0), len(labeled) + n
         rows = torch.searchsorted(seen.unlabeled, torch.tensor(chosen, dtype=torch.int64))
-        batch = sum((torch.outer(x, x) for x in v[rows]), torch.zeros_like(known)) * n / total
-        matrix = regularization * torch.eye(v.shape[1], dtype=torch.float64) + known + batch
+        matrix = (labeled.sum(dim=0) + n * unlabeled[rows].sum(dim=0)) / total
+        matrix.diagonal().add_(regularization)
         return float((torch.linalg.inv(matrix) @ fisher).trace())
 
     @pytest.mark.parametrize("regularization", [1.0, 0.01])
-    def test_each_step_is_the_best_as_computed_directly(self, regularization: float) -> None:
+    @pytest.mark.parametrize(("strategy", "covariance"), [(bait, one_hot_covariance), (bait_binary, binary_covariance)])
+    def test_each_step_is_the_best_as_computed_directly(
+        self, strategy: QueryStrategy, covariance: Callable[[Tensor], Tensor], regularization: float
+    ) -> None:
         seen, n = pool(blobs(30), labeled=6), 5
-        objective = partial(self.direct, seen, n, regularization)
+        objective = partial(self.objective, seen, n, covariance, regularization)
         chosen: list[int] = []
         values = [objective(chosen)]
         for _ in range(2 * n):
@@ -335,29 +361,50 @@ class TestBait:
         assert all(after < before for before, after in pairwise(values))
         for _ in range(n):
             chosen = min(([j for j in chosen if j != i] for i in chosen), key=objective)
-        picked = bait(seen, n, seeded(), regularization=regularization)
+        picked = strategy(seen, n, seeded(), regularization=regularization)
         assert sorted(picked.index.tolist()) == sorted(chosen)
 
-    def test_what_is_kept_up_to_date_is_what_it_would_be_anew(self) -> None:
-        vectors = blobs(20).double()
-        fisher = vectors.T @ vectors / 20
-        sweep = start_selection(vectors, fisher, torch.eye(4, dtype=torch.float64))
-        rows, after = forward_greedy(sweep, 6)
-        matrix = torch.eye(4, dtype=torch.float64) + vectors[rows].T @ vectors[rows]
-        anew = start_selection(vectors, fisher, torch.linalg.inv(matrix))
-        for kept, computed in zip(after, anew, strict=True):
-            torch.testing.assert_close(kept, computed)
+    def test_the_state_after_a_step_is_that_of_a_fresh_start(self) -> None:
+        seen = pool(blobs(20))
+        points, covariance = seen.predictions.embedding.double(), class_covariance(seen.predictions.logits)
+        fisher = fisher_information(points, covariance) / 20
+        size = len(fisher)
+        state = start_selection(points, covariance, fisher, torch.eye(size, dtype=torch.float64))
+        before = copy.deepcopy(state)
+        rows = forward_greedy(state, 6)
+        matrix = torch.eye(size, dtype=torch.float64) + fisher_information(points[rows], covariance[rows])
+        fresh = start_selection(points, covariance, fisher, torch.linalg.inv(matrix))
+        for updated, computed in zip(state, fresh, strict=True):
+            torch.testing.assert_close(updated, computed)
         for row in rows:
-            after = update_selection(after, row[None], -1)
-        for kept, computed in zip(after, sweep, strict=True):
-            torch.testing.assert_close(kept, computed)
+            update_(state, row[None], -1)
+        for updated, computed in zip(state, before, strict=True):
+            torch.testing.assert_close(updated, computed)
 
-    def test_the_vector_is_that_of_a_binary_last_layer(self) -> None:
+    @pytest.mark.parametrize("classes", [1, 2, 5])
+    def test_the_covariance_is_that_of_the_gradients(self, classes: int) -> None:
         """The mean of the squared gradients of the log-likelihood over the labels that the model gives itself."""
-        seen = pool(blobs(5))
-        p, h = seen.predictions.logits.double().softmax(dim=1).amax(dim=1), seen.predictions.embedding.double()
-        positive, negative = (1 - p)[:, None] * h, -p[:, None] * h
-        outer = torch.einsum("nd,ne->nde", positive, positive) * p[:, None, None]
-        outer += torch.einsum("nd,ne->nde", negative, negative) * (1 - p)[:, None, None]
-        v = fisher_vectors(seen.predictions)
-        torch.testing.assert_close(torch.einsum("nd,ne->nde", v, v), outer)
+        logits = torch.randn(4, classes, generator=seeded(), dtype=torch.float64)
+        p, one_hot = logits.softmax(dim=1), torch.eye(classes, dtype=torch.float64)
+        expected = torch.stack(
+            [sum(q[c] * torch.outer(one_hot[c] - q, one_hot[c] - q) for c in range(classes)) for q in p]
+        )
+        torch.testing.assert_close(one_hot_covariance(logits), expected)
+        reduced = class_covariance(logits)
+        assert reduced.shape == (4, max(1, classes - 1), max(1, classes - 1))
+        spectrum, full = torch.linalg.eigvalsh(reduced), torch.linalg.eigvalsh(expected)
+        torch.testing.assert_close(spectrum, full[:, -reduced.shape[1] :])
+
+    def test_what_needs_too_much_memory(
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = pool(blobs(30), labeled=6)
+        binary = bait_binary(seen, 5, seeded()).index.tolist()
+        assert bait(seen, 5, seeded(), memory_gib=1e-6).index.tolist() == binary
+        line = "sslpl: bait: the exact form needs 0.0 GiB, more than query.memory_gib=1e-06: uses the binary form"
+        assert capfd.readouterr().err == f"{line} (query=bait_binary)\n"
+        bait(seen, 5, seeded())
+        assert capfd.readouterr().err == ""
+        monkeypatch.setattr(sys.modules["sslpl.query.bait"], "free_memory", lambda _: 0)
+        with pytest.raises(UserError, match=r"^query.memory_gib=8: BAIT needs .* GiB, and 0.0 GiB are free on cpu; "):
+            bait(seen, 5, seeded())

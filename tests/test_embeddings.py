@@ -220,6 +220,7 @@ def test_a_head_trains_by_minibatches_too(sslpl: Command, tmp_path: Path) -> Non
         (("method=margin", "task_ssl=fixmatch"), "dataset=embeddings: task_ssl must be none"),
         (("method=vaal",), "dataset=embeddings: query must not be vaal, which needs images"),
         (("method=ta_vaal", "ssl=none"), "dataset=embeddings: query must not be ta_vaal, which needs images"),
+        (("method=consistency",), "dataset=embeddings: query.scorer must not be consistency, which needs images"),
         (("backbone=small_cnn", "training=short"), "dataset=embeddings: backbone must be linear or mlp"),
         (("dataset=digits", "backbone=small_cnn"), "training=head: backbone must be linear or mlp"),
         (("method=query_by_committee",), "training.optimizer=lbfgs: must be adamw"),

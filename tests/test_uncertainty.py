@@ -16,7 +16,14 @@ from querying import CLASSES, context, predicting
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from sslpl.query import disagreement, expected_gradient_length, query_by_committee, scorers, temporal_output_discrepancy
+from sslpl.query import (
+    consistency,
+    disagreement,
+    expected_gradient_length,
+    query_by_committee,
+    scorers,
+    temporal_output_discrepancy,
+)
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import NEGLIGIBLE, Configurations, batch_bald, extended, greedy, information, stratified
 from sslpl.query.class_balanced_random import class_balanced_random
@@ -290,3 +297,24 @@ def test_earlier_networks_survive_a_kill(sslpl: Command, monkeypatch: pytest.Mon
     first, later = scores[:24], scores[24:]
     assert all(score > 0 for score in later)
     assert all(score < 0 for score in first) == (method == "temporal_output_discrepancy")
+
+
+def test_consistency_is_the_variance_over_an_image_and_its_views() -> None:
+    seen = context(pool=40, labeled=10)
+    draws, score = seeded(), consistency(seen, seeded(), views=3)
+    with torch.no_grad():
+        views = next(iter(seen.augmented_images([seen.unlabeled], 3, draws)))
+        shares = torch.stack([seen.backbone(images).logits.softmax(dim=1) for images in views])
+    assert len(shares) == 4
+    torch.testing.assert_close(shares[0], seen.predictions.logits.softmax(dim=1))
+    assert not torch.equal(shares[1], shares[2])
+    expected = [
+        sum(statistics.pvariance(of_class) for of_class in image.T.tolist()) for image in shares.transpose(0, 1)
+    ]
+    torch.testing.assert_close(score.tolist(), expected, atol=1e-6, rtol=0)
+
+
+def test_without_a_view_all_images_are_consistent() -> None:
+    seen = context(pool=40, labeled=10)
+    plain = replace(seen, augment=lambda images, _: seen.normalize(images))
+    assert consistency(plain, seeded(), views=3).max() < 1e-12

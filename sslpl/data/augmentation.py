@@ -153,6 +153,10 @@ class Augmentation:
         self._check(images)
         return self.normalize(crop_flip(images, draws, self.padding))
 
+    def random_weak(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns weak views whose random numbers are drawn by the generator."""
+        return self.weak(images, self.draw_weak(len(images), generator))
+
     def strong(self, images: Tensor, draws: StrongDraws) -> Tensor:
         """Flips, crops, applies two operations and the cut-out, and normalizes; shapes as in `normalize`."""
         self._check(images)

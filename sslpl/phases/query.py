@@ -81,6 +81,7 @@ def query_context(setup: Setup, state: State) -> Context:
         module=state.module,
         images=data.train,
         normalize=setup.augmentation.normalize,
+        augment=setup.augmentation.random_weak,
         predict=predict_on_all_ranks,
         cycle=state.cycle,
         cycles=setup.budget.cycles,

@@ -1,16 +1,22 @@
 """Query strategies, one per file, and the scorers and selectors that `score_then_select` combines."""
 
 from sslpl.query.active_ft import active_ft
+from sslpl.query.alfa_mix import alfa_mix
 from sslpl.query.badge import badge
 from sslpl.query.bait import bait
+from sslpl.query.bait_binary import bait_binary
 from sslpl.query.bald import bald, dropout_entropy, mean_std, variation_ratio
 from sslpl.query.batch_bald import batch_bald
+from sslpl.query.boss import boss
 from sslpl.query.class_balanced_random import class_balanced_random
 from sslpl.query.class_stratified import class_stratified
 from sslpl.query.cluster_margin import cluster_margin
+from sslpl.query.consistency import consistency
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
+from sslpl.query.dropquery import dropquery
 from sslpl.query.expected_gradient_length import expected_gradient_length
+from sslpl.query.greedy_oracle import greedy_oracle
 from sslpl.query.kmeans import kmeans
 from sslpl.query.max_herding import max_herding
 from sslpl.query.probcover import probcover
@@ -31,18 +37,24 @@ from sslpl.query.vaal import vaal
 
 __all__ = [
     "active_ft",
+    "alfa_mix",
     "badge",
     "bait",
+    "bait_binary",
     "bald",
     "batch_bald",
+    "boss",
     "class_balanced_random",
     "class_stratified",
     "cluster_margin",
+    "consistency",
     "core_gcn",
     "core_set",
     "dropout_entropy",
+    "dropquery",
     "entropy",
     "expected_gradient_length",
+    "greedy_oracle",
     "kmeans",
     "least_confidence",
     "margin",

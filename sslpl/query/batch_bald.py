@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from sslpl.query.disagreement import entropy_of, mutual_information
-from sslpl.query.mc_dropout import CHUNK, dropout_masks, linear_head, over_masks, sampled_logits
+from sslpl.query.head import linear_head
+from sslpl.query.mc_dropout import CHUNK, dropout_masks, over_masks, sampled_logits
 from sslpl.query.selection import ranked
 from sslpl.types import Count, QueryContext, Selection, ShareBelowOne
 

@@ -20,8 +20,9 @@ def cluster_margin(
     `budget.candidates`, since only these are clustered (`check_pool` prints so). The paper clusters the whole pool once
     for all cycles, by average linkage cut at a threshold. Here the `budget.candidates` of lowest margin are clustered
     in every cycle, as the embeddings have changed, by exact complete linkage into clusters of `cluster_size` images on
-    average (ours: the paper's value could not be confirmed). Memory grows with the square of the candidates, not of
-    the pool. The size of a cluster counts its images among the lowest margins. The score is 1 - margin.
+    average (ours: the authors published no code, and the paper's value could not be confirmed). Memory grows with the
+    square of the candidates, not of the pool. The size of a cluster counts its images among the lowest margins. The
+    score is 1 - margin.
     """
     score = 1 - probability_margins(context.predictions.logits).cpu()
     best = ranked(score, rng)[: max(context.candidates, n)]

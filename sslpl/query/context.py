@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from sslpl.types import Images, Predictions
 
@@ -103,6 +104,7 @@ class Context:
     module: nn.Module | None
     images: Images
     normalize: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, Generator], Tensor]  # random weak views, normalized
     predict: Predictor
     cycle: int = 0
     cycles: int = 1
@@ -121,6 +123,11 @@ class Context:
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the normalized images [B, C, H, W], in float32, of each index tensor."""
         return map(self.normalize, self.images.batches(batches))
+
+    def augmented_images(self, batches: Sequence[Tensor], views: int, rng: Generator) -> Iterator[Iterator[Tensor]]:
+        """Yields, for each index tensor, its normalized images and then `views` random weak views of them."""
+        for images in self.images.batches(batches):
+            yield chain([self.normalize(images)], (self.augment(images, rng) for _ in range(views)))
 
     @cached_property
     def predictions(self) -> Predictions:

@@ -32,7 +32,25 @@ def kmeans(
         uncertainty = 1 - probability_margins(context.predictions.logits).cpu()
         order = order if prefilter is None else ranked(uncertainty, rng)[: prefilter * n]
         weight = uncertainty[order].clamp(min=1e-9) if weighted else None
-    points = large_pools.GatheredRows(context.predictions.embedding, order)
+    embedding = context.predictions.embedding
+    return select_rows(context, order[nearest_to_centroids(embedding, order, n, rng, weight, steps)])
+
+
+def nearest_to_centroids(
+    embedding: Tensor,
+    order: Tensor,
+    n: int,
+    rng: Generator,
+    weight: Tensor | None = None,
+    steps: int = 100,
+    unit: bool = False,
+) -> Tensor:
+    """Returns the positions [n] in `order`, an index of embeddings, of those nearest to the centroids of k-means.
+
+    Embeddings are normalized if `unit`. The first unused positions replace centroids without images, so that `order`
+    should be random.
+    """
+    points = large_pools.GatheredRows(embedding, order, unit)
     if large_pools.is_large(len(order)):
         clusters = large_pools.sampled_k_means(points, n, rng, weight, steps)
     else:
@@ -40,7 +58,7 @@ def kmeans(
     rows = medoids(clusters).cpu()
     unused = torch.ones(len(order), dtype=torch.bool)
     unused[rows] = False
-    return select_rows(context, order[torch.cat([rows, unused.nonzero()[: n - len(rows), 0]])])
+    return torch.cat([rows, unused.nonzero()[: n - len(rows), 0]])
 
 
 def medoids(clusters: Clusters) -> Tensor:

@@ -2,8 +2,8 @@
 
 Dropout is applied only before the head and batch norms stay in eval mode, so that embeddings are not recomputed. All
 images share a mask: each sample is one network, as BatchBALD requires and the other scorers allow. The defaults are
-those of Gal et al. 2017 and their code: rate 0.5 before the last layer, 100 samples. Their code draws a mask for each
-image, and also masks the outputs of convolutions (rate 0.25).
+those of Gal et al. 2017 and their code (github.com/Riashat/Deep-Bayesian-Active-Learning): rate 0.5 before the last
+layer, 100 samples. That code draws a mask for each image, and also masks the outputs of convolutions (rate 0.25).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
-from sslpl.types import QueryContext, UserError
+from sslpl.query.head import linear_head
+from sslpl.types import QueryContext
 
 CHUNK = 2**22  # numbers held in memory at a time for the sampled networks
 
@@ -42,11 +43,3 @@ def dropout_masks(samples: int, embedding: Tensor, dropout: float, rng: Generato
 def sampled_logits(head: nn.Linear, embedding: Tensor, masks: Tensor) -> Tensor:
     """Computes logits [N, samples, classes] of embeddings [N, D] under each mask [samples, D]."""
     return torch.stack([linear(embedding, head.weight * mask, head.bias) for mask in masks], dim=1)
-
-
-def linear_head(backbone: nn.Module) -> nn.Linear:
-    """Returns the last layer of a backbone; UserError if it is not an nn.Linear named `head`."""
-    head = getattr(backbone, "head", None)
-    if not isinstance(head, nn.Linear):
-        raise UserError("Monte Carlo dropout needs a backbone whose last layer is an nn.Linear named `head`")
-    return head

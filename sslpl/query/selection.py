@@ -1,4 +1,4 @@
-"""Shared parts of strategies: ranking with random ties, random subsets, round robin over clusters."""
+"""Shared parts of strategies: ranking with random ties, random subsets, held-out images, round robin over clusters."""
 
 import torch
 from torch import Generator, Tensor
@@ -25,6 +25,13 @@ def subsample(context: QueryContext, n: int, subset: int | None, rng: Generator)
         return context
     rows = torch.randperm(len(context.unlabeled), generator=rng)[: max(subset, n)]
     return context.restricted_to(context.unlabeled[rows.sort().values])
+
+
+def hold_out(context: QueryContext, n: int, count: int, rng: Generator) -> tuple[Tensor, QueryContext]:
+    """Returns the rows of `count` random unlabeled images, at most half, and a context of the others, at least n."""
+    order = torch.randperm(len(context.unlabeled), generator=rng)
+    count = min(count, len(order) // 2, len(order) - n)
+    return order[:count].to(context.device), context.restricted_to(context.unlabeled[order[count:].sort().values])
 
 
 def round_robin(cluster: Tensor, rank: Tensor) -> Tensor:
