@@ -27,7 +27,7 @@ FLOORS = (
     ("tracking",),
     ("recording",),
     ("run",),
-    ("predict", "pretrain", "report"),
+    ("embed", "predict", "pretrain", "report"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -16,10 +16,10 @@ def images_fingerprint(images: Images) -> str:
     known = getattr(images, "fingerprint", None)
     if isinstance(images, ImageSubset):
         content.update(images_fingerprint(images.images).encode())
-        content.update(images.index.cpu().numpy())
+        content.update(images.index.cpu().contiguous().numpy().data)
     elif known is not None:
         content.update(known.encode())
     else:
         for batch in images.batches(torch.split(torch.arange(len(images)), BATCH)):
-            content.update(batch.cpu().contiguous().numpy())
+            content.update(batch.cpu().contiguous().numpy().data)
     return content.hexdigest()

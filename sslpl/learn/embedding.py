@@ -32,7 +32,7 @@ class Embedder(NamedTuple):
     @property
     def width(self) -> int:
         """The number of dimensions of an embedding."""
-        return self.network.channels[0]
+        return int(self.network.channels[0])
 
 
 def embedding_key(embedder: Embedder, images: Images) -> str:

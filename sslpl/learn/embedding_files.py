@@ -4,8 +4,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,7 @@ def cached_embeddings(folder: Path, embedder: Embedder, images: Images) -> Tenso
     path = folder / f"{embedding_key(embedder, images)}.npy"
     rows = read_finished(path)
     if rows is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{path.stem}.lock"):
+        with lock_while_computing(path):
             rows = read_finished(path, reports_damage=True)
             if rows is None:
                 announce(f"{len(images):,} images are embedded once, into {path}")
@@ -40,6 +39,16 @@ def cached_embeddings(folder: Path, embedder: Embedder, images: Images) -> Tenso
                 rows = read_finished(path)
     assert rows is not None
     return rows
+
+
+@contextmanager
+def lock_while_computing(path: Path) -> Iterator[None]:
+    """Waits until no other process computes a file. The lock file is removed: who comes later finds a finished file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        yield
+    lock.unlink(missing_ok=True)
 
 
 def read_finished(path: Path, reports_damage: bool = False) -> Tensor | None:
