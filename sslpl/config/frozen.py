@@ -27,12 +27,16 @@ CACHE = ".embeddings"  # folder in the output folder, of all runs
 
 
 def embeds_once(config: Config) -> bool:
-    """True if a run's backbone is frozen and sees each image without augmentation, so that its embeddings are kept.
+    """True if a run embeds each of its images once, because its backbone is frozen and nothing is augmented."""
+    return is_unaugmented(config) and has_images(config)
+
+
+def is_unaugmented(config: Config) -> bool:
+    """True if a run's backbone is frozen and its images are not augmented; imports nothing that the config names.
 
     A config without the key is older than it: its run augmented.
     """
-    frozen = config["backbone"].get("freeze", False) and not config["training"].get("augment", True)
-    return bool(frozen) and has_images(config)
+    return bool(config["backbone"].get("freeze", False)) and not config["training"].get("augment", True)
 
 
 def has_images(config: Config) -> bool:
