@@ -19,7 +19,7 @@ from layouts import write_image_folder
 from test_identity import config_of
 
 from sslpl.config import build, identity
-from sslpl.config.frozen import build_embedder
+from sslpl.config.frozen import build_embedder, embeds_once
 from sslpl.data.augmentation import Augmentation
 from sslpl.data.datasets import digits
 from sslpl.data.embeddings import embeddings
@@ -172,6 +172,12 @@ class TestRuns:
         assert "waiting for the labels of 24 images" in sslpl(*command).out
         assert len(list((table.parents[1] / "cycle1" / "images").glob("*.png"))) == 24
 
+    def test_embeddings_and_head_of_a_run_in_bfloat16(self, sslpl: Command, weights: Path) -> None:
+        command = (*FROZEN, f"backbone.weights={weights}", "method=learning_loss", "training.precision=bfloat16")
+        done = sslpl(*command)
+        assert done.code == 0, done.err
+        assert float(timeless(run_folder())[-1]["test_accuracy"]) > 0.6
+
     def test_images_of_files_are_read_a_single_time(self, sslpl: Command, tmp_path: Path) -> None:
         write_image_folder(tmp_path / "files", 90, 12, np.random.default_rng(0))
         command = (
@@ -238,7 +244,7 @@ def test_an_output_folder_that_is_a_file_is_one_line(sslpl: Command, tmp_path: P
     (tmp_path / "outputs").write_text("")
     done = sslpl(*FROZEN, "method=margin")
     assert done.code == 2
-    assert done.err.startswith("sslpl: runtime.output_dir=outputs: embeddings cannot be written")
+    assert done.err.startswith("sslpl: runtime.output_dir=outputs: cannot be written")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,13 @@ def test_augmented_runs_keep_the_ids_that_they_had_before_the_key(options: tuple
     without = config | {"training": config["training"] | {"augment": False}}
     assert identity.run_id(without) != expected
     assert identity.setting_id(without) != identity.setting_id(config)
+
+
+def test_a_run_that_is_older_than_the_key_was_augmented() -> None:
+    config, _ = config_of("backbone.freeze=true", "method=scal")
+    assert embeds_once(config)
+    old = {key: value for key, value in config["training"].items() if key != "augment"}
+    assert not embeds_once(config | {"training": old})
 
 
 def embedder(seed: int = 0, **changes: Any) -> Embedder:

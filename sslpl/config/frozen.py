@@ -76,12 +76,13 @@ def embed_dataset(embedder: Embedder, dataset: Dataset, runtime: Runtime, world:
 
 
 def embeddings_of(folder: Path, embedder: Embedder, images: Images) -> Tensor:
-    """Returns the cached embeddings [N, D]; UserError if the cache cannot be written."""
+    """Returns the cached embeddings [N, D]; UserError if the folder of the cache cannot be created."""
     try:
-        return cached_embeddings(folder, embedder, images)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"runtime.output_dir={folder.parent}: embeddings cannot be written ({reason})") from error
+        raise UserError(f"runtime.output_dir={folder.parent}: cannot be written ({reason})") from error
+    return cached_embeddings(folder, embedder, images)
 
 
 def placeholder_embeddings(embedder: Embedder, images: Images) -> Tensor:
