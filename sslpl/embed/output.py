@@ -89,9 +89,9 @@ def stored_array(path: Path, name: str) -> NDArray[Any]:
     """Reads one array of an output."""
     array: NDArray[Any]
     if path.is_dir():
-        array = np.load(path / f"{name}.npy", allow_pickle=False)
+        array = np.load(path / f"{name}.npy")
     else:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(path) as content:
             array = content[name]
     return array
 
@@ -124,7 +124,7 @@ def progress_report(progress: Progress, name: str, images: Images) -> Report:
 def npy_bytes(array: NDArray[Any]) -> bytes:
     """Returns the content of an .npy file."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, array)
     return buffer.getvalue()
 
 
