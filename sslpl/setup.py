@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslpl.budget import Budget
 from sslpl.data.augmentation import Augmentation
 from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.models.embedding_head import EmbeddingProbe
 from sslpl.oracle.oracles import SimulatedOracle
 from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
@@ -21,6 +22,13 @@ from sslpl.types import Dataset, Oracle, QueryStrategy
 
 RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], optionally weight=[B] -> []
 SSLMethod = Callable[..., Any]  # weak logits -> PseudoLabel, or the class of a stateful method
+
+
+class EmbeddedImages(NamedTuple):
+    """The images of a run on their embeddings, and the whole network with the frozen backbone that embedded them."""
+
+    images: Dataset
+    network: EmbeddingProbe
 
 
 class Setup(NamedTuple):
@@ -43,7 +51,13 @@ class Setup(NamedTuple):
     oracle: Oracle = SimulatedOracle()
     folder: Path = Path()  # of the run, where an oracle writes its requests
     world: World = SINGLE_PROCESS  # the processes of the run
+    embedded: EmbeddedImages | None = None  # if `dataset` holds the embeddings of a frozen backbone
     announce: Callable[[str], None] = print  # prints a message
+
+    @property
+    def image_dataset(self) -> Dataset:
+        """The dataset with the images that people see and networks are used on, even if the run reads embeddings."""
+        return self.dataset if self.embedded is None else self.embedded.images
 
     @property
     def true_labels(self) -> Tensor:

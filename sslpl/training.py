@@ -30,6 +30,7 @@ class Training:
     trim: bool = True  # exclude the lowest-loss labeled images from the joint training
     checkpoint: Literal["last", "best"] = "last"  # weights kept after joint training; best: by validation accuracy
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    augment: bool = False  # with a frozen backbone: augment its images, which are then embedded in every epoch
 
     def decay(self, epoch: int) -> float:
         """Returns the factor on the learning rates in an epoch (from 0)."""

@@ -122,6 +122,19 @@ def test_the_commands_that_pretrain_are_valid(
     assert not ended.value.code, capfd.readouterr().err
 
 
+@pytest.mark.parametrize("line", [line for line in starting("python -m sslpl.embed") if "--output" in line])
+def test_the_commands_that_embed_are_valid(
+    line: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, module, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", [module, *arguments, "--cfg", "job"])  # its weights would be downloaded
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert not ended.value.code, capfd.readouterr().err
+    assert "weights: imagenet" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("line", starting("python tests/", "python benchmarks/"))
 def test_the_scripts_have_the_options_that_are_named(line: str) -> None:
     _, script, *arguments = shlex.split(line)

@@ -61,7 +61,7 @@ def test_ids_are_pinned(overrides: tuple[str, ...]) -> None:
 
 SCIENCE = [
     "seed=1", "dataset=fashion_mnist", "dataset.flip=true", "dataset.cutout=3", "backbone=resnet18",
-    "backbone.freeze=true", "backbone.weights=imagenet",
+    "backbone.freeze=true training.augment=true", "backbone.freeze=true method=scal", "backbone.weights=imagenet",
     "backbone.dropout=0.1", "module=pooled", "module.width=64", "ranking=margin", "ssl=none", "ssl=pseudo_label_hard",
     "ssl.threshold=0.8", "query=random", "query.subset=100", "query/scorer=entropy", "query/selector=top",
     "budget=one_percent", "budget.initial=10", "budget.initial=1", "budget.initial=1.0", "budget.per_cycle=10",

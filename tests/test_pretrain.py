@@ -315,7 +315,8 @@ class TestStart:
         path = run_folder() / "checkpoint" / "weights.pt"
         saved = torch.load(path, weights_only=True)["backbone"]
         for freeze in (False, True):  # the layer that freezes names its weights otherwise
-            built = setup_of(f"backbone.weights={path}", f"backbone.freeze={str(freeze).lower()}").build(0)[0]
+            freezing = (f"backbone.freeze={str(freeze).lower()}", f"training.augment={str(freeze).lower()}")
+            built = setup_of(f"backbone.weights={path}", *freezing).build(0)[0]
             for (name, value), (there, expected) in zip(built.state_dict().items(), saved.items(), strict=True):
                 assert name.removeprefix("network.") == there.removeprefix("network.")
                 assert torch.equal(value, expected)

@@ -27,7 +27,7 @@ FLOORS = (
     ("tracking",),
     ("recording",),
     ("run",),
-    ("predict", "pretrain", "report", "select"),
+    ("embed", "predict", "pretrain", "report", "select"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -12,18 +12,20 @@ from hydra.utils import get_object, instantiate
 from torch import nn
 
 from sslpl.budget import Budget
+from sslpl.config.frozen import build_embedder, embed_dataset, embeds_once
 from sslpl.config.identity import Config
 from sslpl.data.augmentation import Augmentation
 from sslpl.data.embeddings import Embeddings, NoAugmentation
 from sslpl.data.images import fits_in_memory, place_images
 from sslpl.data.variants import PoolVariant, apply_variant
 from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.models.embedding_head import EmbeddingHead
 from sslpl.models.starting_weights import Start, file_weights, start_backbone, weights_fingerprint
 from sslpl.query.context import needs
 from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import build_seeded
-from sslpl.setup import Setup
+from sslpl.setup import EmbeddedImages, Setup
 from sslpl.types import Dataset, Images, Oracle, UserError
 
 T = TypeVar("T")
@@ -35,13 +37,19 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
     device = runtime.prepare(world)
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
-    dataset = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
+    dataset = images = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
     labeled = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # 0 if all labels are known
     budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), labeled)
-    dataset = place_dataset(dataset, device, runtime.held_gib)
-    build = network_builder(config, dataset, device, compiled=runtime.compile is True)
-    build(0)  # reports errors in the backbone or its weights before anything is written
+    bfloat16 = training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device))
+    build, embedded = network_builder(config, images, device, compiled=runtime.compile is True), None
+    network, _ = build(0)  # reports errors in the backbone or its weights before anything is written
     check_pool(query, budget, len(dataset.train), device)
+    if embeds_once(config):
+        embedder = build_embedder(config["backbone"], network, images, device, bfloat16)
+        dataset = embed_dataset(embedder, images, runtime, world)
+        build = network_builder(config, images, device, runtime.compile is True, embedder.width)
+        embedded = EmbeddedImages(images, embedder.network.cpu())
+    dataset = place_dataset(dataset, device, runtime.held_gib)
     return Setup(
         dataset,
         build,
@@ -53,7 +61,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         training,
         config["seed"],
         device,
-        training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device)),
+        bfloat16,
         needs=needs(query),
         task_ssl=instantiate(config["task_ssl"]),
         capture_steps=world.size == 1
@@ -63,6 +71,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         oracle=oracle,
         folder=folder,
         world=world,
+        embedded=embedded,
     )
 
 
@@ -165,17 +174,20 @@ def backbone_builder(node: Config, shape: tuple[int, int, int], weights: bool = 
 
 
 def network_builder(
-    config: Config, dataset: Dataset, device: torch.device, compiled: bool
+    config: Config, dataset: Dataset, device: torch.device, compiled: bool, embedding_width: int | None = None
 ) -> Callable[[int], Networks]:
-    """Returns a function that builds fresh networks for a cycle, by default for the classes of the dataset.
+    """Returns a function that builds fresh networks for a cycle, by default for the classes of a dataset of images.
 
-    Their initial weights depend only on seed, cycle and number of classes, or are those of `backbone.weights`.
+    Their initial weights depend only on seed, cycle and number of classes, or are those of `backbone.weights`. With an
+    `embedding_width` the backbone is the head of the frozen network, and its initial weights are those of that head.
     """
     new_module, seed, num_classes = instantiate(config["module"]), config["seed"], len(dataset.class_names)
     new_backbone = backbone_builder(config["backbone"], dataset.train.shape)
 
     def build(cycle: int, classes: int = num_classes) -> Networks:
         backbone: Any = build_seeded(lambda: new_backbone(classes), seed, f"backbone {cycle}")
+        if embedding_width is not None:
+            backbone = EmbeddingHead(backbone, embedding_width)
         module = build_seeded(lambda: new_module(channels=backbone.channels), seed, f"module {cycle}")
         backbone.to(device, memory_format=torch.channels_last)
         if compiled:

@@ -13,6 +13,11 @@ Choices = dict[str, str]  # the option chosen in each group
 METHOD_GROUPS = ("query", "ssl", "task_ssl", "module", "ranking")
 METHOD_KEYS = ("trim", "warm_start")
 LONGEST_NAME = 255  # bytes that file systems allow; a method name is ASCII
+# Keys that are younger than the ids of runs, and the value that stands for the only behavior before them. A key with
+# that value is left out of the id. The images of every frozen backbone were augmented.
+ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
+    ("training", "augment"): lambda config: bool(config.get("backbone", {}).get("freeze", False)),
+}
 LOCATION_KEYS = ("root", "csv", "file", "download")  # keys of a dataset that say where its files are
 
 
@@ -29,7 +34,16 @@ def scientific_config(config: Config) -> Config:
     # These keys decide which files of labels are accepted, not the labels.
     oracle = science.get("oracle", {})
     science["oracle"] = {key: value for key, value in oracle.items() if key not in ("partial", "new_classes")}
-    return science
+    return without_added_keys(science)
+
+
+def without_added_keys(config: Config) -> Config:
+    """Returns a config without the keys of ADDED_KEYS that have the value of the time before them."""
+    kept = dict(config)
+    for (group, key), earlier in ADDED_KEYS.items():
+        if key in kept.get(group, {}) and kept[group][key] == earlier(config):
+            kept[group] = {name: value for name, value in kept[group].items() if name != key}
+    return kept
 
 
 def run_id(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from sslpl.arguments import checked_value, nearest_name, type_hints
+from sslpl.config.frozen import embeds_once, has_images
 from sslpl.config.identity import Config
 from sslpl.data.variants import PoolVariant
 from sslpl.models.starting_weights import Start
@@ -30,11 +31,16 @@ def validated_config(config: Config) -> Config:
     """
     check_groups(config, GROUPS)
     clean = typed_config(config)
+    clean["training"].setdefault("augment", False)  # recorded even if a training option of the user's lacks it
     check_protocol(clean)
     if "optimizer" in clean["training"]:
         check_head_training(clean)
-    if not getattr(get_object(clean["dataset"]["_target_"]), "has_images", True):
+    if clean["training"]["augment"] and not (clean["backbone"].get("freeze") and has_images(clean)):
+        raise UserError("training.augment=true: must be false unless backbone.freeze=true, on images")
+    if not has_images(clean):
         check_embeddings(clean)
+    if embeds_once(clean):
+        check_without_images(clean, "backbone.freeze=true", "set training.augment=true")
     if (clean["module"] or {}).get("_target_") == "sslpl.models.no_module":
         check_without_module(clean)
     return clean
@@ -165,8 +171,11 @@ def check_label_files(config: Config) -> None:
 
 def check_head_training(config: Config) -> None:
     """Checks that training=head trains a small head, and that a committee of its snapshots can differ."""
-    if not getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False):
-        raise UserError("training=head: backbone must be linear or mlp, because it takes all labeled examples at once")
+    if not (embeds_once(config) or accepts_embeddings(config)):
+        raise UserError(
+            "training=head: backbone must be linear or mlp, or frozen (backbone.freeze=true, training.augment=false), "
+            "because it takes all labeled examples at once"
+        )
     for path, node in target_nodes("query", config["query"]):
         if "snapshots" in node and config["training"]["optimizer"] == "lbfgs":
             raise UserError(f"training.optimizer=lbfgs: must be adamw, because {path} needs snapshots of the training")
@@ -174,17 +183,28 @@ def check_head_training(config: Config) -> None:
 
 def check_embeddings(config: Config) -> None:
     """Checks that nothing needs images, or augmented views of them, of a dataset of embeddings."""
-    if not getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False):
+    if not accepts_embeddings(config):
         raise UserError("dataset=embeddings: backbone must be linear or mlp, because the others need images")
+    check_without_images(config, "dataset=embeddings")
+
+
+def accepts_embeddings(config: Config) -> bool:
+    """True if the backbone takes embeddings instead of images."""
+    return bool(getattr(get_object(config["backbone"]["_target_"]), "accepts_embeddings", False))
+
+
+def check_without_images(config: Config, setting: str, remedy: str = "") -> None:
+    """Checks that nothing needs images of a run with a setting in which there are embeddings alone."""
+    instead = f"{remedy}, or " if remedy else ""
     for group, none, works in (("ssl", "no_ssl", "method=scal"), ("task_ssl", "no_task_ssl", "task_ssl=none")):
         if not config[group]["_target_"].endswith(none):
             reason = "because its unlabeled term needs augmented views of images"
-            raise UserError(f"dataset=embeddings: {group} must be none, {reason}; {works} works")
+            raise UserError(f"{setting}: {group} must be none, {reason}; {instead}{works} works")
     for path, node in target_nodes("query", config["query"]):
         if getattr(get_object(node["_target_"]), "needs_images", False):
             name = node["_target_"].rpartition(".")[2]
             raise UserError(
-                f"dataset=embeddings: {path} must not be {name}, which needs images; for example badge, typiclust and "
+                f"{setting}: {path} must not be {name}, which needs images; {instead}for example badge, typiclust and "
                 "margin work on embeddings"
             )
 

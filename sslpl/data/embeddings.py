@@ -153,10 +153,10 @@ def read_arrays(file: str | None) -> Mapping[str, Array]:
         if path.is_dir():
             # Copy-on-write: torch warns of read-only memory, and nothing is written.
             files = array_files(path).items()
-            return {name: np.load(array, mmap_mode=mapping_mode(name), allow_pickle=False) for name, array in files}
+            return {name: np.load(array, mmap_mode=mapping_mode(name)) for name, array in files}
         if path.suffix == ".parquet":
             return read_parquet(path, file)
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(path) as content:
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):

@@ -9,7 +9,7 @@ from sslpl.data.decoding import ImageFormat, image_format, image_reader
 from sslpl.data.download import DatasetSource, locate_files
 from sslpl.data.images import StreamedImages
 from sslpl.data.listing import ImageFile, ImageListing, images_below, list_images, pool_first, subfolders
-from sslpl.data.scan import Statistics, report_damaged, scan_images
+from sslpl.data.scan import Scan, Statistics, report_damaged, scan_images
 from sslpl.seeds import rng, shuffled
 from sslpl.types import Count, CountOrZero, Dataset, UserError
 
@@ -40,9 +40,9 @@ def image_folder(
     """
     del fingerprint  # compared with the files when the config was resolved
     fmt = image_format(channels, resize, size)
-    listing, damaged, _, statistics = scan_images(list_images(root, csv), fmt)
-    report_damaged(damaged)
-    return build_dataset(listing, fmt, statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
+    scan = scan_images(list_images(root, csv), fmt)
+    report_damaged(scan.damaged)
+    return build_dataset(scan, fmt, scan.statistics(), flip, size // 2 if cutout is None else cutout, padding=size // 8)
 
 
 def files_fingerprint(root: str, csv: str | None, channels: int, resize: int, size: int) -> str:
@@ -77,18 +77,25 @@ def caltech101(
     test = set(order[: max(1, round(CALTECH101_TEST * len(names)))].tolist())
     files = [ImageFile(name, str(folder / name), label, i in test) for i, (name, label) in enumerate(names)]
     listing = ImageListing(f"dataset.root={root}", folder.parent / ".sslpl.json", pool_first(files), classes)
-    listing, damaged, *_ = scan_images(listing, fmt)
-    report_damaged(damaged)
-    return build_dataset(listing, fmt, CALTECH101_STATISTICS, flip, cutout, padding=4)
+    scan = scan_images(listing, fmt)
+    report_damaged(scan.damaged)
+    return build_dataset(scan, fmt, CALTECH101_STATISTICS, flip, cutout, padding=4)
 
 
 def build_dataset(
-    listing: ImageListing, fmt: ImageFormat, statistics: Statistics, flip: bool, cutout: int, padding: int
+    scan: Scan, fmt: ImageFormat, statistics: Statistics, flip: bool, cutout: int, padding: int
 ) -> Dataset:
     """Builds a dataset whose images are read from their files on demand."""
+    listing = scan.listing
     pool, test = ([file for file in listing.files if file.test is is_test] for is_test in (False, True))
     sets = [
-        StreamedImages(image_reader([file.path for file in part], fmt), len(part), fmt.shape) for part in (pool, test)
+        StreamedImages(
+            image_reader([file.path for file in part], fmt),
+            len(part),
+            fmt.shape,
+            fingerprint=f"{scan.fingerprint} {name} {fmt}",
+        )
+        for name, part in (("pool", pool), ("test", test))
     ]
     labels = [class_indices(part, listing.classes) for part in (pool, test)]
     fields = (sets[0], labels[0], sets[1], labels[1], listing.classes, *statistics, flip, cutout, padding)

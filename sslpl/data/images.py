@@ -62,16 +62,17 @@ class StreamedImages:
         shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
         workers: int | None = None,  # threads; None: one per usable core
+        fingerprint: str | None = None,  # identifies the images' content, if it is known
     ) -> None:
         self.read, self.count, self.shape = read, count, shape
-        self.device, self.workers = torch.device(device), workers
+        self.device, self.workers, self.fingerprint = torch.device(device), workers, fingerprint
 
     def __len__(self) -> int:
         return self.count
 
     def to(self, device: torch.device | str) -> "StreamedImages":
         """Returns the same images, delivered to another device."""
-        return StreamedImages(self.read, self.count, self.shape, device, self.workers)
+        return StreamedImages(self.read, self.count, self.shape, device, self.workers, self.fingerprint)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the images of each index tensor, [B, C, H, W] uint8, and reads the next ones meanwhile."""

@@ -22,10 +22,11 @@ class FrozenBackbone:
     """
 
     def __init__(self, backbone: nn.Module, bfloat16: bool) -> None:
-        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.network = copy.deepcopy(backbone).eval().requires_grad_(False)
         self.autocast = bfloat16 and not foldable(self.network)
-        self.dtype = torch.float32 if self.autocast else self.dtype
+        # A head alone, for embeddings, stays in float32 as it does in every other network.
+        folds = any(isinstance(part, ConvNorm) for part in self.network.modules())
+        self.dtype = torch.bfloat16 if bfloat16 and folds and not self.autocast else torch.float32
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, ConvNorm):

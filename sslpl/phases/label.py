@@ -73,7 +73,7 @@ def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
     reason = strategy_name(setup.query) if trained else "random, to begin with"
     names = state.class_names
     return LabelRequest(
-        setup.dataset, setup.folder, cycle, state.selection, reason, names, probabilities if trained else None
+        setup.image_dataset, setup.folder, cycle, state.selection, reason, names, probabilities if trained else None
     )
 
 

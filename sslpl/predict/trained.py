@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sslpl.config.build import backbone_builder
+from sslpl.config.frozen import is_unaugmented
+from sslpl.models.embedding_head import EmbeddingProbe, embedding_width
 from sslpl.predict.trust import check_targets
 from sslpl.recording.checkpoint import ModelSignature, SavedModel, load_model
 from sslpl.recording.status import read_status
@@ -65,6 +67,8 @@ def build_trained(config: dict[str, Any], weights: SavedModel) -> TrainedModel:
     signature = weights.signature
     with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, then replaced
         backbone: Any = backbone_builder(config["backbone"], signature.shape, weights=False)(len(signature.class_names))
+        if is_unaugmented(config):  # its module reads the embedding alone
+            backbone = EmbeddingProbe(backbone.network, embedding_width(backbone, signature.shape))
         module = instantiate(config["module"])(channels=backbone.channels)
     backbone.load_state_dict(weights.backbone)
     if module is not None:

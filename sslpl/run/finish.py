@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslpl.distributed.collectives import ProcessLost
+from sslpl.models.embedding_head import whole_weights
 from sslpl.recording import checkpoint, lock
 from sslpl.recording.recorder import Recorder
 from sslpl.recording.run_tables import aubc
@@ -39,16 +40,24 @@ def pause_run(
 def finish_run(run: RunInfo, setup: Setup, state: State) -> float:
     """Reduces the checkpoint of a finished run to its weights; returns the area under its budget curve."""
     area, folder = aubc(state.history), run.folder / "checkpoint"
-    checkpoint.save_model(folder, state.to_dict(), model_signature(run.config, setup, state))
+    checkpoint.save_model(folder, final_weights(setup, state), model_signature(run.config, setup, state))
     write_status(run.folder, "finished", cycle=state.cycle - 1, phase="finished", aubc=area)
     checkpoint.discard(folder)
     lock.remove_lock(run.folder)
     return area
 
 
+def final_weights(setup: Setup, state: State) -> dict[str, Any]:
+    """Returns the weights of backbone and module; those of the whole network if the run trained a head alone."""
+    saved = state.to_dict()
+    if setup.embedded is not None:
+        saved["backbone"] = whole_weights(setup.embedded.network, state.backbone)
+    return saved
+
+
 def model_signature(config: Mapping[str, Any], setup: Setup, state: State) -> checkpoint.ModelSignature:
     """Describes the networks' inputs and classes; images that were not decoded from files are used unresized."""
-    data = setup.dataset
+    data = setup.image_dataset
     shape, resize = data.train.shape, int(config["dataset"].get("resize") or min(data.train.shape[1:]))
     mean, std = (tuple(map(float, values)) for values in (data.mean, data.std))
     return checkpoint.ModelSignature(tuple(map(str, state.class_names)), shape, resize, mean, std)

@@ -57,6 +57,6 @@ def read_npz(path: Path, names: tuple[str, ...]) -> Arrays:
 
 def stored_arrays(file: BinaryIO, names: tuple[str, ...]) -> Arrays:
     """Returns the arrays of these names that an .npz file contains; BadZipFile or ValueError if one is damaged."""
-    stored = np.load(file, allow_pickle=False)
+    stored = np.load(file)
     keys = {SINGULAR.get(key, key): key for key in stored.files}
     return {name: stored[keys[name]] for name in names if name in keys}

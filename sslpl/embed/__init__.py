@@ -1,0 +1,1 @@
+"""Embeddings of a dataset as a file: `python -m sslpl.embed`."""
