@@ -15,11 +15,11 @@ from sslpl.types import UserError
 Node = dict[str, Any]
 
 
-class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+class SafeConfigLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Reads YAML as configs are read: 1e-3 is a number, where PyYAML takes it for a word."""
 
 
-Loader.add_implicit_resolver(
+SafeConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
 )
 
@@ -73,7 +73,7 @@ def read_yaml(group: str, name: str) -> Node:
 
 def parse_yaml(text: str) -> Any:
     """Parses YAML; yaml.YAMLError if it is none."""
-    return yaml.load(text, Loader)
+    return yaml.load(text, SafeConfigLoader)
 
 
 def option_names(group: str) -> list[str]:
