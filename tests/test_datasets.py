@@ -25,6 +25,7 @@ from sslpl.data import download, folders
 from sslpl.data.datasets import cifar10, cifar100, digits, fashion_mnist, svhn
 from sslpl.data.folders import caltech101, image_folder
 from sslpl.data.images import TensorImages
+from sslpl.data.scan import Scan
 from sslpl.types import Dataset, UserError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -224,7 +225,7 @@ def test_the_whole_of_caltech101_has_the_published_numbers(tmp_path: Path, monke
     (tmp_path / "101_ObjectCategories").mkdir()
     monkeypatch.setattr(folders, "subfolders", lambda _: ["a", "BACKGROUND_Google"])
     monkeypatch.setattr(folders, "images_below", lambda _, label: [f"{label}/{k}.jpg" for k in range(8677)])
-    monkeypatch.setattr(folders, "scan_images", lambda listing, _: (listing, {}, None))
+    monkeypatch.setattr(folders, "scan_images", lambda listing, _: Scan(listing, {}, "", lambda: ((), ())))
     data = caltech101(str(tmp_path))
     assert (len(data.train), len(data.test)) == (7982, 695)
 

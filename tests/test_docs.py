@@ -68,7 +68,7 @@ def small(line: str, folder: Path) -> list[str]:
         return [*arguments, "--cfg", "job"]
     written = {"cifar100": write_cifar100, "cifar10": write_cifar10, "image_folder": write_image_folder}
     if "experiment=embeddings" in arguments:
-        arguments = [argument for argument in arguments if not argument.startswith("dataset.file=")]
+        arguments = [argument for argument in arguments if not argument.startswith(("dataset.file=", "seed="))]
         write_embeddings(folder / "embeddings.npz", 240, 20, np.random.default_rng(0))
         return [*arguments, f"dataset.file={folder / 'embeddings.npz'}", "tracker=none", "runtime.dry_run=true"]
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)

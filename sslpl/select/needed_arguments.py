@@ -1,6 +1,8 @@
 """Finds out which arguments a query strategy needs, by running it on a few random rows."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from sslpl.select.arrays import CLASSES, SHAPES, SIZE_ARGUMENTS, PoolArrays, poo
 from sslpl.select.missing import RUN, MissingArgument
 from sslpl.types import QueryStrategy, UserError
 
+LOW = {"batches": 10, "steps": 2, "depth": 1}
 SIZES = {"N": 12, "L": 6, "C": 3, "D": 4, "M": 2}  # of the random arrays
 NEEDED = {name: shape_text(name) for name in SHAPES} | SIZE_ARGUMENTS
 NEEDED["head"] = "(weight [C, D], bias [C])"  # the arguments that a strategy can need, and what is passed
@@ -41,7 +44,7 @@ def needed_arguments(name: str, query: QueryStrategy) -> tuple[str, ...]:
     The strategy is run with more and more arrays until it no longer raises MissingArgument. A size, or the number of
     labels, that one of the other arguments has too is left out.
     """
-    needed: list[str] = []
+    query, needed = shortened(query), list[str]()
     while (missing := first_missing(query, needed)) is not None:
         if missing == RUN:
             raise NeedsRun(name)
@@ -51,6 +54,13 @@ def needed_arguments(name: str, query: QueryStrategy) -> tuple[str, ...]:
         if first_missing(query, others) is None:
             needed = others
     return tuple(sorted(needed, key=list(NEEDED).index))
+
+
+def shortened(query: QueryStrategy) -> QueryStrategy:
+    """Returns the strategy with low values of the options that decide how long it takes, and not what it needs."""
+    keywords: dict[str, Any] = getattr(query, "keywords", {})
+    low = {key: min(value, LOW[key]) for key, value in keywords.items() if key in LOW and isinstance(value, int)}
+    return partial(query, **low) if low else query  # type: ignore[arg-type]  # mypy matches them to any parameter
 
 
 def first_missing(query: QueryStrategy, arguments: Sequence[str]) -> str | None:
