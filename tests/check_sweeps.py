@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from layouts import write_fashion_mnist
+from layouts import write_embeddings, write_fashion_mnist
 from wandb_server import ENTITY, wandb_server
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "multirun_sweeps"
-LIMIT = 240.0  # seconds, on two idle cores
+LIMIT = 360.0  # seconds, on two idle cores
 TRAINING = {"training.epochs": "1", "training.finetune_epochs": "1", "runtime.progress": "none"}
 BUDGET = {"budget.cycles": "2", "budget.initial": "20", "budget.per_cycle": "10", "budget.candidates": "60"}
 OWN_BUDGET = {"budgets": ("budget.cycles",), "ablation_candidates": (*BUDGET,)[:3], "ceiling_fashion": ()}
@@ -39,7 +39,7 @@ def fewer_values_of(name: str) -> dict[str, str]:
     file = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["hydra"]["sweeper"]
     if "n_trials" in file:  # a search
         return {}
-    values = {key: str(options).split(",") for key, options in file["params"].items()}
+    values = {key: values_in(str(options)) for key, options in file["params"].items()}
     longest = max(values, key=lambda key: (key not in small_options(name), len(values[key]), key != "seed"))
     several = [value for value in values[longest] if value != "full"]  # the fully supervised ceiling has its own budget
     values = {key: options[:1] for key, options in values.items()} | {
@@ -48,6 +48,11 @@ def fewer_values_of(name: str) -> dict[str, str]:
     return {key: ",".join(options) for key, options in values.items()} | {
         k: v for k, v in small_options(name).items() if k in values
     }
+
+
+def values_in(options: str) -> list[str]:
+    """Returns the values that a sweep tries: those of a list, or 0 of a range of seeds."""
+    return ["0"] if options.startswith("range(") else options.split(",")
 
 
 def run_count(name: str) -> int:
@@ -63,7 +68,8 @@ def run_sweep(name: str, folder: Path) -> str:
     params = ", ".join(f"{key}: '{value}'" for key, value in fewer_values_of(name).items())
     sweep_values = [f"hydra.sweeper.params={{{params}}}"] if params else ["hydra.sweeper.n_trials=2"]
     small_run = [f"{key}={value}" for key, value in small_options(name).items() if key not in fewer_values_of(name)]
-    where = [f"runtime.output_dir={output}", f"dataset.root={folder / 'files'}"]
+    files = f"file={folder / 'embeddings.npz'}" if name.startswith("embeddings") else f"root={folder / 'files'}"
+    where = [f"runtime.output_dir={output}", f"dataset.{files}"]
     command = [sys.executable, str(ROOT / "run.py"), "-cd", str(SWEEPS), "-cn", name, *sweep_values, *small_run, *where]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{name} ended with {done.returncode}\n{done.stdout}{done.stderr}"
@@ -124,6 +130,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="sslpl-sweeps-") as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         write_fashion_mnist(folder / "files", 240, 40, np.random.default_rng(0))
+        write_embeddings(folder / "embeddings.npz", 300, 40, np.random.default_rng(0))
         runs = [pool.submit(run_sweep, path.stem, folder) for path in sorted(SWEEPS.glob("*.yaml"))]
         runs += [pool.submit(run_agent_sweep, path, folder) for path in sorted(SWEEPS.glob("wandb/*.yaml"))]
         for run in runs:
