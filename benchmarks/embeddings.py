@@ -1,8 +1,10 @@
-"""Active learning on embeddings: python benchmarks/embeddings.py times|compare [STRATEGY ...] --help.
+"""Active learning on embeddings: python benchmarks/embeddings.py times|compare|recipes|frozen [NAME ...] --help.
 
 `times` runs each method as a command of its own, from the start of the process. `compare` runs strategies that
 scikit-activeml has too (pip install scikit-activeml) with both packages in this process, on the same vectors, first
-labels, budget and classifier: softmax regression with the same penalty.
+labels, budget and classifier: softmax regression with the same penalty. `recipes` compares the accuracy of ways to
+scale embeddings and to train a head, over several sets (benchmarks/embedding_sets.py) and numbers of labels. `frozen`
+times the cycles of a run on a frozen backbone, with embeddings computed once and in every epoch.
 """
 
 import argparse
@@ -188,6 +190,70 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     return rows
 
 
+# Ways to train a head, by name: options of a run.
+RECIPES = {
+    f"{backbone}, {name}": [f"backbone={backbone}", *options]
+    for backbone in ("linear", "mlp")
+    for name, options in {
+        "L-BFGS, weight decay 0.3": ["training.weight_decay=0.3"],
+        "L-BFGS, weight decay 1": [],
+        "L-BFGS, weight decay 3": ["training.weight_decay=3.0"],
+        "AdamW, 100 steps": ["training.optimizer=adamw"],
+        "AdamW, 200 steps": ["training.optimizer=adamw", "training.steps=200"],
+        "L-BFGS, weight decay 1, standardized": ["dataset.scaling=standardize"],
+    }.items()
+}
+LABELS = (20, 100, 500, 2000)
+
+
+def recipes(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Trains a head on random labels by each recipe; prints how far it is behind the best one, over sets and labels."""
+    files = {"synthetic, 100 classes": folder / "set.npz"} | {path.stem: path for path in arguments.sets}
+    write_set(files["synthetic, 100 classes"], 20_000, 384, 100)
+    accuracy: dict[str, dict[str, float]] = {name: {} for name in RECIPES}
+    for file_name, file in files.items():
+        pool = len(np.load(file)["train_labels"])
+        for labels in (count for count in LABELS if count < pool):
+            for name, options in RECIPES.items():
+                budget = [f"budget.initial={labels}", "budget.cycles=1"]
+                runs = [
+                    run_ours(make_setup([*overrides(arguments, file, "random"), *options, *budget, f"seed={seed}"]))[0]
+                    for seed in range(arguments.seeds)
+                ]
+                accuracy[name][f"{file_name}, {labels} labels"] = float(np.mean([run.accuracy[-1] for run in runs]))
+            print(f"{file_name}, {labels} labels: done", flush=True)
+    table = np.array([list(row.values()) for row in accuracy.values()])
+    gaps = 100 * (table.max(axis=0) - table)
+    rows = [
+        {"recipe": name, "mean gap": float(gap.mean()), "largest gap": float(gap.max())} | accuracy[name]
+        for name, gap in zip(RECIPES, gaps, strict=True)
+    ]
+    for row in sorted(rows, key=lambda row: row["mean gap"]):
+        print_row({key: row[key] for key in ("recipe", "mean gap", "largest gap")})
+    return rows
+
+
+def frozen(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Times each cycle of a run on Fashion-MNIST with a frozen backbone, as a command, both ways."""
+    rows = []
+    for augment in (True, False):
+        output = folder / str(augment)
+        options = [
+            *("dataset=fashion_mnist", f"dataset.root={arguments.root}", "method=margin", "training=short"),
+            *("backbone.freeze=true", f"training.augment={str(augment).lower()}", "training.precision=float32"),
+            *("budget.initial=600", "budget.per_cycle=600", "budget.cycles=3", "tracker=none", *arguments.option),
+            *(f"runtime.num_threads={arguments.threads}", f"runtime.output_dir={output}"),
+        ]
+        subprocess.run([sys.executable, str(ROOT / "run.py"), *options], check=True, stdout=subprocess.DEVNULL)
+        (metrics,) = output.glob("**/metrics.csv")
+        with metrics.open() as file:
+            for cycle, row in enumerate(csv.DictReader(file), start=1):
+                seconds = sum(float(row[f"{phase}_seconds"] or 0) for phase in ("train", "evaluate", "query"))
+                rows.append({"training.augment": str(augment).lower(), "cycle": cycle, "seconds": seconds})
+                print_row(rows[-1])
+    return rows
+
+
 def mean_accuracy(curve: Curve) -> float:
     """Returns the area under the budget curve of equal steps."""
     labels = np.arange(1, len(curve.accuracy) + 1, dtype=float)
@@ -205,7 +271,7 @@ def print_row(row: dict[str, Any]) -> None:
 def main() -> None:
     """Runs one of the two benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=("times", "compare"))
+    parser.add_argument("benchmark", choices=("times", "compare", "recipes", "frozen"))
     parser.add_argument("names", nargs="*", metavar="STRATEGY")
     parser.add_argument("--rows", type=int, default=50_000, help="of the pool (default: %(default)s)")
     parser.add_argument("--width", type=int, default=384, help="dimensions (default: %(default)s)")
@@ -214,13 +280,14 @@ def main() -> None:
     parser.add_argument("--per-cycle", type=int, default=100, help="labels per cycle (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of compare (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    parser.add_argument("--sets", type=Path, nargs="*", default=[], help="files of embeddings, for recipes")
+    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST, for frozen")
     parser.add_argument("--option", action="append", default=[], help="a further option of every run")
     parser.add_argument("--json", type=Path, help="writes the rows as one array")
     arguments = parser.parse_args()
     benchmarks: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
-        "times": times,
-        "compare": compare,
-    }
+        "times": times, "compare": compare, "recipes": recipes, "frozen": frozen,
+    }  # fmt: skip
     with TemporaryDirectory(prefix="sslpl-embeddings-") as name:
         rows = benchmarks[arguments.benchmark](arguments, Path(name))
     if arguments.json is not None:

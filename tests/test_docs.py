@@ -52,6 +52,13 @@ def starting(*words: str) -> list[str]:
     return [line for line in COMMANDS if line.startswith(words)]
 
 
+def first_values(arguments: list[str]) -> list[str]:
+    """Returns the override that reduces a sweep file to one job, with the first value of each key."""
+    sweep = yaml.safe_load((ROOT / "multirun_sweeps" / f"{arguments[arguments.index('-cn') + 1]}.yaml").read_text())
+    options = {key: values_of(key, str(node))[0] for key, node in sweep["hydra"]["sweeper"]["params"].items()}
+    return ["hydra.sweeper.params={" + ", ".join(f"{key}: '{value}'" for key, value in options.items()) + "}"]
+
+
 def small(line: str, folder: Path) -> list[str]:
     """Returns the arguments of a run's command for a small dry run on generated files.
 
@@ -67,10 +74,11 @@ def small(line: str, folder: Path) -> list[str]:
     if any(argument.startswith("hydra/launcher=") for argument in arguments):
         return [*arguments, "--cfg", "job"]
     written = {"cifar100": write_cifar100, "cifar10": write_cifar10, "image_folder": write_image_folder}
-    if "experiment=embeddings" in arguments:
+    if "embeddings" in " ".join(arguments):
         arguments = [argument for argument in arguments if not argument.startswith(("dataset.file=", "seed="))]
         write_embeddings(folder / "embeddings.npz", 240, 20, np.random.default_rng(0))
-        return [*arguments, f"dataset.file={folder / 'embeddings.npz'}", "tracker=none", "runtime.dry_run=true"]
+        extra = [f"dataset.file={folder / 'embeddings.npz'}", "tracker=none", "runtime.dry_run=true"]
+        return [*arguments, *extra, *(first_values(arguments) if "-cn" in arguments else ())]
     write = next((write for name, write in written.items() if name in line), write_fashion_mnist)
     images = 1300 if "-cn" in arguments else 240  # a sweep file has a budget of its own
     write(folder / "files", images, 20, np.random.default_rng(0))
@@ -80,9 +88,7 @@ def small(line: str, folder: Path) -> list[str]:
     elif "optuna" in arguments:
         extra += ["hydra.sweeper.n_trials=2"]
     else:
-        sweep = yaml.safe_load((ROOT / "multirun_sweeps" / f"{arguments[arguments.index('-cn') + 1]}.yaml").read_text())
-        options = {key: values_of(key, str(node))[0] for key, node in sweep["hydra"]["sweeper"]["params"].items()}
-        extra += ["hydra.sweeper.params={" + ", ".join(f"{key}: '{value}'" for key, value in options.items()) + "}"]
+        extra += first_values(arguments)
     return [*arguments, *extra]
 
 

@@ -10,7 +10,8 @@ import torch
 from conftest import Result, run_folder, timeless
 from numpy.typing import NDArray
 
-from sslpl.data.embeddings import embeddings, embeddings_fingerprint
+from sslpl.data.embedding_arrays import embeddings_fingerprint
+from sslpl.data.embeddings import embeddings
 from sslpl.types import UserError
 
 Arrays = dict[str, NDArray[Any]]

@@ -11,7 +11,7 @@ import torch
 from querying import context
 from strategy_cases import SEEDS, Case, case_context, random_case
 from torch import Generator, Tensor
-from torch.nn.functional import cross_entropy, linear, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering import neighbors
@@ -40,7 +40,7 @@ from sslpl.query.class_stratified import (
     taken_in_turn,
 )
 from sslpl.query.context import Weights, needs
-from sslpl.query.fitted_head import fitted_head
+from sslpl.query.linear_probe import fit_linear_probe, with_bias
 from sslpl.query.scorers import class_entropy
 from sslpl.query.uherding import head_temperature, smallest_distance
 from sslpl.types import Predictions, QueryContext, UserError
@@ -129,9 +129,8 @@ class TestUHerding:
     def test_the_head_is_at_its_minimum(self) -> None:
         case = random_case(14)
         embedding, labels = case.embedding[:150], case.classes[:150]
-        weight, bias = (part.requires_grad_() for part in fitted_head(embedding, labels, 3))
-        penalty = 5e-4 / 2 * (weight.square().sum() + bias.square().sum())
-        (cross_entropy(linear(embedding, weight, bias), labels) + penalty).backward()
+        weight = fit_linear_probe(embedding, labels, 3, weight_decay=5e-4, steps=100).requires_grad_()
+        (cross_entropy(with_bias(embedding) @ weight.T, labels) + 5e-4 / 2 * weight.square().sum()).backward()
         assert weight.grad is not None
         assert float(weight.grad.abs().max()) < 1e-4
 

@@ -16,7 +16,8 @@ from sslpl.data.variants import subset_images
 from sslpl.distributed.collectives import on_rank_zero
 from sslpl.distributed.world import World
 from sslpl.learn.embedding import Embedder, embedding_batches
-from sslpl.learn.embedding_files import announce, cached_embeddings
+from sslpl.learn.embedding_files import cached_embeddings
+from sslpl.messages import print_notice
 from sslpl.models.embedding_head import EmbeddingProbe, embedding_width
 from sslpl.models.frozen import inference_batch_size
 from sslpl.models.starting_weights import LinearProbe
@@ -93,5 +94,6 @@ def placeholder_embeddings(embedder: Embedder, images: Images) -> Tensor:
     for _ in embedding_batches(embedder, sample):
         pass
     seconds = (time.monotonic() - started) / count * len(images)
-    announce(f"{len(images):,} images would be embedded once, in about {seconds:,.0f} s, unless their embeddings exist")
+    line = f"{len(images):,} images would be embedded once, in about {seconds:,.0f} s"
+    print_notice(f"{line}, unless their embeddings exist")
     return torch.zeros(1, embedder.width).expand(len(images), -1)

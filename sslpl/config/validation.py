@@ -197,7 +197,7 @@ def check_without_images(config: Config, setting: str, remedy: str = "") -> None
     """Checks that nothing needs images of a run with a setting in which there are embeddings alone."""
     instead = f"{remedy}, or " if remedy else ""
     for group, none, works in (("ssl", "no_ssl", "method=scal"), ("task_ssl", "no_task_ssl", "task_ssl=none")):
-        if not config[group]["_target_"].endswith(none):
+        if config[group]["_target_"] != f"sslpl.ssl.{none}":
             reason = "because its unlabeled term needs augmented views of images"
             raise UserError(f"{setting}: {group} must be none, {reason}; {instead}{works} works")
     for path, node in target_nodes("query", config["query"]):

@@ -1,7 +1,6 @@
 """Sets of images that are held on the device as one tensor or streamed to it."""
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslpl.memory import free_memory
+from sslpl.messages import print_notice
 from sslpl.types import Images
 
 Reader = Callable[[int], Tensor]  # position -> [C, H, W] uint8
@@ -156,4 +156,4 @@ def print_placement(images: Images, action: str, detail: str = "") -> None:
     mib = num_bytes(images) / 2**20
     size = f"{mib / 2**10:.1f} GiB" if mib >= 2**10 else f"{mib:,.1f} MiB"
     line = f"{len(images):,} images of {shape} {action} ({size}{detail})"
-    print(f"sslpl: {line}", file=sys.stderr, flush=True)
+    print_notice(line)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +19,7 @@ from sslpl.data.images import usable_cores
 from sslpl.data.listing import ImageFile, ImageListing, validated_listing
 from sslpl.files import write_whole
 from sslpl.fingerprints import DIGITS, FileState, content_digest, file_state
+from sslpl.messages import print_notice
 from sslpl.types import UserError
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def file_records(
         if file.name not in known or known[file.name].state != state
     ]
     if stale:
-        print(f"sslpl: reading {len(stale):,} image files, once", file=sys.stderr, flush=True)
+        print_notice(f"reading {len(stale):,} image files, once")
         known |= zip((file.name for file in stale), map_parallel(partial(file_record, fmt=fmt), stale), strict=True)
         cache_values(cache, files={file.name: known[file.name] for file in files})
     return {file.name: known[file.name] for file in files}
@@ -135,7 +135,7 @@ def report_damaged(damaged: dict[str, str]) -> None:
         first = "; ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:MAX_NAMED_FILES])
         more = "; ..." if len(damaged) > MAX_NAMED_FILES else ""
         line = f"damaged image files are left out: {len(damaged):,} ({first}{more})"
-        print(f"sslpl: {line.encode(errors='replace').decode()}", file=sys.stderr, flush=True)
+        print_notice(line.encode(errors="replace").decode())
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,10 @@
 """The command python -m sslpl.embed dataset=... backbone=... backbone.weights=... --output FILE."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -18,37 +15,27 @@ from sslpl.config.frozen import build_embedder, has_images
 from sslpl.config.identity import Config
 from sslpl.config.validation import check_groups, typed_config
 from sslpl.embed.output import check_output, write_dataset
-from sslpl.files import CONF
 from sslpl.recording.progress import Progress
-from sslpl.run.errors import BAD_INPUT, ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.run.errors import BAD_INPUT, ErrorReport, SweepStopped
+from sslpl.run.hydra_command import run_hydra_command
 from sslpl.runtime import Runtime
 from sslpl.seeds import build_seeded
 from sslpl.types import UserError
 
 GROUPS = ("dataset", "backbone", "runtime")
-WORDS = (*GROUPS, "seed")
+TOP_KEYS = (*GROUPS, "seed")
 
 
 def main() -> None:
     """Embeds a dataset; exit code 0 once the file exists, 2 for bad input, 1 for a failure; see --help."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `catch_errors`
     output = parse_output()
-    results: list[Any] = []
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="embed")
-    def run(cfg: DictConfig) -> None:
-        os.chdir(HydraConfig.get().runtime.cwd)  # the output does not move with hydra.job.chdir
+    def action(cfg: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise SweepStopped(ErrorReport("--multirun: must not be given; one command embeds one dataset", BAD_INPUT))
-        results.append(print_error(catch_errors(lambda: embed(checked_config(cfg), output), WORDS)))
+        embed(checked_config(cfg), output)
 
-    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra always writes the config of a multirun
-        os.environ["SSLPL_SCRATCH"] = scratch
-        try:
-            results.append(print_error(catch_errors(run, WORDS)))
-        except SweepStopped as stop:
-            results.append(print_error(stop.report))
-    sys.exit(max((result.code for result in results if isinstance(result, ErrorReport)), default=0))
+    run_hydra_command("embed", action, TOP_KEYS)
 
 
 def parse_output() -> Path | None:

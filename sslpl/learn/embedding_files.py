@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from torch import Tensor
 from sslpl.files import sync_folder, write_json
 from sslpl.fingerprints import file_fingerprint
 from sslpl.learn.embedding import Embedder, Floats, embedding_batches, embedding_key
+from sslpl.messages import print_notice
 from sslpl.types import Images
 
 SAVE_SECONDS = 5.0  # longest time of work that a kill loses
@@ -34,7 +34,7 @@ def cached_embeddings(folder: Path, embedder: Embedder, images: Images) -> Tenso
         with lock_while_computing(path):
             rows = read_finished(path, reports_damage=True)
             if rows is None:
-                announce(f"{len(images):,} images are embedded once, into {path}")
+                print_notice(f"{len(images):,} images are embedded once, into {path}")
                 write_finished(path, embedder, images)
                 rows = read_finished(path)
     assert rows is not None
@@ -61,7 +61,7 @@ def read_finished(path: Path, reports_damage: bool = False) -> Tensor | None:
             # Copy-on-write: torch warns of read-only memory, and nothing is written.
             return torch.from_numpy(np.load(path, mmap_mode="c"))
     if reports_damage:
-        announce(f"{path} is damaged: it is computed again")
+        print_notice(f"{path} is damaged: it is computed again")
     return None
 
 
@@ -122,12 +122,7 @@ def occasional_lines() -> Report:
         first, now = done if first is None else first, time.monotonic()
         if now - printed_at >= LINE_SECONDS and first < done < total:
             speed = (done - first) / (now - started_at)
-            announce(f"{done:,} of {total:,} images embedded, {speed:,.0f} per second")
+            print_notice(f"{done:,} of {total:,} images embedded, {speed:,.0f} per second")
             printed_at = now
 
     return report
-
-
-def announce(line: str) -> None:
-    """Prints a line on standard error."""
-    print(f"sslpl: {line}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sslpl.data.images import to_device
+from sslpl.lbfgs import minimize
 from sslpl.learn.joint_step import JointInputs, joint_loss, joint_train_index
 from sslpl.learn.optimizers import set_rates
 from sslpl.seeds import rng, seeded_draws
@@ -50,23 +51,13 @@ def minimize_by_lbfgs(network: nn.Module, inputs: JointInputs, training: HeadTra
     Biases are not penalized.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.LBFGS(
-        weights,
-        max_iter=training.steps,
-        tolerance_grad=TOLERANCE,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def objective() -> Tensor:
         losses = cross_entropy(network(inputs.views).logits, inputs.labels)
         penalty = sum((weight.square().sum() for weight in weights if weight.ndim > 1), losses.new_zeros(()))
-        loss: Tensor = losses + training.weight_decay / (2 * inputs.size) * penalty
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return losses + training.weight_decay / (2 * inputs.size) * penalty
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    minimize(weights, objective, training.steps, TOLERANCE, history=10)
 
 
 def train_jointly(setup: Setup, state: State, inputs: JointInputs, training: HeadTraining) -> None:

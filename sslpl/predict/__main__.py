@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from sslpl.files import write_whole
+from sslpl.messages import exit_with_error
 from sslpl.predict.export import TOLERANCE, check_packages, max_difference, onnx_model
 from sslpl.predict.predictions import FilePredictions, concatenate_predictions, make_predictor, write_tables
 from sslpl.predict.stream import ImageGroup, image_files, image_groups
@@ -40,13 +40,13 @@ def main() -> None:
         if options.export:
             export(trained, sample, options.output / "model.onnx")
     except UserError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     except OSError as error:
-        fail(f"--output {options.output}: cannot be written ({error.strerror or error})")
+        exit_with_error(f"--output {options.output}: cannot be written ({error.strerror or error})")
     except torch.OutOfMemoryError:
-        fail(f"out of memory: lower --batch-size {options.batch_size}", 1)
+        exit_with_error(f"out of memory: lower --batch-size {options.batch_size}", 1)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        exit_with_error("interrupted", 130)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,12 +82,6 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return int(text)
-
-
-def fail(line: str, code: int = 2) -> NoReturn:
-    """Prints an error line and exits with a code."""
-    print(f"sslpl: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 def check_arguments(options: argparse.Namespace) -> None:
@@ -143,10 +137,10 @@ def export(trained: TrainedModel, images: Tensor, path: Path) -> None:
         model = onnx_model(on_cpu)
         difference = max_difference(model, on_cpu, images)
     except Exception as error:  # an operation that ONNX lacks, in a backbone of the user's own
-        fail(f"--export: these networks cannot be written as ONNX ({' '.join(str(error).split())[:300]})", 1)
+        exit_with_error(f"--export: these networks cannot be written as ONNX ({' '.join(str(error).split())[:300]})", 1)
     result = f"differs from the networks by {difference:.1e} of an output's largest value, on {len(images)} images"
     if not difference <= TOLERANCE:  # also for NaN
-        fail(f"the ONNX file {result}, more than {TOLERANCE:.0e}: not written", 1)
+        exit_with_error(f"the ONNX file {result}, more than {TOLERANCE:.0e}: not written", 1)
     write_whole(path, model)
     print(f"{path}: {result}")
 

@@ -1,12 +1,7 @@
 """The command python -m sslpl.pretrain dataset=fashion_mnist backbone=small_cnn pretraining.epochs=100."""
 
-import os
-import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -16,11 +11,10 @@ from sslpl.config.build import read_dataset, with_fingerprints
 from sslpl.config.plans import Plan, resolved_config
 from sslpl.config.validation import check_groups, typed_config
 from sslpl.data.images import place_images
-from sslpl.files import CONF
 from sslpl.pretrain.workflow import WEIGHTS, print_estimate, run_pretraining, start_pretraining
 from sslpl.recording import lock
 from sslpl.recording.folder import check_folder, make_folder
-from sslpl.run.errors import ErrorReport, SweepStopped, catch_errors, print_error
+from sslpl.run.hydra_command import run_hydra_command
 from sslpl.run.jobs import group_choices
 from sslpl.runtime import Runtime
 
@@ -30,22 +24,12 @@ TOP_KEYS = (*GROUPS, "seed")
 
 def main() -> None:
     """Pre-trains a backbone; exit code 0 once the weights exist, 2 for bad input, 1 for a failure; see --help."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let every exception reach `catch_errors`
-    results: list[Any] = []
+    run_hydra_command("pretrain", plan_and_launch, TOP_KEYS)
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
-    def run(cfg: DictConfig) -> None:
-        os.chdir(HydraConfig.get().runtime.cwd)  # the output folder does not move with hydra.job.chdir
-        choices = group_choices(HydraConfig.get().runtime.choices)
-        results.append(print_error(catch_errors(lambda: launch_pretraining(plan_pretraining(cfg, choices)), TOP_KEYS)))
 
-    with TemporaryDirectory(prefix="sslpl-") as scratch:  # Hydra always writes the config of a multirun
-        os.environ["SSLPL_SCRATCH"] = scratch
-        try:
-            results.append(print_error(catch_errors(run, TOP_KEYS)))
-        except SweepStopped as stop:
-            results.append(print_error(stop.report))
-    sys.exit(max((result.code for result in results if isinstance(result, ErrorReport)), default=0))
+def plan_and_launch(cfg: DictConfig) -> None:
+    """Runs, resumes or reports the pretraining of a config."""
+    launch_pretraining(plan_pretraining(cfg, group_choices(HydraConfig.get().runtime.choices)))
 
 
 def plan_pretraining(cfg: DictConfig, choices: identity.Choices) -> Plan:

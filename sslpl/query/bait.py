@@ -1,10 +1,9 @@
 """BAIT: matches the Fisher information of the labeled images to that of the whole pool (Ash et al. 2021)."""
 
-import sys
-
 from torch import Generator
 
 from sslpl.memory import free_memory
+from sslpl.messages import print_notice
 from sslpl.query.context import needs_subset
 from sslpl.query.fisher_selection import binary_covariance, class_covariance, select_by_fisher, selection_bytes
 from sslpl.query.selection import subsample
@@ -38,7 +37,7 @@ def bait(
     if needed > memory_gib:
         covariance = binary_covariance
         limit = f"more than query.memory_gib={memory_gib:g}: uses the binary form (query=bait_binary)"
-        print(f"sslpl: bait: the exact form needs {needed:,.1f} GiB, {limit}", file=sys.stderr, flush=True)
+        print_notice(f"bait: the exact form needs {needed:,.1f} GiB, {limit}")
     elif needed > (free := free_memory(context.device) / 2**30):
         raise UserError(
             f"query.memory_gib={memory_gib:g}: BAIT needs {needed:,.1f} GiB, and {free:.1f} GiB are free on "

@@ -1,6 +1,5 @@
 """Checks, before anything is trained, that a query strategy can handle the size of the pool."""
 
-import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from sslpl.budget import Budget
 from sslpl.clustering.large_pools import LARGE, is_large
 from sslpl.clustering.linkage import complete_linkage_bytes
 from sslpl.memory import free_memory
+from sslpl.messages import print_notice
 from sslpl.query.context import needs
 from sslpl.types import UserError
 
@@ -28,7 +28,7 @@ def check_pool(query: Callable[..., Any], budget: Budget, pool: int, device: tor
     candidates, considered = max(most, n), n * (unwrap_partial(query)[1].get("margin_factor") or 0)
     if needs(query).clusters and considered > candidates:
         line = f"{function_name(query)}: selects from budget.candidates={candidates:,} lowest margins"
-        print(f"sslpl: {line} instead of {considered:,} (query.margin_factor x per_cycle)", file=sys.stderr, flush=True)
+        print_notice(f"{line} instead of {considered:,} (query.margin_factor x per_cycle)")
 
 
 def check_query(query: Callable[..., Any], n: int, unlabeled: int, candidates: int, device: torch.device) -> None:

@@ -2,11 +2,13 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from sslpl.clustering.neighbors import by_rows
+from sslpl.lbfgs import minimize
+
+TOLERANCE = 1e-6  # of the largest gradient
 
 
 def fit_linear_probe(
@@ -20,16 +22,11 @@ def fit_linear_probe(
     inputs = with_bias(embedding)
     weight = inputs.new_zeros(classes, inputs.shape[1]) if start is None else start.clone()
     weight.requires_grad_()
-    optimizer = torch.optim.LBFGS([weight], max_iter=steps, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(inputs @ weight.T, labels) + weight_decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return cross_entropy(inputs @ weight.T, labels) + weight_decay / 2 * weight.square().sum()
 
-    with torch.enable_grad():
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
+    minimize([weight], objective, steps, TOLERANCE)
     return weight.detach()
 
 

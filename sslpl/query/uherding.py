@@ -4,18 +4,19 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import linear
 
 from sslpl.calibration import calibrated_temperature
 from sslpl.clustering.kernel_coverage import coverage, greedy_kernel_coverage, kernel_points
 from sslpl.clustering.neighbors import blocks, on_grid
 from sslpl.query.context import needs_subset, works_unlabeled
-from sslpl.query.fitted_head import fitted_head
+from sslpl.query.linear_probe import fit_linear_probe, with_bias
 from sslpl.query.scorers import class_entropy, lack_of_confidence, probability_margins
 from sslpl.query.selection import subsample
 from sslpl.types import Count, Positive, QueryContext, Selection, ShareBelowOne
 
 Uncertainty = Literal["margin", "entropy", "least_confidence"]
+HEAD_DECAY = 5e-4  # weight decay of the linear head, as in the training
+HEAD_STEPS = 100  # of L-BFGS, at most
 DUPLICATE = 2.0**-48  # squared distances of duplicates on the grid are below this
 
 
@@ -78,7 +79,8 @@ def head_temperature(context: QueryContext, held_out: float) -> float:
     kept_back = int(held_out * len(context.labels))
     if kept_back == 0:
         return 1.0
-    embedding = context.labeled_predictions.embedding.float()
+    embedding = context.labeled_predictions.embedding
     labels = context.labels.to(embedding.device)
-    weight, bias = fitted_head(embedding[:-kept_back], labels[:-kept_back], context.num_classes)
-    return calibrated_temperature(linear(embedding[-kept_back:], weight, bias), labels[-kept_back:])
+    train = embedding[:-kept_back], labels[:-kept_back]
+    weight = fit_linear_probe(*train, context.num_classes, HEAD_DECAY, HEAD_STEPS)
+    return calibrated_temperature(with_bias(embedding[-kept_back:]) @ weight.T, labels[-kept_back:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sslpl.files import write_whole
+from sslpl.messages import exit_with_error
 from sslpl.report.caveats import caveats, duplicate_runs
 from sslpl.report.comparison import Comparisons, compare_datasets
 from sslpl.report.csv_files import csv_files
@@ -59,12 +60,6 @@ def parse_options() -> argparse.Namespace:
     formats.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     formats.add_argument("--latex", action="store_true", help="print the table in LaTeX (booktabs)")
     return parser.parse_args()
-
-
-def exit_with_error(message: str, code: int = 2) -> None:
-    """Prints an error and exits; the default code 2 stands for bad input."""
-    print(f"sslpl: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 def check_wandb_option(project: str) -> None:

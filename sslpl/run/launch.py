@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from contextlib import ExitStack
 
 from hydra.utils import instantiate
@@ -13,6 +12,7 @@ from sslpl.config.build import build_setup
 from sslpl.config.plans import Plan
 from sslpl.distributed.collectives import on_rank_zero
 from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.messages import print_notice
 from sslpl.recording import checkpoint, lock
 from sslpl.recording.folder import changed_weights, check_folder, make_folder
 from sslpl.recording.status import read_status
@@ -56,7 +56,7 @@ def launch(plan: Plan, wait: bool = False, slot: Slot = THIS_PROCESS) -> Outcome
 def create_folder(plan: Plan) -> None:
     """Creates a run's folder; prints a line if the content of its file of weights has changed since an earlier run."""
     if (line := changed_weights(plan.folder, plan.config)) is not None:
-        print(f"sslpl: {line}", file=sys.stderr, flush=True)
+        print_notice(line)
     make_folder(plan.folder, plan.config["runtime"]["output_dir"])
 
 

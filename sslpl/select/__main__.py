@@ -1,10 +1,9 @@
 """The command python -m sslpl.select query=NAME n=N POOL [KEY=VALUE ...] [--labeled FILE] [--output FILE]."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from sslpl.arguments import nearest_name
 from sslpl.csv_text import csv_text
 from sslpl.files import write_whole
+from sslpl.messages import exit_with_error
 from sslpl.select.arrays import LABELED, SIZE_ARGUMENTS
 from sslpl.select.named_strategies import parse_yaml
 from sslpl.select.needed_arguments import NEEDED, MissingArguments
@@ -41,13 +41,13 @@ def main() -> None:
         rows = select(**select_arguments(settings), **arrays, **labeled)
         write_rows(rows, paths, options.output)
     except MissingArguments as error:
-        fail(missing_arrays(error))
+        exit_with_error(missing_arrays(error))
     except UserError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     except MemoryError as error:
-        fail(f"out of memory: {error}", 1)
+        exit_with_error(f"out of memory: {error}", 1)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        exit_with_error("interrupted", 130)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -141,12 +141,6 @@ def strategy_table() -> str:
     found = strategies()
     width = max(map(len, found))
     return "\n".join(f"{name:<{width}}  {', '.join(needs)}" for name, needs in found.items())
-
-
-def fail(line: str, code: int = 2) -> NoReturn:
-    """Prints an error line and exits with a code."""
-    print(f"sslpl: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":
