@@ -1,8 +1,9 @@
 # make run    an environment in .venv, then SSLPM on scikit-learn's digits
 # make test   the same environment, then the tests
 # make lint   style and types
-# make check  slower checks on real processes: the documentation and its links, the report in a browser, a wheel in a
-#             fresh environment, every sweep, kills, launchers, one run in several processes, a labeling campaign
+# make check  slower checks on real processes: the tests marked slow, the documentation and its links, the report in a
+#             browser, a wheel in a fresh environment, every sweep, kills, launchers, one run in several processes, a
+#             labeling campaign
 # make docs   the documentation, built into site/
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
@@ -37,6 +38,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: $(STAMP)
+	$(BIN)/python -m pytest -n 3 -m slow
 	$(BIN)/python tests/check_docs.py
 	$(BIN)/python tests/check_report.py
 	$(BIN)/python tests/check_wheel.py

@@ -7,6 +7,7 @@ import pytest
 from test_docs import ROOT
 
 
+@pytest.mark.slow
 def test_queries_are_measured_each_in_its_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +42,7 @@ def test_growth_is_the_slope_of_logarithms(monkeypatch: pytest.MonkeyPatch) -> N
     assert growth(points[-1:])["seconds_exponent"] is None
 
 
+@pytest.mark.slow
 def test_a_step_with_a_task_method_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import task_ssl

@@ -138,6 +138,7 @@ def assert_same(left: State, right: State) -> None:
     assert left.pool.order.tolist() == right.pool.order.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("training.warm_start=false",)])
 def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, overrides: tuple[str, ...]) -> None:
     usual, nothing = outcome(False, *overrides)

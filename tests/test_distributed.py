@@ -178,6 +178,7 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
     assert '"processes": 2' in (run_folder(tmp_path) / "provenance.json").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_repeat_their_masks(tmp_path: Path) -> None:
     options = [*TINY, "budget.cycles=1", "budget.initial=25", "training.epochs=2", "backbone.dropout=0.5"]
     weights = []

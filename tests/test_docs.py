@@ -174,7 +174,7 @@ def test_no_command_is_unchecked() -> None:
 
 
 def test_the_readme_is_short_and_names_the_command_of_the_tests() -> None:
-    (tests,) = re.findall(r"-m (pytest.*)", text("Makefile"))
+    tests = re.findall(r"-m (pytest.*)", text("Makefile"))[0]  # of make test; make check runs the slow ones
     assert f"python -m {tests}" in text("README.md")
     assert len(text("README.md").splitlines()) <= 125
 

@@ -195,6 +195,7 @@ class TestRuns:
         assert "estimated time" in done.out
         assert not Path("outputs").exists()
 
+    @pytest.mark.slow
     def test_two_processes_train_on_what_the_first_embeds(self, weights: Path, tmp_path: Path) -> None:
         command = [*FROZEN, f"backbone.weights={weights}", "method=margin", "budget.cycles=2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -78,9 +78,9 @@ SCIENCE = [
 
 
 def test_whatever_can_change_a_result_changes_the_id() -> None:
-    ids = {override: composed(*override.split())[1]["id"] for override in SCIENCE}
+    ids = {override: identity.run_id(config_of(*override.split())[0]) for override in SCIENCE}
     assert len(set(ids.values())) == len(ids)
-    assert composed()[1]["id"] not in ids.values()
+    assert identity.run_id(config_of()[0]) not in ids.values()
     assert all(len(i) == 12 and int(i, 16) >= 0 for i in ids.values())
 
 

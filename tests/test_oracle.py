@@ -82,6 +82,7 @@ def without_hidden(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_a_run_through_files_is_the_same_run(sslpl: Command, tmp_path: Path, known: bool) -> None:
     assert sslpl(*QUICK, FILES[0], "training.epochs=2", "runtime.output_dir=simulated").code == 0

@@ -434,6 +434,7 @@ def trained(backbone_of: Callable[..., Any], convolutional: bool | None, shape: 
     )
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(
     ("backbone_of", "convolutional", "shape"),

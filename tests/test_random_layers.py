@@ -69,6 +69,7 @@ def dies_at_checkpoint(monkeypatch: Patch, call: int) -> None:
     monkeypatch.setattr(checkpoint, "save", deadly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [DROPOUT, DROP_PATH], ids=["dropout", "drop path"])
 def test_a_run_with_random_layers_repeats_itself_and_survives_a_kill(
     sslpl: Command, monkeypatch: Patch, options: tuple[str, ...]

@@ -92,7 +92,7 @@ def test_a_finished_run_is_not_run_again(sslpl: Command) -> None:
     assert {path: path.stat().st_mtime_ns for path in run_folder().rglob("*")} == before
 
 
-@pytest.mark.parametrize("after", [1, 4, 5, 7, 9, 12, 14])
+@pytest.mark.parametrize("after", [1, 5, *(pytest.param(after, marks=pytest.mark.slow) for after in (4, 7, 9, 12, 14))])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     sslpl: Command, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:

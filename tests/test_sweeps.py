@@ -132,6 +132,7 @@ def areas() -> list[float]:
     return [json.loads(path.read_text())["aubc"] for path in Path("outputs").glob("**/summary.json")]
 
 
+@pytest.mark.slow
 def test_a_search_gets_the_results_of_finished_runs_again(sslpl: Command) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = (*SEARCH, "training.finetune_rate=interval(0.001,0.1)")
@@ -159,6 +160,7 @@ def test_a_search_continues_after_an_error_and_reports_it(sslpl: Command) -> Non
     assert yaml.safe_load(Path("outputs/optimization_results.yaml").read_text())["best_value"] == areas()[0]
 
 
+@pytest.mark.slow
 def test_a_search_without_any_result_prints_only_the_reasons(sslpl: Command) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     done = sslpl(*SEARCH, "ssl.threshold=1.5", "training.rate=interval(0.01,0.1)")
@@ -183,6 +185,7 @@ def test_an_internal_error_in_a_search_is_reported(sslpl: Command, monkeypatch: 
     ] * 3
 
 
+@pytest.mark.slow
 def test_a_search_waits_for_a_run_of_another_process(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = (*SEARCH, "hydra.sweeper.n_trials=2", "training.finetune_rate=choice(0.01)")

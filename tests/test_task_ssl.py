@@ -288,6 +288,7 @@ def test_every_option_trains(option: str) -> None:
     assert 0 <= metrics.get("train/pseudo_label_accuracy", 0) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "extra"),
     [
@@ -313,6 +314,7 @@ def test_it_combines_with_every_part_of_the_loop(sslpl: Command, label: str, ext
     assert all(math.isfinite(float(row["test_accuracy"])) for row in timeless(run_folder()))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(sslpl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = (1, 4, 6)
     task = ("task_ssl=freematch", "task_ssl.rule.momentum=0.6", "task_ssl.average=0.6", "task_ssl.ratio=2")

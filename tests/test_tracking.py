@@ -159,6 +159,7 @@ def test_two_runs_in_one_process_end_each_in_its_own_state(tmp_path, server):
     assert ended == {"11111111": (1, 2), "22222222": (0, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ["refused", 500, 401, "hang"])
 def test_a_server_that_fails_at_first_leaves_an_offline_run(tmp_path, server, failure, capfd, monkeypatch):
     if failure == "refused":
@@ -234,6 +235,7 @@ def test_wandb_mode_of_the_user_counts(tmp_path, server, monkeypatch, mode, left
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["first", "second"])
 def test_the_named_command_sends_every_offline_session_once(tmp_path, server, capfd, session):
     folder = tmp_path / "a run"
@@ -310,6 +312,7 @@ def test_how_the_mode_of_the_environment_and_the_key_meet(
     assert all(os.environ[name] == value for name, value in environment.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
@@ -340,6 +343,7 @@ def test_a_tracker_that_cannot_even_go_offline_says_so(tmp_path, server, monkeyp
     assert capfd.readouterr().err == ("W&B: a bug; goes on without W&B; the run's files are complete without it\n")
 
 
+@pytest.mark.slow
 def test_a_short_run_without_a_server_waits_for_its_offline_recording(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(trackers, "INIT_SECONDS", 4)
@@ -370,6 +374,7 @@ tracker.finish(0, {"aubc": 0.5}, [])
 DIED = "W&B: its own process ended (Connection lost)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_when_wandbs_own_process_dies_every_number_is_sent_again(tmp_path, server, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
@@ -385,6 +390,7 @@ def test_when_wandbs_own_process_dies_every_number_is_sent_again(tmp_path, serve
     assert (run.exit_code, run.summary["aubc"]) == (0, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_when_wandbs_own_process_cannot_be_started_again_a_line_says_what_is_missing(
     tmp_path, server, monkeypatch, mode
@@ -413,6 +419,7 @@ def in_a_process(code, folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=Path(__file__).parents[1])
 
 
+@pytest.mark.slow
 def test_a_killed_offline_run_doubles_nothing(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -423,6 +430,7 @@ def test_a_killed_offline_run_doubles_nothing(tmp_path):
     assert steps == list(range(8))
 
 
+@pytest.mark.slow
 def test_a_hanging_server_delays_neither_exit_nor_signals(tmp_path, server):
     server.failure = "hang"
     finish = """

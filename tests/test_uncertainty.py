@@ -278,6 +278,7 @@ def dies_after(monkeypatch: pytest.MonkeyPatch, moment: Callable[[dict[str, Any]
     monkeypatch.setattr(checkpoint, "save", dying_save)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["temporal_output_discrepancy", "query_by_committee"])
 def test_earlier_networks_survive_a_kill(sslpl: Command, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     committee = ("query.scorer.snapshots=2",) if method == "query_by_committee" else ()

@@ -148,7 +148,7 @@ def whole() -> dict[str, Any]:
     return {"weights": state.to_dict(), "order": state.pool.labeled, "worse": watching.worse}
 
 
-@pytest.mark.parametrize("after", [2, 9, 10, 20])
+@pytest.mark.parametrize("after", [9, *(pytest.param(after, marks=pytest.mark.slow) for after in (2, 10, 20))])
 def test_a_killed_run_chooses_the_same_networks(
     sslpl: Command, monkeypatch: Patch, whole: dict[str, Any], after: int
 ) -> None:
@@ -174,6 +174,7 @@ def test_a_killed_run_chooses_the_same_networks(
     assert whole["worse"] > 0  # or this test would say nothing
 
 
+@pytest.mark.slow
 def test_the_numbers_go_to_tracker_and_summary_alone(sslpl: Command, monkeypatch: Patch) -> None:
     rows: list[dict[str, float]] = []
     monkeypatch.setattr(NoTracker, "log", lambda _, __, metrics: rows.append(dict(metrics)))

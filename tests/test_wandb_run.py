@@ -91,6 +91,7 @@ def test_each_job_of_a_multirun_is_a_run_and_a_failed_one_shows(
     assert ended == {"entropy": 1, "random": 0}
 
 
+@pytest.mark.slow
 def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
     sslpl: Command,
     server: WandbServer,  # noqa: F811
@@ -126,6 +127,7 @@ def test_one_config_in_two_folders_is_two_runs_and_resumed_it_is_one(
     assert len(cycles_once(resumed)) == len(resumed.lines)
 
 
+@pytest.mark.slow
 def test_a_run_whose_wandb_process_is_killed_ends_well_and_sends_everything(
     tmp_path: Path,
     server: WandbServer,  # noqa: F811
@@ -153,6 +155,7 @@ def cycles_once(run: FakeRun) -> set[int]:
     return {line["_step"] for line in run.lines}
 
 
+@pytest.mark.slow
 def test_runs_of_a_group_differ_in_the_seed_alone(
     sslpl: Command,
     server: WandbServer,  # noqa: F811

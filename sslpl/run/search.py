@@ -10,7 +10,8 @@ from hydra.types import RunMode
 def is_search() -> bool:
     """True if the job belongs to a hyperparameter search rather than a grid."""
     config = HydraConfig.get()
-    return config.mode == RunMode.MULTIRUN and not str(config.sweeper.get("_target_", "")).endswith(".BasicSweeper")
+    sweeper = str(config.sweeper.get("_target_", ""))
+    return config.mode == RunMode.MULTIRUN and not sweeper.endswith((".GridSweeper", ".BasicSweeper"))
 
 
 def in_wandb_sweep() -> bool:
