@@ -43,7 +43,7 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
         phase, step_start = state.phase, time.perf_counter()
         for step in PHASES[phase](setup, state):
             now = time.perf_counter()
-            state.seconds[phase] = state.seconds.get(phase, 0.0) + now - step_start
+            state.seconds[phase] = state.seconds.get(phase, 0.0) + now - step_start - step.waited
             state.images += step.images if phase == "train" else 0
             observer.on_step(state, step)
             step_start = time.perf_counter()

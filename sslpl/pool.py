@@ -1,6 +1,6 @@
 """The pool of images, split into labeled and unlabeled ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -11,10 +11,11 @@ from sslpl.seeds import shuffled
 
 @dataclass(frozen=True)
 class LabelPool:
-    """An immutable pool of `size` images; `order` holds the labeled ones, in the order of labeling."""
+    """An immutable pool of `size` images: labeled ones, unlabeled ones, and rejected ones, which nobody asks about."""
 
     size: int
-    order: Tensor  # [L] int64, on the CPU
+    order: Tensor  # [L] int64, the labeled images in the order of labeling, on the CPU
+    rejected: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [R], of no class, on the CPU
 
     @property
     def labeled(self) -> Tensor:
@@ -25,7 +26,7 @@ class LabelPool:
     def unlabeled(self) -> Tensor:
         """Positions of the unlabeled images, ascending."""
         mask = torch.ones(self.size, dtype=torch.bool)
-        mask[self.order] = False
+        mask[self.order] = mask[self.rejected] = False
         return mask.nonzero().flatten()
 
     def label(self, index: Tensor) -> "LabelPool":
@@ -33,9 +34,19 @@ class LabelPool:
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= self.size):
             raise ValueError(f"selected positions outside the pool of {self.size} images")
         order = torch.cat([self.order, index.to("cpu", torch.int64)])
-        if len(torch.unique(order)) != len(order):
-            raise ValueError("selected an image twice, or one that is already labeled")
+        if len(torch.unique(order)) != len(order) or bool(torch.isin(index.cpu(), self.rejected).any()):
+            raise ValueError("selected an image twice, or one that is already labeled or rejected")
         return replace(self, order=order)
+
+    def reject(self, index: Tensor) -> "LabelPool":
+        """Returns the pool in which the images at `index`, labeled or not, are rejected."""
+        return replace(
+            self, order=without(self.order, index), rejected=torch.cat([without(self.rejected, index), index])
+        )
+
+    def restore(self, index: Tensor) -> "LabelPool":
+        """Returns the pool in which the images at `index` are not rejected."""
+        return replace(self, rejected=without(self.rejected, index))
 
 
 def random_pool(

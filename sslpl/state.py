@@ -102,6 +102,7 @@ class State:
         return {
             "size": self.pool.size,
             "order": self.pool.order,
+            "rejected": self.pool.rejected,
             "ledger": tuple(self.ledger),
             "excluded": self.excluded,
             "held_out": self.held_out,
@@ -129,7 +130,8 @@ class State:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Restores a state saved by `to_dict`; the networks must have been built already."""
-        self.pool = LabelPool(saved["size"], saved["order"])
+        nothing = torch.empty(0, dtype=torch.int64)
+        self.pool = LabelPool(saved["size"], saved["order"], saved.get("rejected", nothing))
         self.ledger = Ledger(*saved["ledger"])
         self.excluded, self.held_out = saved["excluded"], saved["held_out"]
         self.backbone.load_state_dict(saved["backbone"])

@@ -21,6 +21,8 @@ Amount = Annotated[
     Field(description="an int of at least 1 (images) or a float above 0 and at most 1 (a share of the pool)"),
 ]
 
+UNLABELED, REJECTED = -1, -2  # in place of a class: back to the pool; of no class, out of the pool
+
 
 class UserError(ValueError):
     """A mistake that the user can fix: the message, one line, names the key, the value and what is allowed."""
@@ -105,6 +107,7 @@ class Dataset(NamedTuple):
     padding: int  # black pixels around an image before its random crop
     true_labels: Tensor | None = None  # [N], with a noisy oracle, for analysis only; None: the train labels
     paths: tuple[str, ...] = ()  # [N], image files of the pool, as annotators see them; empty: no files
+    files: tuple[str, ...] = ()  # [N], where these files are; empty: unknown
 
 
 class QueryContext(Protocol):
@@ -187,24 +190,50 @@ class LabelRequest(NamedTuple):
     probabilities: Callable[[], Tensor] | None  # -> [n, classes], by the current backbone; None if untrained
 
 
+class EarlierLabels(NamedTuple):
+    """The labels of earlier batches as they are now: people may have changed some of them."""
+
+    index: Tensor  # type: ignore[assignment]  # [m], positions in the pool
+    label: Tensor  # [m] int64; -2: of no class
+
+
 class LabelAnswer(NamedTuple):
     """The answer of an oracle to a request."""
 
-    label: Tensor  # [n] int64, at least one of them known; -1 returns an image to the pool
+    label: Tensor  # [n] int64; -1 returns an image to the pool, -2 (of no class) removes it from the pool
     class_names: tuple[str, ...]  # those of the request, then new ones
     source: str = ""  # where the labels were read from
     time: str = ""  # when they were read, UTC
+    earlier: EarlierLabels | None = None
+
+
+class RunProgress(NamedTuple):
+    """How far a run is, for the people who label for it."""
+
+    phase: str
+    cycle: int  # from 0
+    cycles: int
+    labeled: int
+    seconds_left: float | None  # until the next batch, without the time of labeling; None if it is not known yet
+    curve: tuple[tuple[int, float], ...]  # labels and test accuracy (0 to 1) of each cycle so far
 
 
 class Oracle(Protocol):
-    """Reveals the labels of images, from a data set, files or human annotators."""
+    """Reveals the labels of images, from a data set, files or human annotators.
+
+    An oracle whose people label while the run waits has a further method `serve`, a context around the whole run (see
+    `sslpl.oracle.browser`).
+    """
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Returns the dataset as a run with this oracle sees it; UserError if they are incompatible."""
         ...
 
-    def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """Returns the labels; WaitingForLabels if they are not available yet, InvalidLabels if they are rejected."""
+    def __call__(self, request: LabelRequest) -> LabelAnswer | None:
+        """Returns the labels, or None a moment later if people are labeling: the run asks again.
+
+        WaitingForLabels if they are not available yet and the run should end, InvalidLabels if they are rejected.
+        """
         ...
 
 
@@ -239,3 +268,4 @@ class Step(NamedTuple):
 
     images: int
     metrics: dict[str, float] | None = None  # at the end of an epoch, for the tracker
+    waited: float = 0.0  # seconds of it in which people labeled

@@ -18,6 +18,8 @@ LONGEST_NAME = 255  # bytes that file systems allow; a method name is ASCII
 ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "augment"): lambda config: bool(config.get("backbone", {}).get("freeze", False)),
 }
+# Keys of an oracle that decide how people label and what is accepted, not the labels.
+LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share")
 LOCATION_KEYS = ("root", "csv", "file", "download")  # keys of a dataset that say where its files are
 
 
@@ -31,9 +33,8 @@ def scientific_config(config: Config) -> Config:
     if "backbone" in science:
         ignored = "weights_fingerprint" if science["backbone"].get("weights_fingerprint") is None else "weights"
         science["backbone"] = {key: value for key, value in science["backbone"].items() if key != ignored}
-    # These keys decide which files of labels are accepted, not the labels.
     oracle = science.get("oracle", {})
-    science["oracle"] = {key: value for key, value in oracle.items() if key not in ("partial", "new_classes")}
+    science["oracle"] = {key: value for key, value in oracle.items() if key not in LABELING_KEYS}
     return without_added_keys(science)
 
 

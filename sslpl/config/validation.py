@@ -21,6 +21,8 @@ GROUPS = (
     *("dataset", "backbone", "module", "ranking", "ssl", "task_ssl", "query", "budget", "oracle", "training"),
     *("tracker", "runtime", "method"),
 )  # groups of which each needs an option
+# Oracles that ask people: the option of each target.
+PEOPLE = {"sslpl.oracle.FileOracle": "file", "sslpl.oracle.BrowserOracle": "browser"}
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -126,8 +128,8 @@ def check_protocol(config: Config) -> None:
             raise UserError(f"{group}.{ratio}=null: must be a number of at least 1 with {group}.{kind}={chosen}")
         if chosen not in imbalanced and value is not None:
             raise UserError(f"{group}.{ratio}={value}: must be null unless {group}.{kind} is {' or '.join(imbalanced)}")
-    if (config.get("oracle") or {}).get("_target_") == "sslpl.oracle.FileOracle":
-        check_label_files(config)
+    if (oracle := PEOPLE.get(str((config.get("oracle") or {}).get("_target_")))) is not None:
+        check_hidden_labels(config, oracle)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0")
     check_initial_query(config)
@@ -150,8 +152,8 @@ def check_initial_query(config: Config) -> None:
         )
 
 
-def check_label_files(config: Config) -> None:
-    """Checks that nothing requires all labels, which are unknown with an oracle of files."""
+def check_hidden_labels(config: Config, oracle: str) -> None:
+    """Checks that nothing requires all labels, which are unknown if people are the oracle."""
     dataset, budget = config["dataset"], config["budget"]
     allowed = (
         ("dataset", dataset, "imbalance", ("none",)),
@@ -162,11 +164,13 @@ def check_label_files(config: Config) -> None:
         if node.get(key, values[0]) not in values:
             listed = " or ".join(map(str, values))
             raise UserError(
-                f"{group}.{key}={node[key]}: must be {listed} with oracle=file, because it needs all labels"
+                f"{group}.{key}={node[key]}: must be {listed} with oracle={oracle}, because it needs all labels"
             )
     for path, node in target_nodes("query", config["query"]):
         if node.get("oracle_baseline"):
-            raise UserError(f"{path}.oracle_baseline=true: must be false with oracle=file, because it needs all labels")
+            raise UserError(
+                f"{path}.oracle_baseline=true: must be false with oracle={oracle}, because it needs all labels"
+            )
 
 
 def check_head_training(config: Config) -> None:

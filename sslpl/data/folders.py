@@ -99,7 +99,8 @@ def build_dataset(
     ]
     labels = [class_indices(part, listing.classes) for part in (pool, test)]
     fields = (sets[0], labels[0], sets[1], labels[1], listing.classes, *statistics, flip, cutout, padding)
-    return Dataset(*fields, paths=tuple(file.name for file in pool))
+    names, files = tuple(file.name for file in pool), tuple(file.path for file in pool)
+    return Dataset(*fields, paths=names, files=files)
 
 
 def class_indices(files: list[ImageFile], classes: tuple[str, ...]) -> Tensor:

@@ -39,6 +39,7 @@ def apply_variant(dataset: Dataset, variant: PoolVariant, seed: int) -> Dataset:
             train_labels=dataset.train_labels[index],
             true_labels=None if dataset.true_labels is None else dataset.true_labels[index],
             paths=tuple(dataset.paths[i] for i in index.tolist()) if dataset.paths else (),
+            files=tuple(dataset.files[i] for i in index.tolist()) if dataset.files else (),
         )
     if variant.label_noise > 0:
         if classes < 2:

@@ -8,7 +8,15 @@ import torch
 from sslpl.oracle.label_request import LABELS, TABLE, batch_folder, image_names, write_request
 from sslpl.oracle.label_studio import export_rows
 from sslpl.oracle.label_table import LabelRow, read_table, validate_labels
-from sslpl.types import Dataset, InvalidLabels, LabelAnswer, LabelRequest, UserError, WaitingForLabels
+from sslpl.types import (
+    UNLABELED,
+    Dataset,
+    InvalidLabels,
+    LabelAnswer,
+    LabelRequest,
+    UserError,
+    WaitingForLabels,
+)
 
 EXPORT = "label_studio_export.json"
 
@@ -41,9 +49,7 @@ class FileOracle:
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Returns the dataset; if every image is labeled, the pool's labels are removed to rehearse the workflow."""
-        if bool((dataset.train_labels < 0).any()):
-            return dataset
-        return dataset._replace(train_labels=torch.full_like(dataset.train_labels, -1), true_labels=None)
+        return hidden_labels(dataset)
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
         """Returns the labels in the batch's folder; WaitingForLabels if there are none, InvalidLabels on errors."""
@@ -65,3 +71,10 @@ class FileOracle:
         labels, names = validate_labels(rows, file, requested, request.class_names, self.partial, self.new_classes)
         source = str(file.relative_to(request.folder))
         return LabelAnswer(torch.tensor(labels), names, source, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def hidden_labels(dataset: Dataset) -> Dataset:
+    """Returns the dataset for people to label: without the pool's labels if every image is labeled."""
+    if bool((dataset.train_labels < 0).any()):
+        return dataset
+    return dataset._replace(train_labels=torch.full_like(dataset.train_labels, UNLABELED), true_labels=None)

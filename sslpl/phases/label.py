@@ -1,6 +1,7 @@
 """The label phase: queries the oracle, records the labels and chooses the images excluded from the next training."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -10,16 +11,18 @@ from sslpl.learn.inference import predict, predict_shard
 from sslpl.learn.metrics import true_losses
 from sslpl.models.backbone import grow_head
 from sslpl.oracle.label_request import strategy_name
+from sslpl.phases.corrections import correct_labels
 from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup
 from sslpl.state import LabelBatch, Ledger, State, weights_of
 from sslpl.trimming import trim_size, trimmed_positions
-from sslpl.types import LabelRequest, Selection, Step
+from sslpl.types import REJECTED, LabelAnswer, LabelRequest, Selection, Step
 
 
 def label_initial_pool(setup: Setup, state: State) -> Iterator[Step]:
     """Asks the oracle for the labels of the initial pool."""
-    ask_oracle(setup, state, cycle=0)
+    answer = yield from ask_oracle(setup, state, cycle=0)
+    record_answer(setup, state, answer, cycle=0)
     exclude_random(setup, state)
     if setup.needs.previous:  # new classes may have enlarged the head
         state.previous_weights = weights_of(state.backbone)
@@ -28,10 +31,14 @@ def label_initial_pool(setup: Setup, state: State) -> Iterator[Step]:
 
 def label(setup: Setup, state: State) -> Iterator[Step]:
     """Asks the oracle for the labels of the selection, then trims the labeled images for the next joint training."""
+    cycle = state.cycle + 1
+    answer = yield from ask_oracle(setup, state, cycle)
+    if answer.earlier is not None:
+        correct_labels(state, answer.earlier, cycle)
     old_index = state.train_index
-    ask_oracle(setup, state, cycle=state.cycle + 1)
+    record_answer(setup, state, answer, cycle)
     state.excluded = torch.empty(0, dtype=torch.int64)
-    trimmed = setup.schedule(state.module is not None).is_trimmed(state.cycle + 1)
+    trimmed = setup.schedule(state.module is not None).is_trimmed(cycle)
     if trimmed and trim_size(state.num_initial_train) > 0:
         predictions = predict(setup, state.backbone, state.module, setup.dataset.train, state.train_index)
         loss = true_losses(predictions, state.labels()[predictions.index])
@@ -42,12 +49,26 @@ def label(setup: Setup, state: State) -> Iterator[Step]:
     yield Step(len(state.train_index) - len(old_index))
 
 
-def ask_oracle(setup: Setup, state: State, cycle: int) -> None:
-    """Asks the oracle for the labels of the selection and records them; WaitingForLabels if there are none yet."""
+def ask_oracle(setup: Setup, state: State, cycle: int) -> Generator[Step, None, LabelAnswer]:
+    """Asks the oracle for the labels of the selection until it answers; WaitingForLabels if the run should end instead.
+
+    Yields a step whenever people have labeled for a moment, so that the run can be stopped meanwhile.
+    """
+    assert state.selection is not None
+    state.pool.label(state.selection.index)  # raises ValueError for an invalid selection before annotators are asked
+    request = label_request(setup, state, cycle)
+    while True:
+        start = time.perf_counter()
+        answer = on_rank_zero(setup.world, lambda: setup.oracle(request))
+        if answer is not None:
+            return answer
+        yield Step(0, waited=time.perf_counter() - start)
+
+
+def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -> None:
+    """Records the labels of the selection, its rejected images, and new classes, for which the head is enlarged."""
     assert state.selection is not None
     index, score = state.selection
-    state.pool.label(index)  # raises ValueError for an invalid selection before annotators are asked
-    answer = on_rank_zero(setup.world, lambda: setup.oracle(label_request(setup, state, cycle)))
     is_labeled = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):
         state.class_names = answer.class_names
@@ -58,6 +79,7 @@ def ask_oracle(setup: Setup, state: State, cycle: int) -> None:
     if answer.source:
         state.label_batches.append(LabelBatch(cycle, answer.time, answer.source))
     add_labels(setup, state, Selection(index[is_labeled], score[is_labeled]), answer.label[is_labeled], cycle)
+    state.pool = state.pool.reject(index[answer.label == REJECTED].cpu())
     state.selection = None
 
 
@@ -81,8 +103,8 @@ def add_labels(setup: Setup, state: State, selection: Selection, labels: Tensor,
     """Adds labeled images to the pool and the ledger, and holds some out for validation."""
     state.pool = state.pool.label(selection.index)
     validation = shuffled(selection.index, state.pool.size, rng(setup.seed, "validation", cycle))
-    # A partly labeled batch must keep at least one image for training.
-    held_out = min(setup.budget.held_out(len(selection.index)), len(selection.index) - 1)
+    # A partly labeled batch must keep at least one image for training; a wholly rejected one has none.
+    held_out = max(0, min(setup.budget.held_out(len(selection.index)), len(selection.index) - 1))
     state.held_out = torch.cat([state.held_out, validation[:held_out]])
     new = (torch.full_like(selection.index, cycle), selection.index, labels, selection.score)
     state.ledger = Ledger(*(torch.cat(column) for column in zip(state.ledger, new, strict=True)))

@@ -45,6 +45,7 @@ class PhaseCounters:
 
     def __init__(self, name: str = "", total: int = 0, done: int = 0, note: str = "") -> None:
         self.name, self.total, self.done, self.note = name, total, done, note
+        self.done_before = done  # a resume
         self.images, self.epoch, self.started = 0, "", monotonic()
         self._samples = deque([(self.started, done, 0)])  # time, units, images
 
@@ -110,6 +111,19 @@ class Progress:
             # Lines become rarer in a long phase, so that the log of a night stays readable.
             self._next_line = now + min(60.0, max(LINE_SECONDS, (now - phase.started) / 10))
             self.message(f"{self._position()}  {self._speed(now)}")
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves out of the cycle's duration some seconds in which people labeled."""
+        self._cycle_started += seconds
+
+    def seconds_to_next_query(self) -> float | None:
+        """Estimates the seconds until the cycle's query is done; None if it is not known yet."""
+        now, phase = monotonic(), self._phase
+        done = phase.done - phase.done_before
+        left = (phase.total - phase.done) * (now - phase.started) / done if done > 0 and phase.total > 1 else None
+        if not self._finished:
+            return left
+        return max(expected_seconds(self._finished, self._labeled) - (now - self._cycle_started), left or 0.0)
 
     def epoch(self, epoch: int, epochs: int) -> None:
         """Shows the current epoch, counted from 0."""

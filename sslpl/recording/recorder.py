@@ -23,7 +23,7 @@ from sslpl.schedule import FINISHED, RESUMABLE_PHASES
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
-from sslpl.types import RunInfo, Step, Tracker
+from sslpl.types import RunInfo, RunProgress, Step, Tracker
 
 # The end of a phase is saved once this many times the seconds of a checkpoint have passed: at most 2% of the time.
 CHECKPOINT_COST_FACTOR = 50
@@ -41,9 +41,11 @@ class Recorder:
         self.plotted_at, self.plot_seconds = -math.inf, 0.0
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
+        self.state: State | None = None  # of the current phase
 
     def on_phase_start(self, setup: Setup, state: State) -> None:
         """Shows that a phase starts or is resumed."""
+        self.state = state
         owner = {"process": os.getpid(), "host": socket.gethostname()}
         write_status(self.run.folder, "running", cycle=state.cycle, phase=state.phase, **owner)
         if self.shown != (state.cycle, len(state.pool.labeled)):
@@ -59,7 +61,10 @@ class Recorder:
 
     def on_step(self, state: State, step: Step) -> None:
         """Shows a step and tracks its metrics; saves if the checkpoint interval has passed or a signal came."""
-        self.progress.advance(1, step.images)
+        if step.waited:
+            self.progress.exclude(step.waited)
+        else:
+            self.progress.advance(1, step.images)
         if step.metrics is not None:
             schedule = self.setup.schedule(state.module is not None)
             epochs = schedule.epochs(state.phase)
@@ -86,7 +91,11 @@ class Recorder:
                 self.progress.cycle_done(state.history[-1])
             if state.label_batches and state.label_batches[-1].cycle == state.cycle:
                 count = int((state.ledger.cycle == state.cycle).sum())
-                self.progress.message(f"labels of {count:,} images received from {state.label_batches[-1].source}")
+                rejected = len(state.pool.rejected)
+                note = f"; {rejected:,} of no class so far" if rejected else ""
+                self.progress.message(
+                    f"labels of {count:,} images received from {state.label_batches[-1].source}{note}"
+                )
         if stop and state.phase != FINISHED:
             raise Interrupted(stop)
 
@@ -96,6 +105,16 @@ class Recorder:
         self.file(state)
         if state.phase == "label":
             write_whole(self.run.folder / "metrics.csv", run_tables.metrics_csv([*state.history, cycle_row(state)]))
+
+    def run_progress(self) -> RunProgress:
+        """Returns how far the run is; another thread may call it at any time."""
+        state, cycles = self.state, self.setup.budget.cycles
+        if state is None:
+            return RunProgress("start", 0, cycles, 0, None, ())
+        rows = [row for row in [*state.history, state.row] if row.get("test_accuracy") is not None]
+        curve = tuple((int(row["labeled"] or 0), float(row["test_accuracy"] or 0.0)) for row in rows)
+        left = self.progress.seconds_to_next_query()
+        return RunProgress(state.phase, state.cycle, cycles, len(state.pool.labeled), left, curve)
 
     def signals(self, world: World = SINGLE_PROCESS) -> AbstractContextManager[None]:
         """Returns a context that stops the run on a signal (see `sslpl.recording.signals.listen_for_signals`)."""
@@ -109,6 +128,9 @@ class Recorder:
             names = image_names(self.setup.dataset, state.ledger.index)
             write_whole(folder / "labeling" / "ledger.csv", run_tables.labels_csv(state, names))
             write_whole(folder / "labeling" / "classes.csv", run_tables.classes_csv(state.class_names))
+            if len(state.pool.rejected):
+                rejected = image_names(self.setup.dataset, state.pool.rejected)
+                write_whole(folder / "labeling" / "rejected.csv", run_tables.rejected_csv(rejected))
         if not state.history:
             return
         write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))

@@ -53,6 +53,11 @@ def labels_csv(state: "State", paths: Sequence[str]) -> str:
     return csv_text(("cycle", "path", "class", "label", "time", "source"), rows)
 
 
+def rejected_csv(paths: Sequence[str]) -> str:
+    """Returns rejected.csv: a row per image that people found to be of no class."""
+    return csv_text(("path",), ([path] for path in paths))
+
+
 def classes_csv(class_names: Sequence[str]) -> str:
     """Returns classes.csv: a row per class in the order of the logits, in which new classes come last."""
     return csv_text(("label", "class"), enumerate(class_names))

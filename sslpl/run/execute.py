@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     run = run_info(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
-    with Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name) as progress:
+    progress = Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name)
+    with progress, ExitStack() as stack:
         setup = setup._replace(announce=progress.message)
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
+        stack.enter_context(serving(setup, recorder))
         try:
             with recorder.signals(setup.world):
                 open_folder(run)
@@ -68,6 +70,17 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
     summary = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
     tracker.finish(0, summary, [run.folder / "queries.csv"])
     return Outcome("resumed" if resumed else "finished", area)
+
+
+def serving(setup: Setup, recorder: Recorder) -> AbstractContextManager[None]:
+    """Returns the context in which people label while the run waits; an empty one for other oracles."""
+    serve = getattr(setup.oracle, "serve", None)
+    if serve is None:
+        return nullcontext()
+    context: AbstractContextManager[None] = serve(
+        setup.image_dataset, setup.folder, setup.announce, recorder.run_progress
+    )
+    return context
 
 
 def follow(plan: Plan, setup: Setup) -> Outcome:

@@ -1,0 +1,194 @@
+"""The web server of the labeling page: Starlette on uvicorn, in a thread of the run's process."""
+
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from http.cookies import SimpleCookie
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sslpl.oracle.labeling import Labeling, Record, Submission
+from sslpl.oracle.page_pictures import small_picture, whole_picture
+
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+MAX_BODY = 2**20  # bytes of a request
+COOKIE = "sslpl_token"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Callable[[], Awaitable[Any]], Send], Awaitable[None]]
+
+
+def labeling_app(
+    labeling: Labeling, picture: Callable[[int], Path], status: Callable[[], Record], token: str, hosts: set[str] | None
+) -> App:
+    """Returns the web application of the page, which answers nothing without the token.
+
+    `picture` returns the file of an image that was asked for, `status` what the page shows of the run. `hosts` are the
+    names by which a browser may address the server (against DNS rebinding), None allows any.
+    """
+
+    def static(request: Request) -> Response:
+        name, media_type = PAGE[request.url.path]
+        response = Response((Path(__file__).parent / name).read_bytes(), media_type=media_type)
+        response.headers["Cache-Control"] = "no-cache"
+        if request.url.path == "/":
+            response.set_cookie(cookie_name(request), token, httponly=True, samesite="strict", max_age=30 * 86400)
+        return response
+
+    def shown(submission: Submission) -> Record:
+        """Returns what every answer to a page contains; the queue first, because taking images renews the leases."""
+        queue = labeling.take(submission)
+        return {"queue": queue, "overview": labeling.overview(), "run": status()}
+
+    def state(submission: Submission) -> Record:
+        results = labeling.submit(submission) if submission.items else []
+        return {"results": results, **shown(submission)}
+
+    async def answers(request: Request) -> Response:
+        from starlette.concurrency import run_in_threadpool
+
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            return problem(415, "must be JSON")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                return problem(413, "is too long")
+        try:
+            submission = Submission.model_validate_json(bytes(body))
+        except ValidationError as error:
+            first = error.errors()[0]
+            return problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        try:
+            return JSONResponse(await run_in_threadpool(state, submission))
+        except OSError as error:
+            return problem(507, f"the answer could not be saved ({error.strerror or error}); it is sent again")
+
+    def leave(request: Request) -> Response:
+        labeling.leave(request.query_params.get("tab", ""))
+        return Response(status_code=204)
+
+    def review(request: Request) -> Response:
+        return JSONResponse(labeling.review(request.query_params.get("person", "")))
+
+    def image(request: Request) -> Response:
+        index = int(request.path_params["index"])
+        if not labeling.is_asked(index):
+            return problem(404, "was not asked for")
+        try:
+            is_small = request.url.path.startswith("/small/")
+            path = picture(index)
+            content, media_type = (small_picture(path), "image/jpeg") if is_small else whole_picture(path)
+        except Exception as error:  # Pillow raises anything for a damaged file
+            return problem(404, f"cannot be read ({type(error).__name__})")
+        return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+    routes = [Route(path, static) for path in PAGE]
+    routes += [Route(path, image) for path in ("/image/{index:int}", "/small/{index:int}")]
+    routes += [
+        Route("/api/answers", answers, methods=["POST"]),
+        Route("/api/leave", leave, methods=["POST"]),
+        Route("/api/review", review),
+    ]
+    return guarded(Starlette(routes=routes), token, hosts)
+
+
+def problem(code: int, line: str) -> Response:
+    """Returns an error in one line."""
+    return JSONResponse({"error": line}, status_code=code)
+
+
+def cookie_name(request: Request) -> str:
+    """Returns the name of the cookie, with the port: browsers send cookies to all ports of a host."""
+    return f"{COOKIE}_{request.url.port or 80}"
+
+
+def guarded(app: App, token: str, hosts: set[str] | None) -> App:
+    """Wraps an application: requests without the token, from other pages or to other hosts are refused."""
+
+    async def guard(scope: Scope, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(key.lower().encode(), value.encode()) for key, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        request = Request(scope)
+        reason = refusal(request, token, hosts)
+        response: Any = app if reason is None else Response(reason + "\n", 403, media_type="text/plain")
+        await response(scope, receive, send_with_headers)
+
+    return guard
+
+
+def refusal(request: Request, token: str, hosts: set[str] | None) -> str | None:
+    """Returns why a request is refused; None if it is allowed."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if hosts is not None and urlsplit(f"//{host}").hostname not in hosts:
+        return "sslpl: not the address of this page"
+    if origin is not None and urlsplit(origin).netloc != host:
+        return "sslpl: not from another page"
+    given = SimpleCookie()
+    for line in request.headers.getlist("cookie"):
+        given.load(line)
+    tokens = [morsel.value for name, morsel in given.items() if name == cookie_name(request)]
+    if request.url.path == "/":
+        tokens += parse_qs(request.url.query).get("token", [])
+    if not any(secrets.compare_digest(each.encode(), token.encode()) for each in tokens):
+        return "sslpl: open the link that the run has printed"
+    return None
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens at an address; OSError if it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def running(app: App, listener: socket.socket) -> Iterator[None]:
+    """Serves an application in a thread while the context is open."""
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]}, name="labeling-page", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        listener.close()
