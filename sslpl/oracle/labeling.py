@@ -44,6 +44,7 @@ class Submission(BaseModel):
     items: Annotated[list[Item], Field(max_length=200)] = []
     want: Annotated[int, Field(ge=0, le=100)] = 8
     grid: bool = False  # images with the same guess
+    showing: int = -1  # the image that the page goes on to show
 
 
 class Batch(NamedTuple):
@@ -142,7 +143,7 @@ class Labeling:
             if self._is_closed:
                 return []
             free = [index for index in self._open if self._leases.get(index, submission.tab) == submission.tab]
-            free.sort(key=lambda index: (self._is_skipped(index), index not in self._leases, self._open[index]))
+            free.sort(key=lambda index: (self._skipped_at(index), index != submission.showing, self._open[index]))
             chosen = (same_guess(free, self._guess) if submission.grid else free)[: submission.want]
             self._leases = {index: tab for index, tab in self._leases.items() if tab != submission.tab}
             self._leases |= dict.fromkeys(chosen, submission.tab)
@@ -280,6 +281,11 @@ class Labeling:
     def _is_skipped(self, index: int) -> bool:
         answer = self.log.current(self.names[index])
         return self._batch is not None and answer is not None and answer[3:5] == ("skip", self._batch.cycle)
+
+    def _skipped_at(self, index: int) -> str:
+        """Returns when an image of the batch was skipped; empty if it was not."""
+        answer = self.log.current(self.names[index])
+        return answer.time if answer is not None and self._is_skipped(index) else ""
 
     def _update_open(self, index: int) -> None:
         if self._is_closed or index not in self._places:

@@ -63,7 +63,9 @@ function forget(ids) {
 
 async function send(items = [], sender = person()) {
   const want = page.view === "grid" ? GRID : AHEAD;
-  const body = JSON.stringify({ tab, person: sender, items, want, grid: page.view === "grid" });
+  const answered = items.some((item) => item.index === page.shown?.index);
+  const showing = page.shown && !page.revisited && !answered ? page.shown.index : -1;
+  const body = JSON.stringify({ tab, person: sender, items, want, grid: page.view === "grid", showing });
   const options = { method: "POST", headers: { "Content-Type": "application/json" }, body, signal: AbortSignal.timeout(8000) };
   const response = await fetch("api/answers", options);
   const data = response.headers.get("content-type")?.includes("json") ? await response.json() : { error: await response.text() };
@@ -268,6 +270,7 @@ function drawCurve(curve) {
   curveDrawn = JSON.stringify(curve);
   const svg = $("curve"), box = { left: 34, right: 290, top: 10, bottom: 90 };
   $("curve-figure").hidden = !curve.length;
+  if (!curve.length) return;
   const labels = curve.map(([n]) => n), accuracies = curve.map(([, a]) => a);
   const [n0, n1] = [Math.min(...labels), Math.max(...labels)], [a0, a1] = [Math.min(...accuracies), Math.max(...accuracies)];
   const x = (n) => (n1 > n0 ? box.left + ((n - n0) / (n1 - n0)) * (box.right - box.left) : (box.left + box.right) / 2);
@@ -538,7 +541,7 @@ function start() {
     "to-single": () => setView("single"), "to-grid": () => setView("grid"), "to-review": () => setView("review"),
     "guess-toggle": toggleGuesses, undo, skip: () => answer("skip"), reject: () => answer("reject"), add: addClass,
     guess: () => answer("label", page.shown.guess), confirm: confirmGrid, finish: () => submit([item("finish", null)]),
-    "help-open": () => $("help").showModal(), people: askName,
+    "help-open": () => $("help").showModal(), rename: askName,
     theme: () => { const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark"; store(localStorage, "sslpl-theme", theme); setTheme(theme); },
   };
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
