@@ -37,6 +37,10 @@ def main() -> None:
         assert '"finished"' in status.read_text()
         assert "finished already" in call(sslpl, *TINY, cwd=empty)
         assert [path.name for path in empty.iterdir()] == ["outputs"]
+        page = (
+            "import pathlib, sslpl; print(*(p.name for p in pathlib.Path(sslpl.__file__).parent.glob('oracle/page.*')))"
+        )
+        assert set(call(python, "-c", page, cwd=empty).split()) == {"page.html", "page.css", "page.js"}
         assert "badge" in call(python, "-m", "sslpl.select", "--list", cwd=empty)
         assert "sslpm" in call(python, "-m", "sslpl.report", "outputs", "--output", "report", cwd=empty)
         assert "Test accuracy" in (empty / "report/index.html").read_text()

@@ -13,6 +13,7 @@ from labeling_page import PageClient, item, label_until_end, wait_for_link
 from PIL import Image
 from test_oracle import FILES, QUICK, read, truth
 
+from sslpl.config.identity import scientific_config
 from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
 from sslpl.oracle.browser import BrowserOracle, label_answer, read_token
 from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling, Submission
@@ -369,3 +370,8 @@ def test_a_resumed_run_keeps_its_link(tmp_path: Path) -> None:
     (tmp_path / "link.txt").write_text("http://127.0.0.1:8765/?token=abc-123_X\n")
     assert read_token(tmp_path / "link.txt") == "abc-123_X"
     assert len({read_token(tmp_path / "none") for _ in range(2)}) == 2
+
+
+def test_how_people_label_is_not_part_of_the_id() -> None:
+    oracle = {"_target_": "sslpl.oracle.BrowserOracle", "port": 1, "host": "::1", "share": True, "guesses": False}
+    assert scientific_config({"dataset": {}, "oracle": oracle})["oracle"] == {"_target_": "sslpl.oracle.BrowserOracle"}

@@ -230,6 +230,7 @@ def test_a_sweep_goes_on_while_runs_wait(sslpl: Command) -> None:
         (["oracle=file", "budget.initial_pool=balanced"], "initial_pool=balanced: must be random or query with"),
         (["oracle=file", "method=random", "query=class_balanced_random", "query.oracle_baseline=true"],
          "query.oracle_baseline=true: must be false with oracle=file"),
+        (["oracle=browser", "dataset.label_noise=0.1"], "dataset.label_noise=0.1: must be 0.0 with oracle=browser"),
         (["oracle=fil"], "oracle=fil: no such option; did you mean file?"),
         (["oracle=file", "oracle.partial=3"], "oracle.partial=3: must be a valid boolean"),
     ],
