@@ -5,6 +5,7 @@ started again; the page goes on by itself. In the end the log has every answer o
 Then large photographs are labeled, and the time from a key to the next image is measured on loopback.
 """
 
+import io
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEYS = dict(zip(sorted(DIGITS), "123456789a", strict=True))
-KILLS, BATCHES, PER_CYCLE, PHOTOS, LIMIT_MS = 5, 3, 20, 200, 100.0
+KILLS, BATCHES, PER_CYCLE, PHOTOS, DISTINCT, LIMIT_MS = 5, 3, 20, 200, 20, 100.0
 SHOWN = (
     "!document.getElementById('single').hidden && document.querySelector('#stage img')?.complete"
     " && !page.busy && document.getElementById('path').textContent"
@@ -90,13 +91,17 @@ def write_photos(folder: Path) -> None:
     """Writes photographs of 2,000 x 1,500 pixels: noise over waves, which JPEG compresses as little as a real one."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:1500, :2000]
-    noise = rng.integers(0, 40, (1500, 2000, 3))
+    noise, files = rng.integers(0, 40, (1500, 2000, 3)), list[bytes]()
     for n in range(PHOTOS + 12):
         part = "unlabeled" if n < PHOTOS else f"test/{'ab'[n % 2]}" if n < PHOTOS + 8 else f"train/{'ab'[n % 2]}"
         below = folder / "photos" / part
         below.mkdir(parents=True, exist_ok=True)
-        waves = 100 + 80 * np.sin(x / (20 + n) + y / 50)[..., None]
-        Image.fromarray((waves + noise).astype(np.uint8)).save(below / f"photo{n:04}.jpg", quality=85)
+        if n < DISTINCT:
+            waves = 100 + 80 * np.sin(x / (20 + n) + y / 50)[..., None]
+            buffer = io.BytesIO()
+            Image.fromarray((waves + noise).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+            files.append(buffer.getvalue())
+        (below / f"photo{n:04}.jpg").write_bytes(files[n % DISTINCT])
 
 
 def enter(page: Page, link: str) -> None:
@@ -185,7 +190,7 @@ def check_speed(browser: str) -> None:
         folder = Path(name)
         write_photos(folder)
         size = ("dataset.root=photos", "dataset.resize=16", "dataset.size=16", "method=random")
-        budget = (f"budget.per_cycle={PHOTOS}", "budget.cycles=2", "training.epochs=1")
+        budget = (f"budget.per_cycle={PHOTOS}", "budget.cycles=2", "budget.candidates=1.0", "training.epochs=1")
         run = Run(folder, *size, *budget, "oracle.port=0")
         try:
             enter(page, wait_for_link(folder, 180))

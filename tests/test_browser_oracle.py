@@ -16,9 +16,10 @@ from test_oracle import FILES, QUICK, read, truth
 from sslpl.config.identity import scientific_config
 from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
 from sslpl.oracle.browser import BrowserOracle, label_answer, read_token
-from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling, Submission
+from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling
 from sslpl.oracle.labeling_server import bound_socket, labeling_app, running
 from sslpl.oracle.page_pictures import jpeg, small_picture, whole_picture
+from sslpl.oracle.submissions import Submission
 from sslpl.phases.corrections import correct_labels
 from sslpl.pool import LabelPool
 from sslpl.recording import recorder
@@ -188,6 +189,10 @@ def test_an_answer_after_the_batch_corrects_it(labeling: Labeling) -> None:
     assert not give(labeling, item("undo", record))[0]["ok"]
     (changed,) = give(labeling, item("label", record, label=CLASSES[1]))
     assert changed["image"]["answer"]["label"] == CLASSES[1]
+    labeling.open_batch(Batch(1, (6, 7), (None, None), CLASSES))
+    give(labeling, item("label", changed["image"], label="cat"), item("label", labeling.take(page())[0], label="cat"))
+    assert [labeling.cycle_of(index) for index in (record["index"], 6, 7)] == [0, 1, 1]
+    assert labeling.overview()["people"] == {"ada": 1}
 
 
 def test_a_second_look_begins_with_unsure_answers(tmp_path: Path, clock: Clock) -> None:

@@ -6,45 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
 from threading import Condition
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import BaseModel, Field
+from typing import Any, NamedTuple
 
 from sslpl.oracle.answer_log import Answer, AnswerLog
 from sslpl.oracle.label_table import differs_by_case
+from sslpl.oracle.submissions import Item, Submission
 
 LEASE_SECONDS = 45.0  # after which the images of a page that was not heard of go to others
 RECENT = 200  # answers over which the time per label is measured
 MAX_REVIEWED = 60  # images that are offered for a second look
 ANSWERED = ("label", "reject")
 Record = dict[str, Any]
-Id = Annotated[str, Field(pattern=r"^[\w-]{8,64}$")]
-Person = Annotated[str, Field(min_length=1, max_length=60, pattern=r"\S")]
-
-
-class Item(BaseModel):
-    """An answer as the page sends it."""
-
-    id: Id
-    action: Literal["label", "reject", "skip", "undo", "class", "finish"]
-    index: int = -1  # position of the image in the pool
-    label: Annotated[str, Field(max_length=200)] = ""
-    unsure: bool = False
-    note: Annotated[str, Field(max_length=2000)] = ""
-    seconds: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    guess_shown: bool = False
-    replaces: Annotated[str, Field(max_length=64)] = ""
-
-
-class Submission(BaseModel):
-    """What a page sends at once: answers, and how many images it wants to hold."""
-
-    tab: Id
-    person: Person
-    items: Annotated[list[Item], Field(max_length=200)] = []
-    want: Annotated[int, Field(ge=0, le=100)] = 8
-    grid: bool = False  # images with the same guess
-    showing: int = -1  # the image that the page goes on to show
 
 
 class Batch(NamedTuple):
@@ -197,10 +169,7 @@ class Labeling:
     def cycle_of(self, index: int) -> int:
         """Returns the cycle in whose batch an image was asked for."""
         with self._changed:
-            answer = self.log.current(self.names[index])
-            if self._batch is not None and index in self._places:
-                return self._batch.cycle
-            return 0 if answer is None else answer.cycle
+            return self._cycle_of(index)
 
     def pages_seen(self, since: float) -> tuple[int, int]:
         """Returns how many pages are open, and how many of them were heard of since a time of the clock."""
@@ -212,9 +181,8 @@ class Labeling:
 
     def _checked(self, item: Item, person: str) -> Answer:
         """Returns an answer as a line of the log; Refusal if it does not count."""
-        cycle = 0 if self._batch is None else self._batch.cycle
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        start = (item.id, now, person.strip(), item.action, cycle)
+        start = (item.id, now, person.strip(), item.action, self._cycle_of(item.index))
         if item.action == "class":
             return Answer(*start, label=self._new_class(item.label))
         if item.action == "finish":
@@ -247,6 +215,13 @@ class Labeling:
             guess_shown=item.guess_shown and guess != "",
             replaces=item.replaces,
         )
+
+    def _cycle_of(self, index: int) -> int:
+        """Returns the cycle in whose batch an image was asked for; that of the current batch without an answer."""
+        answer = self.log.current(self.names[index]) if 0 <= index < len(self.names) else None
+        if answer is not None and index not in self._places:
+            return answer.cycle
+        return 0 if self._batch is None else self._batch.cycle
 
     def _new_class(self, name: str) -> str:
         name = name.strip()

@@ -13,12 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sslpl.oracle.labeling import Labeling, Record, Submission
+from sslpl.oracle.labeling import Labeling, Record
 from sslpl.oracle.page_pictures import small_picture, whole_picture
+from sslpl.oracle.submissions import Submission
 
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -66,8 +68,6 @@ def labeling_app(
         return {"results": results, **shown(submission)}
 
     async def answers(request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-
         if not request.headers.get("content-type", "").startswith("application/json"):
             return problem(415, "must be JSON")
         body = bytearray()
