@@ -34,7 +34,7 @@ OVER = "Boolean(page.run?.end)"
 # Measured in the page: from the key to the frame in which the next image, decoded, is shown.
 MEASURE = """new Promise((resolve) => {
   const before = document.getElementById('path').textContent, start = performance.now();
-  document.dispatchEvent(new KeyboardEvent('keydown', { key: '1', bubbles: true }));
+  document.body.dispatchEvent(new KeyboardEvent('keydown', { key: '1', bubbles: true }));
   const look = () => {
     const image = document.querySelector('#stage img'), changed = document.getElementById('path').textContent !== before;
     if (changed && image?.complete && !page.busy) image.decode().then(() => requestAnimationFrame(() => resolve(performance.now() - start)));

@@ -328,7 +328,8 @@ function matches() { // classes that begin with the searched text first
 function drawStrip() {
   if (!page.shown) return;
   const before = page.given.filter((record) => record.index !== page.shown.index).slice(-STRIP);
-  const after = page.queue.filter((record) => record.index !== page.shown.index).slice(0, STRIP);
+  const passed = new Set([page.shown, ...before].map((record) => record.index));
+  const after = page.queue.filter((record) => !passed.has(record.index)).slice(0, STRIP);
   const cards = [...before, page.shown, ...after].map((record) => {
     const answer = before.includes(record) || (record === page.shown && page.revisited) ? record.answer : null;
     const button = element("button", { type: "button" }, picture("small", record), element("span", { textContent: answer ? answerText(answer) : "" }));
