@@ -1,6 +1,5 @@
 """Records a run as it advances: checkpoints, tables, tracked metrics and progress."""
 
-import math
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from sslpl.types import RunInfo, Step, Tracker
 CHECKPOINT_COST_FACTOR = 50
 # The learning curve is drawn again once this many times the seconds of a drawing have passed, and at the end.
 PLOT_COST_FACTOR = 20
+FIRST_PLOT_SECONDS = 1.0  # what the first drawing may cost, with the import of Matplotlib
 
 
 class Recorder:
@@ -38,7 +38,7 @@ class Recorder:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_interval = 60 * minutes
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
-        self.plotted_at, self.plot_seconds = -math.inf, 0.0
+        self.plotted_at, self.plot_seconds = time.monotonic(), FIRST_PLOT_SECONDS
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
 
