@@ -16,7 +16,7 @@ from sslpl.models.embedding_head import EmbeddingProbe
 from sslpl.oracle.oracles import SimulatedOracle
 from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
-from sslpl.ssl.backbone_loss import TaskSSL
+from sslpl.ssl.task_method import TaskMethod
 from sslpl.training import Training
 from sslpl.types import Dataset, Oracle, QueryStrategy
 
@@ -46,7 +46,7 @@ class Setup(NamedTuple):
     device: torch.device
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
-    task_ssl: TaskSSL | None = None  # semi-supervised training of the backbone
+    task_ssl: TaskMethod | None = None  # semi-supervised training of the backbone
     capture_steps: bool = False  # capture joint training steps as CUDA graphs, without a task method
     oracle: Oracle = SimulatedOracle()
     folder: Path = Path()  # of the run, where an oracle writes its requests

@@ -87,6 +87,11 @@ class State:
         return without(self.pool.labeled, self.held_out)
 
     @property
+    def joint_train_index(self) -> Tensor:
+        """Positions of the labeled images for the joint training: neither excluded nor held out."""
+        return without(self.train_index, self.excluded)
+
+    @property
     def num_initial_train(self) -> int:
         """The number of initial labels that are not held out."""
         return len(without(self.ledger.index[self.ledger.cycle == 0], self.held_out))

@@ -11,7 +11,6 @@ from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
 from sslpl.learn.divergence import check_losses
-from sslpl.learn.joint_step import joint_train_index
 from sslpl.loop import cycle_row
 from sslpl.oracle.label_request import image_names
 from sslpl.recording import checkpoint, run_tables
@@ -149,4 +148,4 @@ class Recorder:
 
 def images_per_epoch(state: State) -> int:
     """Returns the number of labeled images in an epoch of the current phase."""
-    return len(joint_train_index(state) if state.phase == "train" else state.train_index)
+    return len(state.joint_train_index if state.phase == "train" else state.train_index)
