@@ -35,7 +35,7 @@ class Setup(NamedTuple):
     """The fixed components of a run."""
 
     dataset: Dataset
-    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # new networks for a cycle, on the device
+    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # new networks for a cycle (and member), on the device
     augmentation: Augmentation
     ranking: RankingLoss
     ssl: SSLMethod | None
@@ -93,7 +93,7 @@ class Setup(NamedTuple):
 
     def schedule(self, has_module: bool) -> Schedule:
         """Returns the schedule of the run, with or without a loss prediction module."""
-        return Schedule(self.budget.cycles, self.training, has_module)
+        return Schedule(self.budget.cycles, self.training, has_module, self.needs.members)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Returns the autocast context for forward passes."""

@@ -20,6 +20,7 @@ from sslpl.learn.unlabeled_batches import (
     frozen_statistics,
     unlabeled_sums,
 )
+from sslpl.models.embedding_head import embedding_width
 from sslpl.seeds import seeded_draws
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -119,7 +120,7 @@ def joint_loss(
 def forward_views(setup: Setup, state: State, network: Network, views: Tensor) -> Features:
     """Returns the features of views, of which this process may have none."""
     if can_skip_forward(state.backbone, views):
-        width: int = state.backbone.channels[-1]  # type: ignore[index, assignment]
+        width = embedding_width(state.backbone, setup.dataset.train.shape)
         return Features(views.new_zeros(0, len(setup.dataset.class_names)), (), views.new_zeros(0, width))
     with setup.autocast():
         return network(views)

@@ -14,6 +14,7 @@ from sslpl.data.images import to_device
 from sslpl.distributed.batch_norm import can_skip_forward
 from sslpl.distributed.collectives import all_gather, all_gather_with_gradient
 from sslpl.distributed.world import World
+from sslpl.models.embedding_head import embedding_width
 from sslpl.seeds import build_seeded, rng, shuffled
 from sslpl.setup import Setup
 from sslpl.ssl.rules import pseudo_label_counts
@@ -163,7 +164,7 @@ def task_data(setup: Setup, state: State) -> TaskData:
     classes, labels, unlabeled = len(setup.dataset.class_names), state.labels(), len(state.pool.unlabeled)
     train_index = state.joint_train_index.sort().values
     frequency = labels[state.train_index].bincount(minlength=classes) / len(state.train_index)
-    width: int = state.backbone.channels[-1]  # type: ignore[index, assignment]
+    width = embedding_width(state.backbone, setup.dataset.train.shape)
     batch_sizes = min(setup.training.batch_size, len(train_index)), task_batch_size(setup, unlabeled)
     return TaskData(labels[train_index], frequency, unlabeled, width, *batch_sizes)
 

@@ -18,7 +18,7 @@ from sslpl.recording.plots import learning_curve
 from sslpl.recording.progress import Progress
 from sslpl.recording.signals import Interrupted, listen_for_signals
 from sslpl.recording.status import write_status
-from sslpl.schedule import FINISHED, RESUMABLE_PHASES
+from sslpl.schedule import FINISHED, RESUMABLE_PHASES, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
@@ -148,4 +148,4 @@ class Recorder:
 
 def images_per_epoch(state: State) -> int:
     """Returns the number of labeled images in an epoch of the current phase."""
-    return len(state.joint_train_index if state.phase == "train" else state.train_index)
+    return len(state.joint_train_index if state.phase in TRAINING_PHASES else state.train_index)
