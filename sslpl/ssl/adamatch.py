@@ -15,8 +15,8 @@ from sslpl.types import PositiveOrZero, PseudoLabel, ShareBelowOne
 class AdaMatch(TaskMethod):
     """FixMatch with a threshold relative to the confidence on labeled images, and aligned pseudo-labels.
 
-    Pseudo-labels are aligned to the predictions of the labeled images, as the values are USB's for CIFAR. Like USB it
-    has no random interpolation of the labeled logits, which the paper adds against a shift between two domains.
+    They are aligned to the predictions for labeled images. The values are USB's for CIFAR; as there, the paper's random
+    interpolation of logits and its warm-up are left out.
     """
 
     threshold: PositiveOrZero = 0.95  # of a pseudo-label's confidence over the labeled images' mean confidence
