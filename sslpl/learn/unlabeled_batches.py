@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -81,13 +81,9 @@ class TaskTraining(NamedTuple):
             views.insert(0, gather_outputs(self.world, self.teacher_outputs(batch, outputs), size))
         found = TaskOutputs(tuple(views), batch.positions, batch.step, batch.steps, rng=batch.rng)
         if criterion.reads_labeled:
-            whole = [gather_labeled(self.world, part, labeled.size) for part in (*own_labeled, *labeled[1:3])]
-            found = found._replace(labeled=LabeledOutputs(Outputs(*whole[:2]), *whole[2:]))
+            found = found._replace(labeled=self.labeled_outputs(labeled, own_labeled))
         if criterion.reads_images:
-            lengths = self.world.shard_sizes(size)
-            unlabeled = (all_gather(self.world, view, lengths) for view in batch.views)
-            images = (gather_labeled(self.world, labeled.views, labeled.size), *unlabeled)
-            found = found._replace(images=images, forward=partial(self.forward, network))
+            found = found._replace(images=self.images(labeled, batch), forward=partial(self.forward, network))
         with torch.autocast(outputs.logits.device.type, enabled=False):
             loss: TaskLoss = criterion(found)
         return loss
@@ -103,6 +99,18 @@ class TaskTraining(NamedTuple):
         with torch.no_grad(), frozen_statistics(self.average, len(batch.positions) == 1):
             skipped = can_skip_forward(self.average, views)
             return Outputs(outputs.logits[:0] if skipped else self.average(views).logits.float())
+
+    def labeled_outputs(self, labeled: LabeledBatch, own: Outputs) -> LabeledOutputs:
+        """Returns the outputs for the labeled batch of all processes, without gradient."""
+        gather = partial(gather_labeled, self.world, labeled.size)
+        outputs = Outputs(*(part if part is None else gather(part.detach()) for part in own))  # type: ignore[arg-type]
+        return LabeledOutputs(outputs, gather(labeled.labels), gather(labeled.index))
+
+    def images(self, labeled: LabeledBatch, batch: UnlabeledBatch) -> tuple[Tensor, ...]:
+        """Returns the labeled views and each view of the unlabeled images, of all processes."""
+        lengths = self.world.shard_sizes(len(batch.positions))
+        unlabeled = (all_gather(self.world, view, lengths) for view in batch.views)
+        return (gather_labeled(self.world, labeled.size, labeled.views), *unlabeled)
 
     def forward(self, network: Network, images: Tensor) -> Outputs:
         """Returns the outputs for images of all processes, of which this one forwards its shard."""
@@ -125,12 +133,12 @@ def gather_outputs(world: World, outputs: Outputs, size: int) -> Outputs:
     return Outputs(logits, projected)
 
 
-def gather_labeled(world: World, part: Tensor | None, size: int) -> Any:
-    """Returns the values for all images of a labeled batch, in its order, without gradient; None for None."""
-    if part is None or world.size == 1:
-        return part if part is None else part.detach()
+def gather_labeled(world: World, size: int, part: Tensor) -> Tensor:
+    """Returns the values for all `size` images of a labeled batch, in its order."""
+    if world.size == 1:
+        return part
     shards = [world._replace(rank=rank).paired_shard(size) for rank in range(world.size)]
-    whole = all_gather(world, part.detach(), [len(shard) for shard in shards])
+    whole = all_gather(world, part, [len(shard) for shard in shards])
     return whole[to_device(torch.cat(shards).argsort(), whole.device)]
 
 

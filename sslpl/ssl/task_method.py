@@ -40,7 +40,7 @@ class LabeledOutputs(NamedTuple):
 class TaskOutputs(NamedTuple):
     """What the loss of a step is computed from."""
 
-    views: tuple[Outputs, ...]  # of the unlabeled images; the first, the weak view, without gradient
+    views: tuple[Outputs, ...]  # of the unlabeled images; pseudo-labels from the first take no gradient
     index: Tensor  # type: ignore[assignment]  # [U], positions of the images among the unlabeled ones
     step: int = 0  # of the joint training, from 0
     steps: int = 1
