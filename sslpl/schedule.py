@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from sslpl.training import Training
 
-RESUMABLE_PHASES = ("train", "finetune")  # phases with epochs, which can be saved and resumed after any step
+RESUMABLE_PHASES = ("train", "ensemble", "finetune")  # phases with epochs, which can be saved after any step
+TRAINING_PHASES = ("train", "ensemble")  # which train backbones
 FINISHED = "finished"
 
 
@@ -14,6 +15,7 @@ class Schedule(NamedTuple):
     cycles: int
     training: Training
     has_module: bool
+    members: int = 0  # separately trained networks that the query needs; 0: the backbone alone
 
     def is_last(self, cycle: int) -> bool:
         """True for the last cycle, which queries nothing."""
@@ -24,14 +26,19 @@ class Schedule(NamedTuple):
         enabled = self.has_module and self.training.finetune_epochs > 0
         return enabled and (not self.is_last(cycle) or self.training.finetune_last)
 
+    def has_ensemble(self, cycle: int) -> bool:
+        """True if the cycle trains an ensemble, for its query."""
+        return self.members > 1 and not self.is_last(cycle)
+
     def is_trimmed(self, cycle: int) -> bool:
         """True if the joint training of a cycle excludes images: not in the last cycle, unless it is also the first."""
         return self.training.trim and (cycle == 0 or not self.is_last(cycle))
 
     def phases(self, cycle: int) -> tuple[str, ...]:
         """Returns the phases of a cycle in order."""
+        ensemble = ("ensemble",) if self.has_ensemble(cycle) else ()
         finetune = ("finetune",) if self.has_finetune(cycle) else ()
-        return ("train", *finetune, "evaluate", *(() if self.is_last(cycle) else ("query", "label")))
+        return ("train", *ensemble, *finetune, "evaluate", *(() if self.is_last(cycle) else ("query", "label")))
 
     def phase_after(self, phase: str, cycle: int) -> str | None:
         """Returns the next phase of the cycle, None after its last one; `start` precedes the first cycle."""
@@ -41,7 +48,9 @@ class Schedule(NamedTuple):
 
     def epochs(self, phase: str) -> int:
         """Returns the number of epochs of a phase; 1 for a phase without epochs."""
-        return {"train": self.training.epochs, "finetune": self.training.finetune_epochs}.get(phase, 1)
+        epochs = self.training.epochs
+        by_phase = {"train": epochs, "ensemble": (self.members - 1) * epochs, "finetune": self.training.finetune_epochs}
+        return by_phase.get(phase, 1)
 
     def steps_per_epoch(self, images: int) -> int:
         """Returns the number of batches per epoch; a last batch of a single image is merged into the previous one."""

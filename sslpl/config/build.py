@@ -178,14 +178,16 @@ def network_builder(
 ) -> Callable[[int], Networks]:
     """Returns a function that builds fresh networks for a cycle, by default for the classes of a dataset of images.
 
-    Their initial weights depend only on seed, cycle and number of classes, or are those of `backbone.weights`. With an
-    `embedding_width` the backbone is the head of the frozen network, and its initial weights are those of that head.
+    Their initial weights depend only on seed, cycle, member of an ensemble and number of classes, or are those of
+    `backbone.weights`. With an `embedding_width` the backbone is the head of the frozen network, and starts from the
+    weights of that head.
     """
     new_module, seed, num_classes = instantiate(config["module"]), config["seed"], len(dataset.class_names)
     new_backbone = backbone_builder(config["backbone"], dataset.train.shape)
 
-    def build(cycle: int, classes: int = num_classes) -> Networks:
-        backbone: Any = build_seeded(lambda: new_backbone(classes), seed, f"backbone {cycle}")
+    def build(cycle: int, classes: int = num_classes, member: int = 0) -> Networks:
+        name = f"backbone {cycle}" + (f" member {member}" if member else "")
+        backbone: Any = build_seeded(lambda: new_backbone(classes), seed, name)
         if embedding_width is not None:
             backbone = EmbeddingHead(backbone, embedding_width)
         module = build_seeded(lambda: new_module(channels=backbone.channels), seed, f"module {cycle}")

@@ -170,7 +170,7 @@ def check_label_files(config: Config) -> None:
 
 
 def check_head_training(config: Config) -> None:
-    """Checks that training=head trains a small head, and that a committee of its snapshots can differ."""
+    """Checks that training=head trains a small head, and that the members of a committee can differ."""
     if not (embeds_once(config) or accepts_embeddings(config)):
         raise UserError(
             "training=head: backbone must be linear or mlp, or frozen (backbone.freeze=true, training.augment=false), "
@@ -179,6 +179,14 @@ def check_head_training(config: Config) -> None:
     for path, node in target_nodes("query", config["query"]):
         if "snapshots" in node and config["training"]["optimizer"] == "lbfgs":
             raise UserError(f"training.optimizer=lbfgs: must be adamw, because {path} needs snapshots of the training")
+        if "members" in node and config["training"]["optimizer"] == "lbfgs" and trains_linear_head(config):
+            reason = f"because all networks of {path} would converge to the same linear head"
+            raise UserError(f"training.optimizer=lbfgs: must be adamw, {reason}")
+
+
+def trains_linear_head(config: Config) -> bool:
+    """True if nothing but a linear layer is trained."""
+    return bool(config["backbone"].get("freeze")) or config["backbone"]["_target_"] == "sslpl.models.linear"
 
 
 def check_embeddings(config: Config) -> None:

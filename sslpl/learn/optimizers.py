@@ -4,18 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslpl.setup import Setup
 from sslpl.state import State
 
 
-def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
-    """Returns SGD over backbone and module with separate rates, with its state from the checkpoint if there is one."""
+def joint_optimizer(setup: Setup, state: State, head: nn.Module | None = None) -> torch.optim.SGD:
+    """Returns SGD over backbone and module with separate rates, with its state from the checkpoint if there is one.
+
+    A head of a task method has the rate of the backbone.
+    """
     training = setup.training
-    networks = [network for network in (state.backbone, state.module) if network is not None]
+    weights = [*state.backbone.parameters(), *(() if head is None else head.parameters())]
+    networks = [weights, *([] if state.module is None else [list(state.module.parameters())])]
     # The rates are tensors on the GPU, so that a captured step reads their current values at each replay.
-    groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
+    groups = [{"params": network, "lr": rate_tensor(setup.device)} for network in networks]
     optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
     return resume_optimizer(optimizer, state)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
 from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.head_training import train_head
-from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
+from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.learn.sums import JointSums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
@@ -32,8 +33,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     if isinstance(training, HeadTraining):
         yield head_step(setup, state, training)
         return
-    index, labels = joint_train_index(state), state.labels().to(setup.device)
-    optimizer, task = joint_optimizer(setup, state), start_task(setup, state)
+    index, labels = state.joint_train_index, state.labels().to(setup.device)
+    task = start_task(setup, state)
+    optimizer = joint_optimizer(setup, state, None if task is None else task.criterion.head)
     step = training_step(setup, state, optimizer, task)
     snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
     for epoch in range(state.epoch, training.epochs):
@@ -96,7 +98,11 @@ def epoch_inputs(
     targets = torch.split(labels[to_device(torch.cat(shards), device)], [len(batch) for batch in shards])
     views = weak_views(images, setup.augmentation, device, shards, draws, first)
     unlabeled = unlabeled_batches(setup, state, task, epoch, len(batches))
-    yield from map(JointInputs, views, targets[first:], map(len, batches[first:]), unlabeled)
+    index: Iterator[Tensor | None] = repeat(None)
+    if task is not None:
+        train_index = state.joint_train_index.sort().values
+        index = (to_device(torch.searchsorted(train_index, shard), device) for shard in shards[first:])
+    yield from map(JointInputs, views, targets[first:], map(len, batches[first:]), unlabeled, index)
 
 
 def update_averages(setup: Setup, state: State, task: TaskTraining | None, steps: int) -> None:

@@ -15,6 +15,7 @@ from sslpl.query.consistency import consistency
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
 from sslpl.query.dropquery import dropquery
+from sslpl.query.ensemble import ensemble
 from sslpl.query.expected_gradient_length import expected_gradient_length
 from sslpl.query.greedy_oracle import greedy_oracle
 from sslpl.query.kmeans import kmeans
@@ -52,6 +53,7 @@ __all__ = [
     "core_set",
     "dropout_entropy",
     "dropquery",
+    "ensemble",
     "entropy",
     "expected_gradient_length",
     "greedy_oracle",

@@ -10,7 +10,6 @@ from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
 from sslpl.learn.divergence import check_losses
-from sslpl.learn.joint_step import joint_train_index
 from sslpl.loop import cycle_row
 from sslpl.oracle.label_request import image_names
 from sslpl.recording import checkpoint, run_tables
@@ -18,7 +17,7 @@ from sslpl.recording.plots import learning_curve
 from sslpl.recording.progress import Progress
 from sslpl.recording.signals import Interrupted, listen_for_signals
 from sslpl.recording.status import write_status
-from sslpl.schedule import FINISHED, RESUMABLE_PHASES
+from sslpl.schedule import FINISHED, RESUMABLE_PHASES, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
@@ -149,4 +148,4 @@ class Recorder:
 
 def images_per_epoch(state: State) -> int:
     """Returns the number of labeled images in an epoch of the current phase."""
-    return len(joint_train_index(state) if state.phase == "train" else state.train_index)
+    return len(state.joint_train_index if state.phase in TRAINING_PHASES else state.train_index)

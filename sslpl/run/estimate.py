@@ -37,7 +37,8 @@ def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     for cycle in range(setup.budget.cycles):
         counts = cycle_counts(setup, cycle)
         unlabeled_views = counts.joint_steps * unlabeled_views_per_step(setup, len(train) - counts.labeled)
-        train_images = setup.training.epochs * counts.trained + unlabeled_views
+        trainings = setup.needs.members if setup.schedule(has_module(setup)).has_ensemble(cycle) else 1
+        train_images = trainings * (setup.training.epochs * counts.trained + unlabeled_views)
         seconds = train_images * seconds_per_image + counts.forward_images * forward_seconds
         total += seconds
         *shown, _ = counts
