@@ -91,6 +91,7 @@ def values_of(key: str, sweep: str) -> list[str]:
     return [str(value) for value in override.sweep_string_iterator()] if override.is_sweep_override() else [sweep]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
     text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())

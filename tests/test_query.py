@@ -1,6 +1,7 @@
 """The contract of query strategies, and strategies on small hand-computed inputs."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ SHORT = {  # what the contract asks of a strategy that takes many steps, it asks
     "refine": ("query.depth=2", "query.batches=7"),
     "consistency": ("query.scorer.views=2",),
     "boss": ("query.batches=4",),
+    "bait": ("query.subset=40",),
 }
 
 
+@cache
 def strategy(name: str, folder: Path | None = None) -> QueryStrategy:
     """Returns a strategy of conf/query or of another folder of configs."""
     GlobalHydra.instance().clear()
