@@ -19,7 +19,7 @@ from sslpl.types import Count, Positive, QueryContext, Selection, ShareBelowOne
 ClassUncertainty = Literal["margin", "entropy", "least_confidence"]
 Uncertainty = Annotated[
     ClassUncertainty | Scorer,
-    Field(description="margin, entropy, least_confidence or a scorer (query/scorer@query.uncertainty=...)"),
+    Field(description="margin, entropy or least_confidence, or a scorer as in query=uherding_expected_loss"),
 ]
 HEAD_DECAY = 5e-4  # weight decay of the linear head, as in the training
 HEAD_STEPS = 100  # of L-BFGS, at most
