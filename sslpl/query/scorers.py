@@ -38,7 +38,8 @@ def expected_loss(context: QueryContext, rng: Generator) -> Tensor:
     a factor. Unlike p it can be summed and weighted.
     """
     score = predicted_loss(context, rng).double()
-    return (score - score.amax()).exp()
+    relative: Tensor = (score - score.amax()).exp()
+    return relative
 
 
 def least_confidence(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
