@@ -46,7 +46,8 @@ QUICK = (
 
 FEWER_STEPS = {
     **{name: ["query.steps=2"] for name in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn")},
-    "refine": ["query.depth=2", "query.batches=7"],
+    **{name: ["query.depth=2", "query.batches=7"] for name in ("refine", "refine_expected_loss")},
+    "boss": ["query.batches=4"],
 }
 
 
@@ -62,10 +63,12 @@ def test_every_method_runs(sslpl: Command, method: str) -> None:
 def test_every_strategy_belongs_to_a_method_or_runs_with_one(sslpl: Command) -> None:
     presets = "".join((CONF / "method" / f"{method}.yaml").read_text() for method in METHODS)
     without_method = [name for name in STRATEGIES if f"override /query: {name}\n" not in presets]
-    assert without_method == ["boss", "class_balanced_random", "dropout_entropy", "greedy_oracle", "predicted_loss"]
+    assert without_method == [
+        *("badge_highest_loss", "boss", "class_balanced_random", "dropout_entropy", "expected_loss_reduction"),
+        *("greedy_oracle", "predicted_loss", "refine_expected_loss", "uherding_expected_loss"),
+    ]
     for name in without_method:
-        fewer_batches = ["query.batches=4"] if name == "boss" else []
-        done = sslpl(*QUICK, f"query={name}", *fewer_batches)
+        done = sslpl(*QUICK, f"query={name}", *FEWER_STEPS.get(name, []))
         assert done.code == 0, done.err
 
 

@@ -28,6 +28,7 @@ SHORT = {  # what the contract asks of a strategy that takes many steps, it asks
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
     "refine": ("query.depth=2", "query.batches=7"),
+    "refine_expected_loss": ("query.depth=2", "query.batches=7"),
     "consistency": ("query.scorer.views=2",),
     "boss": ("query.batches=4",),
     "bait": ("query.subset=40",),
