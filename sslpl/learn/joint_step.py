@@ -97,9 +97,10 @@ def joint_loss(
         if state.module is not None and maps:
             module_inputs = [stage.detach() for stage in maps] if detached else maps
             ranking = setup.ranking(state.module(module_inputs), losses)
-    mean = losses.mean()
+    trained_losses = smoothed(losses, logits, setup.training.label_smoothing)
+    mean = trained_losses.mean()
     if shard_size != size:  # the ranking loss is a mean over the pairs of this shard
-        mean, ranking = losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
+        mean, ranking = trained_losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
     loss = mean + setup.training.ranking_weight * ranking
     correct = (logits.detach().argmax(dim=1) == inputs.labels).sum()
     if task is not None and unlabeled is not None and task_loss is not None:
@@ -109,3 +110,13 @@ def joint_loss(
     return loss, JointSums(
         losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, shard_size), *unlabeled_terms
     )
+
+
+def smoothed(losses: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Returns the cross-entropies [B] against targets of which a share is spread evenly over all classes.
+
+    The module ranks the losses without it (Szegedy et al. 2016; which losses are ranked is ours).
+    """
+    if smoothing == 0:
+        return losses
+    return (1 - smoothing) * losses - smoothing * logits.float().log_softmax(dim=1).mean(dim=1)
