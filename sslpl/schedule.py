@@ -46,11 +46,15 @@ class Schedule(NamedTuple):
         next_index = phases.index(phase) + 1
         return phases[next_index] if next_index < len(phases) else None
 
-    def epochs(self, phase: str) -> int:
-        """Returns the number of epochs of a phase; 1 for a phase without epochs."""
-        epochs = self.training.epochs
-        by_phase = {"train": epochs, "ensemble": (self.members - 1) * epochs, "finetune": self.training.finetune_epochs}
-        return by_phase.get(phase, 1)
+    def joint_training(self, images: int) -> Training:
+        """Returns the training options of a joint training on a number of images, with its number of epochs."""
+        return self.training.for_steps(max(1, self.steps_per_epoch(images)))
+
+    def epochs(self, phase: str, images: int) -> int:
+        """Returns the number of epochs of a phase with `images` images per epoch; 1 for a phase without epochs."""
+        if phase in ("train", "ensemble"):
+            return self.joint_training(images).epochs * (1 if phase == "train" else self.members - 1)
+        return self.training.finetune_epochs if phase == "finetune" else 1
 
     def steps_per_epoch(self, images: int) -> int:
         """Returns the number of batches per epoch; a last batch of a single image is merged into the previous one."""
@@ -59,9 +63,9 @@ class Schedule(NamedTuple):
 
     @property
     def tracker_steps(self) -> int:
-        """The number of tracker steps per cycle: one per epoch, and those for the metrics of the cycle."""
-        return self.training.epochs + self.training.finetune_epochs + 2
+        """The number of tracker steps per cycle: one per possible epoch, and those for the metrics of the cycle."""
+        return self.training.most_epochs + self.training.finetune_epochs + 2
 
     def tracker_step(self, cycle: int, phase: str, epoch: int) -> int:
         """Returns the tracker step of an epoch, which increases over all epochs of all cycles."""
-        return cycle * self.tracker_steps + (self.training.epochs if phase == "finetune" else 0) + epoch
+        return cycle * self.tracker_steps + (self.training.most_epochs if phase == "finetune" else 0) + epoch

@@ -116,7 +116,8 @@ def test_the_commands_that_pretrain_are_valid(
 ) -> None:
     import numpy as np
 
-    write_fashion_mnist(tmp_path / "files", 240, 20, np.random.default_rng(0))
+    write = write_cifar10 if "dataset=cifar10" in line else write_fashion_mnist
+    write(tmp_path / "files", 240, 20, np.random.default_rng(0))
     _, _, module, *arguments = shlex.split(line)
     arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
     arguments += [f"dataset.root={tmp_path / 'files'}", "runtime.dry_run=true", "pretraining.batch_size=32"]

@@ -154,9 +154,10 @@ def test_every_experiment_says_what_it_is(experiment: str) -> None:
 def test_every_experiment_runs_a_cycle(sslpl: Command, tmp_path: Path, experiment: str) -> None:
     write_dataset(experiment, tmp_path / "files", images=100)
     tiny = (
-        "training.epochs=1", "training.finetune_epochs=1", "budget.initial=16", "budget.per_cycle=8", "budget.cycles=2",
-        "budget.candidates=60", "tracker=none", "runtime.progress=none", f"dataset.root={tmp_path / 'files'}",
-    )  # fmt: skip
+        *("training.epochs=1", "training.min_steps=0", "training.finetune_epochs=1", "budget.initial=16"),
+        *("budget.per_cycle=8", "budget.cycles=2", "budget.candidates=60", "tracker=none", "runtime.progress=none"),
+        f"dataset.root={tmp_path / 'files'}",
+    )
     done = sslpl(f"experiment={experiment}", *tiny)
     assert done.code == 0, done.err
     assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3

@@ -101,9 +101,10 @@ def joint_loss(
         if state.module is not None and maps:
             module_inputs = tuple(stage.detach() for stage in maps) if detached else maps
             ranking = setup.ranking(state.module(module_inputs), losses)
-    mean = losses.mean()
+    trained_losses = smoothed(losses, logits, setup.training.label_smoothing)
+    mean = trained_losses.mean()
     if shard_size != size:  # the ranking loss is a mean over the pairs of this shard
-        mean, ranking = losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
+        mean, ranking = trained_losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
     if task_loss is not None and task_loss.supervised is not None:
         mean = task_loss.supervised
     loss = mean + setup.training.ranking_weight * ranking
@@ -124,3 +125,13 @@ def forward_views(setup: Setup, state: State, network: Network, views: Tensor) -
         return Features(views.new_zeros(0, len(setup.dataset.class_names)), (), views.new_zeros(0, width))
     with setup.autocast():
         return network(views)
+
+
+def smoothed(losses: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Returns the cross-entropies [B] against targets of which a share is spread evenly over all classes.
+
+    The module ranks the losses without it (Szegedy et al. 2016; which losses are ranked is ours).
+    """
+    if smoothing == 0:
+        return losses
+    return (1 - smoothing) * losses - smoothing * logits.float().log_softmax(dim=1).mean(dim=1)

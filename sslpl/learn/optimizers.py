@@ -1,13 +1,45 @@
 """Optimizers whose learning rates and momentum work with CUDA graphs and checkpoints."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sslpl.learn.muon import MuonSGD
 from sslpl.setup import Setup
 from sslpl.state import State
+from sslpl.training import Training
+
+
+class WeightGroup(NamedTuple):
+    """Weights that are trained with one learning rate."""
+
+    weights: list[nn.Parameter]
+    rate: float  # the highest of the schedule
+    muon: bool = False
+
+
+def weight_groups(
+    training: Training, backbone: nn.Module, module: nn.Module | None, head: nn.Module | None = None
+) -> list[WeightGroup]:
+    """Returns the weights of backbone and module by learning rate, with those that Muon trains last.
+
+    A head of a task method is trained with the backbone.
+    """
+    weights = [*backbone.parameters(), *(() if head is None else head.parameters())]
+    filters = [weight for weight in weights if is_muon_weight(training, weight)]
+    groups = [WeightGroup([weight for weight in weights if not is_muon_weight(training, weight)], training.rate)]
+    if module is not None:
+        groups.append(WeightGroup(list(module.parameters()), training.module_rate))
+    if training.muon_rate is not None and filters:
+        groups.append(WeightGroup(filters, training.muon_rate, muon=True))
+    return groups
+
+
+def is_muon_weight(training: Training, weight: nn.Parameter) -> bool:
+    """True for the trainable convolutions of a backbone that is trained by Muon."""
+    return training.muon_rate is not None and weight.ndim == 4 and weight.requires_grad
 
 
 def joint_optimizer(setup: Setup, state: State, head: nn.Module | None = None) -> torch.optim.SGD:
@@ -16,11 +48,19 @@ def joint_optimizer(setup: Setup, state: State, head: nn.Module | None = None) -
     A head of a task method has the rate of the backbone.
     """
     training = setup.training
-    weights = [*state.backbone.parameters(), *(() if head is None else head.parameters())]
-    networks = [weights, *([] if state.module is None else [list(state.module.parameters())])]
     # The rates are tensors on the GPU, so that a captured step reads their current values at each replay.
-    groups = [{"params": network, "lr": rate_tensor(setup.device)} for network in networks]
-    optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
+    groups = [
+        {
+            "params": group.weights,
+            "lr": rate_tensor(setup.device),
+            "weight_decay": training.decay_of(group.rate),
+            **({"muon": True} if group.muon else {}),
+        }
+        for group in weight_groups(training, state.backbone, state.module, head)
+    ]
+    optimizer = (torch.optim.SGD if training.muon_rate is None else MuonSGD)(
+        groups, momentum=training.momentum, nesterov=training.nesterov, fused=True
+    )
     return resume_optimizer(optimizer, state)
 
 

@@ -17,14 +17,15 @@ def train_ensemble(setup: Setup, state: State) -> Iterator[Step]:
     """
     if state.epoch == 0:
         state.snapshots = [weights_of(state.backbone)]
-    for member in range(1 + state.epoch // setup.training.epochs, setup.needs.members):
+    epochs = setup.schedule(has_module=False).epochs("train", len(state.joint_train_index))
+    for member in range(1 + state.epoch // epochs, setup.needs.members):
         trained = new_member(setup, state, member)
         for step in train(member_setup(setup, member), trained):
             yield step._replace(metrics=None)  # those of the backbone are tracked
         state.snapshots.append(weights_of(trained.backbone))
         if setup.training.warm_start:
             state.members[member - 1 : member] = [trained.unaveraged_weights or state.snapshots[-1]]
-        state.epoch = member * setup.training.epochs
+        state.epoch = member * epochs
 
 
 def new_member(setup: Setup, state: State, member: int) -> State:

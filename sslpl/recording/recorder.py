@@ -49,9 +49,10 @@ class Recorder:
             self.shown = (state.cycle, len(state.pool.labeled))
             self.progress.cycle(*self.shown)
         schedule = setup.schedule(state.module is not None)
-        epochs, steps = schedule.epochs(state.phase), 1
+        epochs = steps = 1
         if state.phase in RESUMABLE_PHASES:
-            steps = schedule.steps_per_epoch(images_per_epoch(state))
+            images = images_per_epoch(state)
+            epochs, steps = schedule.epochs(state.phase, images), schedule.steps_per_epoch(images)
         self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
         if state.phase in RESUMABLE_PHASES:
             self.progress.epoch(state.epoch, epochs)
@@ -61,7 +62,7 @@ class Recorder:
         self.progress.advance(1, step.images)
         if step.metrics is not None:
             schedule = self.setup.schedule(state.module is not None)
-            epochs = schedule.epochs(state.phase)
+            epochs = schedule.epochs(state.phase, images_per_epoch(state))
             self.tracker.log(schedule.tracker_step(state.cycle, state.phase, state.epoch), step.metrics)
             self.progress.epoch(min(state.epoch, epochs - 1), epochs)
         stop = self._shared_signal()
