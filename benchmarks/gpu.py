@@ -23,15 +23,21 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks this checkout, not an installed package
 
 import torch
+import yaml
+from torch import nn
 
 from benchmarks.measure import timed
 from benchmarks.run import machine_line
 from benchmarks.setups import SMALL, Sizes, make_setup, synthetic
+from benchmarks.whole_runs import Silent, phase_seconds
 from sslpl.budget import Budget
-from sslpl.loop import initial_state
+from sslpl.loop import initial_state, run_active_learning
+from sslpl.models.fast_cnn import fast_cnn
+from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.phases.train import train
 from sslpl.recording.status import read_status
 from sslpl.runtime import Runtime
+from sslpl.seeds import build_seeded
 from sslpl.setup import Setup
 from sslpl.training import Training
 
@@ -199,11 +205,49 @@ def concurrent(options: Options) -> Iterator[Row]:
         yield {"runs": count, "seconds": seconds, "times_one_run": seconds / alone}
 
 
+def fast_training(small: bool) -> Training:
+    """Returns the options of training=fast."""
+    values: Row = {}
+    for name in ("published", "fast"):
+        values |= yaml.safe_load((ROOT / "conf" / "training" / f"{name}.yaml").read_text())
+    values = {key: value for key, value in values.items() if key not in ("defaults", "_target_")}
+    return Training(**values | ({"epochs": 1, "min_steps": 4, "finetune_epochs": 1} if small else {}))
+
+
+def fast_recipe(options: Options) -> Iterator[Row]:
+    """Times the phases of experiment=cifar10_fast on synthetic images of CIFAR-10's shape, eager and captured."""
+    device = Runtime(device=options.device).prepare()
+    pool, labels, cycles = (400, 40, 2) if options.small else (50_000, 2_500, 6)
+    dataset = synthetic(pool, pool // 5, 10)
+    training, budget = fast_training(options.small), Budget(labels, labels, cycles, pool // 2)
+    for capture in (False, True) if options.device == "cuda" else (False,):
+        setup = make_setup(dataset, device, training, budget)._replace(capture_steps=capture)
+        sample = setup.augmentation.normalize(setup.dataset.train.data[:1024].to(device)).cpu()
+
+        def build(cycle: int) -> tuple[nn.Module, nn.Module]:
+            backbone = build_seeded(
+                lambda: fast_cnn(num_classes=10, in_channels=3, sample=sample),  # noqa: B023
+                0,
+                f"backbone {cycle}",
+            )
+            module = build_seeded(lambda: LossPredictionModule(backbone.channels), 0, f"module {cycle}")
+            return backbone.to(device, memory_format=torch.channels_last), module.to(device)
+
+        setup = setup._replace(build=build)
+        since = time.perf_counter()
+        state = run_active_learning(setup, initial_state(setup), Silent())
+        seconds = time.perf_counter() - since
+        yield {"captured": capture, "seconds": seconds, "last_accuracy": state.history[-1]["test_accuracy"]} | {
+            f"{phase}_seconds": took for phase, took in phase_seconds(state).items()
+        }
+
+
 MEASURES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "resume": resume,
     "profile": profile,
     "joint_step": joint_step,
     "concurrent": concurrent,
+    "fast_recipe": fast_recipe,
 }
 PARTS: dict[str, Part] = {
     "tests": Part(cuda_tests, 240),
@@ -212,6 +256,7 @@ PARTS: dict[str, Part] = {
     "joint_step": Part(script("joint_step"), 150),
     "conventional": Part(comparison("augment_weak", "augment_pair", "joint_step", "finetune_step", "module_step"), 180),
     "clustering": Part(comparison("clustering_10000", "pool_scoring"), 90),
+    "fast_recipe": Part(script("fast_recipe"), 120),
     "concurrent": Part(script("concurrent"), 180),
     "protocol": Part(protocol, 600),
 }

@@ -126,5 +126,7 @@ def test_every_measurement_on_a_gpu_is_rehearsed_on_a_cpu(monkeypatch: pytest.Mo
     kernels = list(gpu.profile(options))
     assert "convolution_backward" in kernels[0]["kernel"]
     assert 0.5 < sum(row["share"] for row in kernels) <= 1
+    (fast,) = gpu.fast_recipe(options)
+    assert fast["seconds"] > fast["train_seconds"] > 0
     assert [row["runs"] for row in gpu.concurrent(options)] == [1, 2]
     assert [row["step"] for row in gpu.joint_step(options)] == ["eager", "compiled"]
