@@ -126,6 +126,7 @@ class TestKMeans:
     ) -> None:
         """The second and third of four points against the chances of k-means++."""
         monkeypatch.setattr("sslpl.clustering.k_means.REFRESH", refresh)
+        monkeypatch.setattr("sslpl.clustering.k_means.PER_ROW", 1)
         points, mass = torch.tensor([0.0, 1, 3, 7]).double(), torch.tensor([1.0, 2, 1, 0.5]).double()
         apart = (points[:, None] - points).square()
         rng, seen = seeded(), torch.zeros(2, 4, dtype=torch.float64)

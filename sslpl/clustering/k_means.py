@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 
 from sslpl.clustering.neighbors import nearest, squares_between
 
-REFRESH = 64  # new rows of k-means++, or consecutive rejections, after which all distances are updated
+REFRESH = 64  # new rows of k-means++, or consecutive rejections, after which all distances are updated, at most ...
+PER_ROW = 1024  # ... and one for so many rows: in a small pool an update costs less than a rejection
 ROWS = {"cpu": 1 << 12, "cuda": 1 << 16}  # whose distances are updated at a time
 TOLERANCE = 1e-4  # bounds the centers' squared shifts, as a share of the mean variance (as in scikit-learn)
 
@@ -47,10 +48,10 @@ def plus_plus(
     )
     bound = mass * nearest_squares(squares, len(mass), chosen)
     bound[chosen] = 0
-    counted, rejected = 1, 0
+    counted, rejected, interval = 1, 0, min(REFRESH, max(1, len(mass) // PER_ROW))
     while len(chosen) < n:
         pending = chosen[counted:]
-        if len(pending) >= REFRESH or rejected >= REFRESH:
+        if len(pending) >= interval or rejected >= interval:
             bound = torch.minimum(bound, mass * nearest_squares(squares, len(mass), pending))
             counted, rejected = len(chosen), 0
             continue
