@@ -92,6 +92,7 @@ def small(line: str, folder: Path) -> list[str]:
     return [*arguments, *extra]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", starting("python run.py", "torchrun"))
 def test_the_commands_that_run_are_valid(sslpl: Command, tmp_path: Path, line: str) -> None:
     done = sslpl(*small(line, tmp_path))

@@ -51,6 +51,7 @@ FEWER_STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(sslpl: Command, method: str) -> None:
     done = sslpl(*QUICK, f"method={method}", *FEWER_STEPS.get(method, []))
@@ -131,7 +132,12 @@ def test_the_sweeps_cover_the_components_of_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "method", "query")]
+    ("group", "option"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "backbone"))
+        for pair in OPTIONS
+        if pair[0] not in ("experiment", "method", "query")
+    ],
 )
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
     requirements = {("module", "none"): ["method=random"], ("training", "head"): ["backbone=linear"]}
