@@ -13,10 +13,11 @@ CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).par
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, durable: bool = True) -> None:
     """Writes a file atomically: to a temporary file that is flushed to the disk and renamed to the path.
 
-    A power failure at any moment leaves the old file or the new one; after the function returns, the new one.
+    A power failure at any moment leaves the old file or the new one; after the function returns, the new one. Without
+    `durable` nothing is flushed: a killed process loses nothing, a power failure may leave an empty file.
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,10 +25,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with partial.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -45,6 +48,6 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, atomically."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], durable: bool = True) -> None:
+    """Writes a mapping as indented JSON, atomically (see `write_whole`)."""
+    write_whole(path, json.dumps(content, indent=2) + "\n", durable)

@@ -7,13 +7,14 @@ from typing import Protocol
 import torch
 
 from sslpl.memory import peak_memory_mib
+from sslpl.phases.ensemble import train_ensemble
 from sslpl.phases.evaluate import evaluate
 from sslpl.phases.finetune import finetune
 from sslpl.phases.label import add_labels, exclude_random, label, label_initial_pool
 from sslpl.phases.query import initial_selection, query
 from sslpl.phases.train import train
 from sslpl.pool import LabelPool
-from sslpl.schedule import FINISHED
+from sslpl.schedule import FINISHED, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import Ledger, Row, State, weights_of
 from sslpl.types import Step
@@ -44,7 +45,7 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
         for step in PHASES[phase](setup, state):
             now = time.perf_counter()
             state.seconds[phase] = state.seconds.get(phase, 0.0) + now - step_start - step.waited
-            state.images += step.images if phase == "train" else 0
+            state.images += step.images if phase in TRAINING_PHASES else 0
             observer.on_step(state, step)
             step_start = time.perf_counter()
         state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - step_start
@@ -115,12 +116,13 @@ def close_cycle(state: State) -> None:
 def cycle_row(state: State) -> Row:
     """Returns the metrics of the current cycle so far, with durations, throughput and peak memory."""
     seconds = state.seconds
+    train_seconds = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
     return state.row | {
-        "train_seconds": seconds.get("train"),
+        "train_seconds": train_seconds,
         "finetune_seconds": seconds.get("finetune"),
         "evaluate_seconds": seconds.get("evaluate"),
         "query_seconds": seconds["query"] + seconds.get("label", 0.0) if "query" in seconds else None,
-        "train_images_per_second": state.images / seconds["train"],
+        "train_images_per_second": state.images / train_seconds,
         "peak_memory_mib": peak_memory_mib(next(state.backbone.parameters()).device),
     }
 
@@ -128,6 +130,7 @@ def cycle_row(state: State) -> Row:
 PHASES: dict[str, Callable[[Setup, State], Iterator[Step]]] = {
     "start": label_initial_pool,
     "train": train,
+    "ensemble": train_ensemble,
     "finetune": finetune,
     "evaluate": evaluate,
     "query": query,

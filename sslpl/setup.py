@@ -16,7 +16,7 @@ from sslpl.models.embedding_head import EmbeddingProbe
 from sslpl.oracle.oracles import SimulatedOracle
 from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
-from sslpl.ssl.backbone_loss import TaskSSL
+from sslpl.ssl.task_method import TaskMethod
 from sslpl.training import Training
 from sslpl.types import Dataset, Oracle, QueryStrategy
 
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
     """The fixed components of a run."""
 
     dataset: Dataset
-    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # new networks for a cycle, on the device
+    build: Callable[..., tuple[nn.Module, nn.Module | None]]  # new networks for a cycle (and member), on the device
     augmentation: Augmentation
     ranking: RankingLoss
     ssl: SSLMethod | None
@@ -46,7 +46,7 @@ class Setup(NamedTuple):
     device: torch.device
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
-    task_ssl: TaskSSL | None = None  # semi-supervised training of the backbone
+    task_ssl: TaskMethod | None = None  # semi-supervised training of the backbone
     capture_steps: bool = False  # capture joint training steps as CUDA graphs, without a task method
     oracle: Oracle = SimulatedOracle()
     folder: Path = Path()  # of the run, where an oracle writes its requests
@@ -93,7 +93,7 @@ class Setup(NamedTuple):
 
     def schedule(self, has_module: bool) -> Schedule:
         """Returns the schedule of the run, with or without a loss prediction module."""
-        return Schedule(self.budget.cycles, self.training, has_module)
+        return Schedule(self.budget.cycles, self.training, has_module, self.needs.members)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Returns the autocast context for forward passes."""

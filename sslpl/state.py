@@ -67,6 +67,7 @@ class State:
     selection: Selection | None = None  # queried but not labeled yet
     previous_weights: Weights | None = None  # of the previous cycle's backbone, if the strategy needs it
     snapshots: list[Weights] = field(default_factory=list)  # of the backbone during this joint training, likewise
+    members: list[Weights] = field(default_factory=list)  # of an ensemble beside the backbone, to train on with
     predictions: Predictions | None = None  # of the unlabeled images, for the query; not saved but recomputed
     row: Row = field(default_factory=dict)  # metrics of the current cycle
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of the current cycle
@@ -85,6 +86,11 @@ class State:
     def train_index(self) -> Tensor:
         """Positions of the labeled images that are not held out, in the order of labeling."""
         return without(self.pool.labeled, self.held_out)
+
+    @property
+    def joint_train_index(self) -> Tensor:
+        """Positions of the labeled images for the joint training: neither excluded nor held out."""
+        return without(self.train_index, self.excluded)
 
     @property
     def num_initial_train(self) -> int:
@@ -120,6 +126,7 @@ class State:
             "selection": tuple(self.selection) if self.selection is not None else None,
             "previous_weights": self.previous_weights,
             "snapshots": self.snapshots,
+            "members": self.members,
             "row": self.row,
             "seconds": self.seconds,
             "images": self.images,
@@ -145,6 +152,7 @@ class State:
         self.unaveraged_weights = saved.get("unaveraged_weights")
         self.selection = Selection(*saved["selection"]) if saved["selection"] is not None else None
         self.previous_weights, self.snapshots = saved["previous_weights"], saved["snapshots"]
+        self.members = saved.get("members", [])
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
         self.images, self.class_names = saved["images"], tuple(saved["class_names"])
         self.label_batches = [LabelBatch(*batch) for batch in saved["label_batches"]]

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 # Ranges of config values: checked before anything is built.
 Count = Annotated[int, Field(strict=True, ge=1)]
+Several = Annotated[int, Field(strict=True, ge=2)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -153,7 +154,9 @@ class QueryContext(Protocol):
     def previous(self) -> Predictions: ...  # of the unlabeled, by the previous cycle's backbone: set `needs_previous`
 
     @property
-    def committee(self) -> Sequence[Predictions]: ...  # of the unlabeled, by snapshots: needs a parameter `snapshots`
+    def committee(
+        self,
+    ) -> Sequence[Predictions]: ...  # of the unlabeled, by each of `snapshots` or `members`, a parameter
 
     def normalized_images(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the normalized images of each batch of positions, [B, C, H, W] float32 on the device."""

@@ -77,7 +77,7 @@ def kill_while_writing(file: str, call: int) -> None:
     for module in (checkpoint, recorder, files):
         whole = module.write_whole
 
-        def half(path: Path, content: str | bytes, whole: Callable[..., None] = whole) -> None:
+        def half(path: Path, content: str | bytes, durable: bool = True, whole: Callable[..., None] = whole) -> None:
             calls[path.name] += 1
             if path.name == file and calls[file] == call:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def kill_while_writing(file: str, call: int) -> None:
                 data = content.encode() if isinstance(content, str) else content
                 partial.write_bytes(data[: len(data) // 2])
                 kill_self()
-            whole(path, content)
+            whole(path, content, durable)
 
         module.write_whole = half  # type: ignore[assignment]
 

@@ -3,10 +3,10 @@
 import csv
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -83,11 +83,12 @@ def make_runs(folder: Path) -> int:
 
 
 def build(runs: Path, output: Path) -> float:
-    """Runs the report's command; returns its seconds."""
-    start_time = time.monotonic()
+    """Runs the report's command; returns its seconds on the processor, which do not depend on other work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "sslpl.report", runs, "--output", output], cwd=ROOT, check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
-    return time.monotonic() - start_time
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def operate(browser: str, page: Path, width: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def main() -> None:
         runs, output = Path(name) / "runs", Path(name) / "report"
         n = make_runs(runs)
         seconds = build(runs, output)
-        print(f"check_report: the report of {n} runs takes {seconds:.1f} s")
+        print(f"check_report: the report of {n} runs takes {seconds:.1f} s of the processor")
         assert seconds < LIMIT, f"more than {LIMIT:.0f} s"
         links = re.findall(r"""(?:src|href|action)\s*=\s*["'](?!#)|url\(["']?(?!#)[^$]|@import|\bfetch\(""",
                            (output / "index.html").read_text())  # fmt: skip

@@ -96,3 +96,37 @@ def test_an_import_is_measured_in_processes_of_its_own(monkeypatch: pytest.Monke
     (row,) = json.loads(file.read_text())
     assert [[row["ours_seconds"], row["processor_seconds"]]] == row["ours_samples"]
     assert row["processor_seconds"] > 0
+
+
+def test_a_part_that_fails_or_hangs_costs_none_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpu
+
+    row = """print('{"step": "eager", "step_seconds": 0.5}', flush=True);"""
+    codes = {"works": row, "fails": f"{row} raise SystemExit(3)", "hangs": f"{row} import time; time.sleep(60)"}
+    for name, code in codes.items():
+        limit = 2.0 if name == "hangs" else 60.0
+        monkeypatch.setitem(gpu.PARTS, name, gpu.Part(lambda _, code=code: ["-c", code], limit))
+    rows: list[dict[str, object]] = []
+    options = gpu.Options("cpu", True, None)
+    assert [gpu.run_part(name, options, rows.append) for name in codes] == [True, False, False]
+    assert [row["part"] for row in rows if row.get("step") == "eager"] == list(codes)
+    assert [row["exit_code"] for row in rows if "exit_code" in row] == [0, 3]
+    assert rows[-1] == {"part": "hangs", "error": "stopped after 2 s"}
+
+
+@pytest.mark.slow
+def test_every_measurement_on_a_gpu_is_rehearsed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpu
+
+    options = gpu.Options("cpu", True, None)
+    (killed,) = gpu.resume(options)
+    assert killed == {"killed": True, "identical": True}
+    kernels = list(gpu.profile(options))
+    assert "convolution_backward" in kernels[0]["kernel"]
+    assert 0.5 < sum(row["share"] for row in kernels) <= 1
+    (fast,) = gpu.fast_recipe(options)
+    assert fast["seconds"] > fast["train_seconds"] > 0
+    assert [row["runs"] for row in gpu.concurrent(options)] == [1, 2]
+    assert [row["step"] for row in gpu.joint_step(options)] == ["eager", "compiled"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from sslpl.distributed.collectives import (
 from sslpl.distributed.world import World, process_group
 from sslpl.files import write_json
 from sslpl.learn.joint_step import gradients
-from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch
+from sslpl.learn.unlabeled_batches import LabeledBatch, TaskTraining, UnlabeledBatch
 from sslpl.models.backbone import small_cnn
 from sslpl.recording.folder import resumed_provenance
 from sslpl.recording.signals import FollowerObserver, Interrupted
@@ -40,7 +41,8 @@ from sslpl.run.errors import SweepStopped
 from sslpl.run.jobs import Command
 from sslpl.run.launch import check_same_run
 from sslpl.runtime import Runtime
-from sslpl.ssl.backbone_loss import TaskCriterion, TaskSSL
+from sslpl.seeds import build_seeded
+from sslpl.ssl.task_method import TaskData
 from sslpl.types import Features, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +207,7 @@ def test_batch_norm_and_collectives_of_two_processes(tmp_path: Path) -> None:
     for rank, option in product(range(2), TASKS):
         part = torch.load(tmp_path / f"task{rank}.pt")[option]
         whole = unlabeled_outcome(option)
-        assert whole["0 w"].any()
+        assert any(whole[f"{step} gradient 0"].any() for step in range(3)), option
         for name, value in whole.items():
             torch.testing.assert_close(part[name], value, msg=lambda m, n=f"{option} {name}": f"{n} {m}")
 
@@ -226,38 +228,58 @@ def outcome(network: nn.Module, images: torch.Tensor, count: int, world: World =
 
 
 def unlabeled_outcome(option: str, world: World = World()) -> dict[str, torch.Tensor]:  # noqa: B008
-    """Returns loss and gradients of two steps of a method of `task_ssl`, with a linear network."""
+    """Returns loss terms and gradients of three steps of a method of `task_ssl`, with a linear network."""
     method, generator = task_method(option), torch.Generator().manual_seed(0)
     network = nn.Linear(4, 3)
     with torch.no_grad():
         network.weight.copy_(torch.randn(3, 4, generator=generator))
         network.bias.zero_()
-    criterion = TaskCriterion(method, torch.full((3,), 1 / 3), 7)
-    task = TaskTraining(
-        method, criterion, lambda images: Features(network(images), (), images), lambda _: torch.arange(7), world
-    )
-    found = {}
-    for step in range(2):
-        weak, student = torch.randn(2, 7, 4, generator=generator)
-        own = world.shard(7)
-        batch = UnlabeledBatch(1.0, weak[own], student[own], torch.arange(7), torch.zeros(7, dtype=torch.int64))
-        network.zero_grad()
-        loss = task.loss(batch, network(torch.cat([torch.ones(world.rank + 1, 4), *task.views(batch)])))
-        (loss.pseudo + loss.fairness).backward()
-        gradients = [network.weight.grad, network.bias.grad]
+    every = torch.arange(5) % 3
+    data = TaskData(every, torch.full((3,), 1 / 3), 7, width=4, batch_size=5, unlabeled_batch_size=7)
+    criterion = build_seeded(lambda: method.criterion(data), 0, "criterion")
+
+    def forward(images: torch.Tensor) -> Features:
+        return Features(network(images.flatten(1)), (), images.flatten(1))
+
+    task = TaskTraining(method, criterion, forward, lambda _: torch.arange(7), world)
+    weights, found = [*network.parameters(), *criterion.parameters()], {}
+    for step in range(3):
+        whole = torch.randn(len(method.views), 7, 1, 2, 2, generator=generator)
+        labeled_images, own = torch.randn(5, 1, 2, 2, generator=generator), world.paired_shard(5)
+        labeled = LabeledBatch(labeled_images[own], every[own], torch.arange(5)[own], 5)
+        views = tuple(view[world.shard(7)] for view in whole)
+        positions, truth = torch.arange(7), torch.zeros(7, dtype=torch.int64)
+        batch = UnlabeledBatch(step, 3, torch.Generator().manual_seed(step), views, positions, truth)
+        for weight in weights:
+            weight.grad = None
+        features = forward(torch.cat([labeled.views, *task.views(batch)]))
+        loss = task.loss(labeled, batch, features, forward)
+        supervised = torch.zeros(()) if loss.supervised is None else loss.supervised
+        (loss.pseudo + loss.auxiliary + supervised).backward()
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         all_reduce_sum(world, gradients)
-        parts = (loss.pseudo.detach(), loss.fairness.detach(), *gradients)
-        found |= {f"{step} {name}": part.clone() for name, part in zip(("loss", "fair", "w", "b"), parts, strict=True)}
+        terms = {"pseudo": loss.pseudo, "auxiliary": loss.auxiliary, "supervised": supervised}
+        found |= {f"{step} {name}": value.detach() for name, value in terms.items()}
+        found |= {f"{step} gradient {k}": gradient.clone() for k, gradient in enumerate(gradients)}
     return found
 
 
-TASKS = ("freematch", "flexmatch", "softmatch", "mean_teacher")
+TASKS = (
+    *("freematch", "flexmatch", "softmatch", "mean_teacher"),
+    *("adamatch", "comatch", "dash", "remixmatch", "simmatch"),
+)
 
 
-def task_method(option: str) -> TaskSSL:
+def task_method(option: str) -> Any:
+    """Builds a method whose thresholds a random network reaches."""
     config = yaml.safe_load((ROOT / "conf" / "task_ssl" / f"{option}.yaml").read_text())
-    method: TaskSSL = instantiate(config)
-    return dataclasses.replace(method, fairness=0.5) if method.fairness else method
+    changed = {
+        "freematch": {"fairness": 0.5},
+        "comatch": {"threshold": 0.4, "memory": 1},
+        "simmatch": {"threshold": 0.4},
+        "dash": {"warm_up": 0.0},
+    }
+    return dataclasses.replace(instantiate(config), **changed.get(option, {}))
 
 
 def in_one_of_two() -> None:

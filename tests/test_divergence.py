@@ -28,7 +28,8 @@ SHORT = (
 def test_a_fine_tune_that_diverges_ends_the_run_in_its_phase(sslpl: Callable[..., Result]) -> None:
     done = sslpl(*SHORT, "runtime.checkpoint_minutes=0")
     assert (done.code, done.err.count("\n")) == (1, 1)
-    for part in ("fine-tune", "running averages", "training.finetune_rate", "training.epochs"):
+    for part in ("fine-tune", "running averages", "training.precise_batch_norm=true", "training.finetune_rate",
+                 "training.finetune_clip", "training.epochs"):  # fmt: skip
         assert part in done.err
     assert "training.rate" not in done.err
     status = json.loads((run_folder() / "status.json").read_text())
@@ -39,6 +40,20 @@ def test_a_fine_tune_that_diverges_ends_the_run_in_its_phase(sslpl: Callable[...
     assert (saved is not None, warning) == (True, None)
     assert torch.isfinite(torch.stack([value.norm() for value in saved["module"].values()])).all()
     assert saved["sums"] is None or float(saved["sums"][0]) < LIMIT
+
+
+def test_estimated_statistics_keep_that_fine_tune_stable(sslpl: Callable[..., Result]) -> None:
+    done = sslpl(*SHORT, "training.precise_batch_norm=true")
+    assert done.code == 0, done.err
+
+
+def test_a_diverging_fine_tune_ends_after_its_first_step() -> None:
+    setup = make_setup(None, finetune_epochs=3)
+    state = inflated(trained(setup))
+    with pytest.raises(FloatingPointError, match=r"epoch 1 .*precise_batch_norm=true.*finetune_clip"):
+        finished(setup, state)
+    assert state.epoch == 0
+    assert state.step < len(state.train_index) / setup.training.batch_size
 
 
 def inflated(state: State) -> State:

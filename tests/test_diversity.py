@@ -85,9 +85,11 @@ class TestNeighbors:
 
     def test_copies_are_at_distance_0(self) -> None:
         points = 100 + blobs(5).repeat(3, 1)
-        squares = neighbors.squares_to_one(points)(torch.tensor([5]))
+        points = points - points.mean(dim=0)
+        squares = neighbors.squares_between(points, points[5:6])[:, 0]
         assert (squares == 0).tolist() == [True, *[False] * 4] * 3
-        torch.testing.assert_close(squares, (points.double() - points[0]).square().sum(dim=1), atol=0, rtol=1e-9)
+        expected = (points.double() - points[0].double()).square().sum(dim=1)
+        torch.testing.assert_close(squares, expected, atol=0, rtol=1e-9)
 
     @pytest.mark.parametrize("count", [1, 3, 52])
     def test_mean_distance_to_the_nearest_others(self, count: int) -> None:
@@ -118,22 +120,39 @@ class TestKMeans:
         found = means(points, torch.tensor([0, 0]), torch.ones(2), centers)
         assert found.tolist() == [[0.5], [9.0]]
 
-    def test_the_start_is_drawn_by_mass_times_squared_distance(self) -> None:
-        points, mass = torch.tensor([[0.0], [1.0], [3.0], [3.0]]), torch.tensor([1.0, 2.0, 1.0, 0.5])
-        first = torch.tensor([0])
-        rng, seen = seeded(), torch.zeros(4)
+    @pytest.mark.parametrize("refresh", [1, 3, 64])
+    def test_the_start_is_drawn_by_mass_times_squared_distance(
+        self, refresh: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second and third of four points against the chances of k-means++."""
+        monkeypatch.setattr("sslpl.clustering.k_means.REFRESH", refresh)
+        monkeypatch.setattr("sslpl.clustering.k_means.PER_ROW", 1)
+        points, mass = torch.tensor([0.0, 1, 3, 7]).double(), torch.tensor([1.0, 2, 1, 0.5]).double()
+        apart = (points[:, None] - points).square()
+        rng, seen = seeded(), torch.zeros(2, 4, dtype=torch.float64)
         for _ in range(2000):
-            rows = plus_plus(lambda row: (points - points[row])[:, 0].square(), mass, 2, rng, first)
-            seen[rows[1]] += 1
-        torch.testing.assert_close(seen / 2000, torch.tensor([0, 2, 9, 4.5]) / 15.5, atol=0.03, rtol=0)
+            rows = plus_plus(lambda rows, others: apart[rows][:, others], mass, 3, rng, torch.tensor([0]))
+            seen[torch.arange(2), rows[1:]] += 1 / 2000
+        weight = apart[0] * mass
+        expected = torch.stack([weight / weight.sum(), torch.zeros(4, dtype=torch.float64)])
+        for second in range(1, 4):
+            left = torch.minimum(apart[0], apart[second]) * mass
+            expected[1] += expected[0, second] * left / left.sum()
+        torch.testing.assert_close(seen, expected, atol=0.04, rtol=0)
 
     def test_copies_are_drawn_last_and_only_once(self) -> None:
-        points = torch.tensor([[0.0], [0.0], [0.0], [5.0], [5.0], [9.0]])
-        squared = lambda row: (points - points[row])[:, 0].square()  # noqa: E731
+        points = torch.tensor([0.0, 0, 0, 5, 5, 9])
+        apart = (points[:, None] - points).square()
         for seed in range(20):
-            rows = plus_plus(squared, torch.ones(6), 6, seeded(seed)).tolist()
+            rows = plus_plus(lambda rows, others: apart[rows][:, others], torch.ones(6), 6, seeded(seed)).tolist()
             assert sorted(rows) == list(range(6))
             assert {points[row].item() for row in rows[:3]} == {0, 5, 9}
+
+    def test_the_last_copies_are_drawn_by_mass(self) -> None:
+        mass, first, rng = torch.tensor([1.0, 1, 3]), torch.tensor([0]), seeded()
+        squares = lambda rows, others: torch.zeros(len(rows), len(others))  # noqa: E731
+        heaviest = [plus_plus(squares, mass, 2, rng, first)[1].item() == 2 for _ in range(1000)]
+        assert sum(heaviest) / 1000 == pytest.approx(0.75, abs=0.05)
 
     @pytest.mark.parametrize(("draw", "row"), [(0.0, 1), (0.24, 1), (0.26, 3), (1 - 2.0**-53, 3)])
     def test_rows_of_weight_0_are_not_drawn(self, draw: float, row: int) -> None:
@@ -185,11 +204,10 @@ class TestBadge:
         probability = logits.double().softmax(dim=1)
         residual = probability - torch.nn.functional.one_hot(logits.argmax(dim=1), 5)
         gradient = torch.einsum("nc,nd->ncd", residual, embedding.double()).flatten(1)
-        squared, norm = gradient_distances(logits, embedding)
-        torch.testing.assert_close(norm, gradient.square().sum(dim=1))
-        for row in range(40):
-            expected = (gradient - gradient[row]).square().sum(dim=1)
-            torch.testing.assert_close(squared(torch.tensor([row])), expected, atol=1e-9, rtol=1e-9)
+        norm, squares = gradient_distances(Predictions(torch.arange(40), logits, embedding, None))
+        torch.testing.assert_close(norm, gradient.square().sum(dim=1), rtol=1e-5, atol=1e-5)
+        expected = (gradient[:, None] - gradient).square().sum(dim=2).float()
+        torch.testing.assert_close(squares(torch.arange(40), torch.arange(40)).float(), expected, rtol=1e-4, atol=1e-4)
 
     def test_gradients_are_those_of_the_last_layer(self) -> None:
         embedding = blobs(6)
@@ -197,12 +215,12 @@ class TestBadge:
         logits = embedding @ head.T
         losses = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1), reduction="none")
         gradient = [torch.autograd.grad(loss, head, retain_graph=True)[0] for loss in losses]
-        _, norm = gradient_distances(logits.detach(), embedding)
+        norm, _ = gradient_distances(Predictions(torch.arange(6), logits.detach(), embedding, None))
         torch.testing.assert_close(norm.float(), torch.stack(gradient).square().sum(dim=(1, 2)))
 
     def test_the_longest_gradient_is_first(self) -> None:
         seen = pool(blobs(40))
-        _, norm = gradient_distances(seen.predictions.logits, seen.predictions.embedding)
+        norm, _ = gradient_distances(seen.predictions)
         assert {badge(seen, 5, seeded(seed)).index[0].item() for seed in range(5)} == {int(norm.argmax())}
 
 

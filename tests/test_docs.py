@@ -92,6 +92,7 @@ def small(line: str, folder: Path) -> list[str]:
     return [*arguments, *extra]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", starting("python run.py", "torchrun"))
 def test_the_commands_that_run_are_valid(sslpl: Command, tmp_path: Path, line: str) -> None:
     done = sslpl(*small(line, tmp_path))
@@ -116,7 +117,8 @@ def test_the_commands_that_pretrain_are_valid(
 ) -> None:
     import numpy as np
 
-    write_fashion_mnist(tmp_path / "files", 240, 20, np.random.default_rng(0))
+    write = write_cifar10 if "dataset=cifar10" in line else write_fashion_mnist
+    write(tmp_path / "files", 240, 20, np.random.default_rng(0))
     _, _, module, *arguments = shlex.split(line)
     arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
     arguments += [f"dataset.root={tmp_path / 'files'}", "runtime.dry_run=true", "pretraining.batch_size=32"]

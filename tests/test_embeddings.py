@@ -192,7 +192,9 @@ def test_a_run_is_the_same_from_npz_and_mapped_files(sslpl: Command, tmp_path: P
     [
         ("method=learning_loss",), ("method=scal",), ("method=learning_loss", "backbone=mlp", "backbone.width=16"),
         ("method=bald", "backbone=mlp", "backbone.width=16", "backbone.dropout=0.3", "training.optimizer=adamw"),
-        ("method=query_by_committee", "training.optimizer=adamw"), ("method=typiclust",), ("method=core_set",),
+        ("method=query_by_committee", "training.optimizer=adamw"), ("method=ensemble", "training.optimizer=adamw"),
+        ("method=ensemble", "query.scorer.members=2", "backbone=mlp", "backbone.width=16"),
+        ("method=typiclust",), ("method=core_set",),
         ("method=random", "dataset.imbalance=long_tailed", "dataset.imbalance_ratio=4"),
     ],
 )  # fmt: skip
@@ -225,6 +227,8 @@ def test_a_head_trains_by_minibatches_too(sslpl: Command, tmp_path: Path) -> Non
         (("backbone=small_cnn", "training=short"), "dataset=embeddings: backbone must be linear or mlp"),
         (("dataset=digits", "backbone=small_cnn"), "training=head: backbone must be linear or mlp"),
         (("method=query_by_committee",), "training.optimizer=lbfgs: must be adamw"),
+        (("method=ensemble",), "training.optimizer=lbfgs: must be adamw, because all networks of query.scorer would"),
+        (("method=ensemble", "query.scorer.members=1"), "query.scorer.members=1: must be greater than or equal to 2"),
     ],
 )
 def test_what_needs_images_is_refused_before_anything_runs(

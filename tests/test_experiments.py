@@ -46,10 +46,12 @@ QUICK = (
 
 FEWER_STEPS = {
     **{name: ["query.steps=2"] for name in ("vaal", "ta_vaal", "uncertain_gcn", "core_gcn")},
-    "refine": ["query.depth=2", "query.batches=7"],
+    **{name: ["query.depth=2", "query.batches=7"] for name in ("refine", "refine_expected_loss")},
+    "boss": ["query.batches=4"],
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(sslpl: Command, method: str) -> None:
     done = sslpl(*QUICK, f"method={method}", *FEWER_STEPS.get(method, []))
@@ -62,10 +64,12 @@ def test_every_method_runs(sslpl: Command, method: str) -> None:
 def test_every_strategy_belongs_to_a_method_or_runs_with_one(sslpl: Command) -> None:
     presets = "".join((CONF / "method" / f"{method}.yaml").read_text() for method in METHODS)
     without_method = [name for name in STRATEGIES if f"override /query: {name}\n" not in presets]
-    assert without_method == ["boss", "class_balanced_random", "dropout_entropy", "greedy_oracle", "predicted_loss"]
+    assert without_method == [
+        *("badge_highest_loss", "boss", "class_balanced_random", "dropout_entropy", "expected_loss_reduction"),
+        *("greedy_oracle", "predicted_loss", "refine_expected_loss", "uherding_expected_loss"),
+    ]
     for name in without_method:
-        fewer_batches = ["query.batches=4"] if name == "boss" else []
-        done = sslpl(*QUICK, f"query={name}", *fewer_batches)
+        done = sslpl(*QUICK, f"query={name}", *FEWER_STEPS.get(name, []))
         assert done.code == 0, done.err
 
 
@@ -91,6 +95,7 @@ def values_of(key: str, sweep: str) -> list[str]:
     return [str(value) for value in override.sweep_string_iterator()] if override.is_sweep_override() else [sweep]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes_and_is_valid(sweep: str) -> None:
     text = yaml.safe_load((ROOT / "multirun_sweeps" / f"{sweep}.yaml").read_text())
@@ -127,7 +132,12 @@ def test_the_sweeps_cover_the_components_of_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "method", "query")]
+    ("group", "option"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "backbone"))
+        for pair in OPTIONS
+        if pair[0] not in ("experiment", "method", "query")
+    ],
 )
 def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
     requirements = {("module", "none"): ["method=random"], ("training", "head"): ["backbone=linear"]}
@@ -150,9 +160,10 @@ def test_every_experiment_says_what_it_is(experiment: str) -> None:
 def test_every_experiment_runs_a_cycle(sslpl: Command, tmp_path: Path, experiment: str) -> None:
     write_dataset(experiment, tmp_path / "files", images=100)
     tiny = (
-        "training.epochs=1", "training.finetune_epochs=1", "budget.initial=16", "budget.per_cycle=8", "budget.cycles=2",
-        "budget.candidates=60", "tracker=none", "runtime.progress=none", f"dataset.root={tmp_path / 'files'}",
-    )  # fmt: skip
+        *("training.epochs=1", "training.min_steps=0", "training.finetune_epochs=1", "budget.initial=16"),
+        *("budget.per_cycle=8", "budget.cycles=2", "budget.candidates=60", "tracker=none", "runtime.progress=none"),
+        f"dataset.root={tmp_path / 'files'}",
+    )
     done = sslpl(f"experiment={experiment}", *tiny)
     assert done.code == 0, done.err
     assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 3

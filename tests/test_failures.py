@@ -133,7 +133,7 @@ def test_a_resumed_run_prints_what_has_changed(sslpl: Command, interrupted_run: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_damaged_checkpoint_is_reported_and_skipped(
     sslpl: Command, interrupted_run: Path, damage: str, both: bool
 ) -> None:

@@ -80,14 +80,19 @@ def without_shifts(monkeypatch: Patch) -> None:
     monkeypatch.setattr(build, "read_dataset", lambda *arguments: read(*arguments)._replace(padding=0, flip=False))
 
 
+def slow(*options: str) -> Any:
+    """A parameter that only `make check` tests."""
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
 class TestRuns:
     @pytest.mark.parametrize(
         "options",
         [
-            ("method=margin",), ("method=badge",), ("method=typiclust",), ("method=query_by_committee",),
+            ("method=badge",),
             ("method=margin", "training.warm_start=false", "budget.validation=0.2", "training.checkpoint=best"),
-            ("method=bald",),
-            ("method=temporal_output_discrepancy", "dataset.imbalance=stepped", "dataset.imbalance_ratio=2"),
+            slow("method=margin"), slow("method=typiclust"), slow("method=query_by_committee"), slow("method=bald"),
+            slow("method=temporal_output_discrepancy", "dataset.imbalance=stepped", "dataset.imbalance_ratio=2"),
         ],
     )  # fmt: skip
     def test_a_run_selects_what_one_without_embeddings_selects(

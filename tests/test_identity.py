@@ -119,7 +119,8 @@ def test_a_file_of_weights_counts_by_content_not_by_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["dataset", "backbone", "module", "ranking", "ssl", "query", "budget", "training", "method"]
+    "group",
+    ["dataset", "backbone", "module", "ranking", "ssl", "task_ssl", "query", "budget", "training", "method"],
 )
 def test_every_option_of_a_scientific_group_is_a_run_of_its_own(group: str) -> None:
     config, choices = config_of()

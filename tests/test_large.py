@@ -23,7 +23,6 @@ from sslpl.clustering.neighbors import by_rows, mean_neighbor_distance, nearest
 from sslpl.distributed.world import SINGLE_PROCESS
 from sslpl.learn import inference, prediction_table
 from sslpl.query import limits
-from sslpl.query.badge import badge, gradient_distances, gradients_between
 from sslpl.query.cluster_margin import cluster_margin
 from sslpl.query.kmeans import kmeans
 from sslpl.query.probcover import probcover
@@ -171,52 +170,6 @@ class TestNeighbors:
     def test_rows_in_parts(self) -> None:
         table, other = torch.randn(50, 3), torch.randn(50)
         assert torch.equal(by_rows(lambda a, b: a.sum(dim=1) + b, table, other), table.sum(dim=1) + other)
-
-
-class TestPlusPlus:
-    def test_distances_of_gradients(self) -> None:
-        logits, embedding = torch.randn(40, 5, generator=generator()), blobs(40)
-        norm, between = gradients_between(Predictions(torch.arange(40), logits, embedding, None))
-        exact, expected = gradient_distances(logits, embedding)
-        torch.testing.assert_close(norm, expected, rtol=1e-5, atol=1e-5)
-        found = between(torch.arange(40), torch.tensor([3, 8]))
-        for column, row in enumerate((3, 8)):
-            torch.testing.assert_close(found[:, column], exact(torch.tensor([row])), rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.parametrize("refresh", [1, 3, 64])
-    def test_drawn_by_the_squared_distance_to_the_nearest(self, refresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The third of four points, after the first is given, against the chances of k-means++."""
-        monkeypatch.setattr(large_pools, "REFRESH", refresh)
-        points = torch.tensor([0.0, 1.0, 3.0, 7.0], dtype=torch.float64)
-        apart = (points[:, None] - points).square()
-        rng, seen = generator(), torch.zeros(4)
-        for _ in range(1000):
-            seen[
-                large_pools.rejection_plus_plus(
-                    lambda rows, chosen: apart[rows][:, chosen], 4, 3, rng, torch.tensor(0)
-                )[2]
-            ] += 1
-        expected = torch.zeros(4, dtype=torch.float64)
-        for second in range(1, 4):
-            left = torch.minimum(apart[0], apart[second])
-            expected += apart[0, second] / apart[0].sum() * left / left.sum()
-        torch.testing.assert_close(seen.double() / 1000, expected, atol=0.06, rtol=0)
-
-    def test_copies_come_last_and_only_once(self) -> None:
-        points = torch.tensor([0.0, 0, 0, 5, 5, 9])
-        apart = (points[:, None] - points).square().double()
-        for seed in range(20):
-            rows = large_pools.rejection_plus_plus(
-                lambda rows, chosen: apart[rows][:, chosen], 6, 6, generator(seed), torch.tensor(0)
-            ).tolist()
-            assert sorted(rows) == list(range(6))
-            assert {points[row].item() for row in rows[:3]} == {0, 5, 9}
-
-    @pytest.mark.usefixtures("every_pool_is_large")
-    def test_the_longest_gradient_is_first(self) -> None:
-        seen = pool(blobs(40))
-        _, norm = gradient_distances(seen.predictions.logits, seen.predictions.embedding)
-        assert {badge(seen, 5, generator(seed)).index[0].item() for seed in range(5)} == {int(norm.argmax())}
 
 
 class TestKCenter:

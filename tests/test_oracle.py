@@ -176,7 +176,8 @@ def test_a_kill_or_a_mistake_while_waiting_loses_nothing(sslpl: Command, monkeyp
 
 def test_parts_of_batches_and_new_classes(sslpl: Command) -> None:
     command = (*QUICK, *FILES, "method=random", "training.warm_start=true", "budget.cycles=3")
-    command = (*command, "task_ssl=pseudo_label")  # whose raw weights wait for the next training
+    # Raw weights and the members of an ensemble wait for the next training.
+    command = (*command, "task_ssl=pseudo_label", "query=ensemble", "query.scorer.members=2")
     sslpl(*command)
     cycle0, cycle1, cycle2 = (run_folder() / "labeling" / f"cycle{k}" for k in range(3))
     answer(cycle0, labels=lambda path: truth(path) if int(path[-7:-4]) % 2 else "")

@@ -1,6 +1,7 @@
 """The contract of query strategies, and strategies on small hand-computed inputs."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,14 @@ SHORT = {  # what the contract asks of a strategy that takes many steps, it asks
     "uncertain_gcn": ("query.steps=3",),
     "core_gcn": ("query.steps=3",),
     "refine": ("query.depth=2", "query.batches=7"),
+    "refine_expected_loss": ("query.depth=2", "query.batches=7"),
     "consistency": ("query.scorer.views=2",),
     "boss": ("query.batches=4",),
+    "bait": ("query.subset=40",),
 }
 
 
+@cache
 def strategy(name: str, folder: Path | None = None) -> QueryStrategy:
     """Returns a strategy of conf/query or of another folder of configs."""
     GlobalHydra.instance().clear()

@@ -27,6 +27,15 @@ def test_nothing_is_fine_tuned_without_a_module_or_without_epochs() -> None:
     assert "finetune" not in Schedule(2, Training(finetune_epochs=0), has_module=True).phases(0)
 
 
+def test_an_ensemble_is_trained_for_a_query_alone() -> None:
+    schedule = Schedule(2, Training(epochs=7, batch_size=20), has_module=False, members=3)
+    assert schedule.phases(0) == ("train", "ensemble", "evaluate", "query", "label")
+    assert schedule.phases(1) == ("train", "evaluate")
+    assert [schedule.epochs(phase, 100) for phase in ("train", "ensemble")] == [7, 14]
+    longer = schedule._replace(training=Training(epochs=7, batch_size=20, min_steps=50))  # of 5 steps per epoch
+    assert [longer.epochs(phase, 100) for phase in ("train", "ensemble")] == [10, 20]
+
+
 def test_one_phase_follows_another_until_the_cycle_ends() -> None:
     schedule, phase, seen = Schedule(2, Training(), has_module=True), "start", []
     while (following := schedule.phase_after(phase, 0)) is not None:

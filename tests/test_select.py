@@ -348,7 +348,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "given", "line"),
         [
-            ("bagde", {}, r"query=bagde: no such option; did you mean badge\? \(known: .*badge, bait, "),
+            ("bagde", {}, r"query=bagde: no such option; did you mean badge\? \(known: .*badge, badge_h.*, bait, "),
             ("bait", {"subst": 5}, r"query.subst=5: no such key; did you mean subset\? \(known: .*oversample, regul"),
             ("badge", {"subset": 5}, r"query.subset=5: no such key; badge has no options$"),
             ("bait", {"subset": 0}, r"query.subset=0: must be greater than or equal to 1$"),

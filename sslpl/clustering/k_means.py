@@ -6,8 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from sslpl.clustering.neighbors import nearest, squares_to_one
+from sslpl.clustering.neighbors import nearest, squares_between
 
+REFRESH = 64  # new rows of k-means++, or consecutive rejections, after which all distances are updated, at most ...
+PER_ROW = 1024  # ... and one for so many rows: in a small pool an update costs less than a rejection
+ROWS = {"cpu": 1 << 12, "cuda": 1 << 16}  # whose distances are updated at a time
 TOLERANCE = 1e-4  # bounds the centers' squared shifts, as a share of the mean variance (as in scikit-learn)
 
 
@@ -25,29 +28,55 @@ def k_means(points: Tensor, clusters: int, rng: Generator, weight: Tensor | None
     points = points - mean
     mass = torch.ones(len(points)) if weight is None else weight
     mass = mass.to(points.device, torch.float64)
-    initial = plus_plus(squares_to_one(points), mass, clusters, rng)
+    initial = plus_plus(lambda rows, others: squares_between(points[rows], points[others]), mass, clusters, rng)
     result = lloyd(points, points[initial], mass, steps)
     return result._replace(centers=result.centers + mean)
 
 
 def plus_plus(
-    squares: Callable[[Tensor], Tensor], mass: Tensor, n: int, rng: Generator, first: Tensor | None = None
+    squares: Callable[[Tensor, Tensor], Tensor], mass: Tensor, n: int, rng: Generator, first: Tensor | None = None
 ) -> Tensor:
     """Draws distinct rows [n] in proportion to mass [N] x squared distance to the nearest earlier row (k-means++).
 
-    `squares` returns the squared distances [N] to a row [1]; `first` [1] is drawn by mass unless given. Once only
-    duplicates of chosen points remain, they are drawn by mass. There is no synchronization with the device.
+    `squares` returns the squared distances [R, K] between rows [R] and [K]; `first` [1] is drawn by mass unless given.
+    Once only duplicates of drawn rows remain, they are drawn by mass. A row is proposed by an outdated distance, an
+    upper bound, and accepted with probability current / outdated distance: this is exact, and all distances are
+    updated only occasionally, for many new rows at a time.
     """
-    draws = torch.rand(n, 1, generator=rng, dtype=torch.float64).to(mass.device)
-    available = mass.clone()
-    chosen = [draw_row(available, draws[0]) if first is None else first]
-    closest = squares(chosen[0])
-    for draw in draws[1:]:
-        available[chosen[-1]] = 0
-        weight = closest * available
-        chosen.append(draw_row(torch.where(weight.sum() > 0, weight, available), draw))
-        closest = torch.minimum(closest, squares(chosen[-1]))
-    return torch.cat(chosen)
+    chosen = (
+        draw_row(mass, torch.rand(1, generator=rng, dtype=torch.float64).to(mass.device)) if first is None else first
+    )
+    bound = mass * nearest_squares(squares, len(mass), chosen)
+    bound[chosen] = 0
+    counted, rejected, interval = 1, 0, min(REFRESH, max(1, len(mass) // PER_ROW))
+    while len(chosen) < n:
+        pending = chosen[counted:]
+        if len(pending) >= interval or rejected >= interval:
+            bound = torch.minimum(bound, mass * nearest_squares(squares, len(mass), pending))
+            counted, rejected = len(chosen), 0
+            continue
+        if not bool(bound.sum() > 0):
+            return torch.cat([chosen, others_by_mass(mass, chosen, n - len(chosen), rng)])
+        draw = torch.rand(2, generator=rng, dtype=torch.float64).to(mass.device)
+        row = draw_row(bound, draw[:1])
+        current = torch.cat([bound[row], mass[row] * squares(row, pending)[0]]).min()
+        if bool(draw[1] * bound[row] < current):
+            chosen, current, rejected = torch.cat([chosen, row]), torch.zeros_like(current), -1
+        bound[row], rejected = current, rejected + 1
+    return chosen
+
+
+def nearest_squares(squares: Callable[[Tensor, Tensor], Tensor], count: int, others: Tensor) -> Tensor:
+    """Returns the squared distance [N] of each of `count` rows to the nearest of other rows."""
+    rows = torch.split(torch.arange(count, device=others.device), ROWS[others.device.type])
+    return torch.cat([squares(part, others).amin(dim=1).double() for part in rows])
+
+
+def others_by_mass(mass: Tensor, chosen: Tensor, count: int, rng: Generator) -> Tensor:
+    """Draws distinct rows [count] by mass among those that are not chosen (Efraimidis and Spirakis 2006)."""
+    uniform = torch.rand(len(mass), generator=rng, dtype=torch.float64).to(mass.device)
+    key = (uniform.log() / mass).index_fill_(0, chosen, -torch.inf)
+    return key.topk(count).indices
 
 
 def draw_row(weight: Tensor, draw: Tensor) -> Tensor:

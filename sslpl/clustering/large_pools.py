@@ -1,17 +1,16 @@
 """Clustering and neighbor search for large pools, with faiss, on tables that may be in a file and are never copied.
 
-Above LARGE unlabeled images, k-means fits its centers to a sample, and k-means++ computes distances lazily. Only the
-number of images decides, so that a selection never depends on the installed packages.
+Above LARGE unlabeled images, k-means fits its centers to a sample. Only the number of images decides, so that a
+selection never depends on the installed packages.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from sslpl.clustering.k_means import Clusters, draw_row
+from sslpl.clustering.k_means import Clusters
 from sslpl.clustering.neighbors import blocks, nearest
 from sslpl.types import UserError
 
@@ -20,7 +19,6 @@ SAMPLE, MAX_SAMPLE = 64, 2**18  # the images that centers are fitted to: per cen
 STEPS = 25  # of Lloyd's algorithm, at most (faiss's default)
 FLAT = 25_000  # above this many points the neighbor search is approximate ...
 PROBES = 32  # ... and searches this many of the 4 N^0.5 inverted lists
-REFRESH = 64  # new rows, or consecutive rejections, after which all distances are updated
 
 
 class GatheredRows:
@@ -122,39 +120,3 @@ def neighbor_rows(points: Tensor, count: int) -> Tensor:
     is_self = neighbors == torch.arange(len(x))[:, None]
     is_self[~is_self.any(dim=1), -1] = True  # a point with more than `count` duplicates may not find itself
     return neighbors[~is_self].view(len(x), count)
-
-
-def rejection_plus_plus(
-    squares: Callable[[Tensor, Tensor], Tensor], images: int, n: int, rng: Generator, first: Tensor
-) -> Tensor:
-    """Draws distinct rows [n] as `sslpl.clustering.k_means.plus_plus` with equal masses, by rejection sampling.
-
-    `squares` returns the squared distances [R, K] between rows [R] and [K]; `first` is []. A row is proposed by an
-    outdated distance, an upper bound, and accepted with probability current / outdated distance: this is exact, and
-    all distances are updated only occasionally, for many new rows at a time.
-    """
-    bound = torch.full((images,), torch.inf, dtype=torch.float64, device=first.device)
-    chosen, counted, rejected = first[None], 0, 0
-    while len(chosen) < n:
-        pending = chosen[counted:]
-        if counted == 0 or len(pending) >= REFRESH or rejected >= REFRESH:
-            for part in blocks(images, 1024, bound.device):
-                rows = torch.arange(part.start, part.stop, device=bound.device)
-                bound[part] = torch.minimum(bound[part], squares(rows, pending).amin(dim=1))
-            bound[chosen], counted, rejected = 0, len(chosen), 0
-            continue
-        if not bool(bound.sum() > 0):
-            return torch.cat([chosen, random_others(chosen, images, n - len(chosen), rng)])
-        draw = torch.rand(2, generator=rng, dtype=torch.float64).to(bound.device)
-        row = draw_row(bound, draw[:1])
-        current = torch.cat([bound[row], squares(row, pending)[0]]).min()
-        if bool(draw[1] * bound[row] < current):
-            chosen, current, rejected = torch.cat([chosen, row]), torch.zeros_like(current), -1
-        bound[row], rejected = current, rejected + 1
-    return chosen
-
-
-def random_others(chosen: Tensor, images: int, count: int, rng: Generator) -> Tensor:
-    """Draws `count` of the rows that are not chosen yet at random."""
-    order = torch.randperm(images, generator=rng).to(chosen.device)
-    return order[~torch.isin(order, chosen)][:count]

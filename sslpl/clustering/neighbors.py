@@ -29,20 +29,6 @@ def on_grid(embedding: Tensor) -> Tensor:
     return normalize(embedding.double()).mul_(GRID).round_().div_(GRID)
 
 
-def squares_to_one(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns a function from a row [1] to its squared distances [N] to all points, in float64; duplicates have 0."""
-    points = points.double()
-    points = points - points.mean(dim=0)
-    norm = points.square().sum(dim=1)
-
-    def squares(row: Tensor) -> Tensor:
-        scale = norm + norm[row]
-        square = scale - 2 * (points @ points[row][0])
-        return square.masked_fill_(square < COPY * scale, 0)
-
-    return squares
-
-
 def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
     """Computes squared distances [N, K] by a matrix product; the rounding error is relative to the norms."""
     squares = points.square().sum(dim=1, keepdim=True) + centers.square().sum(dim=1)
@@ -50,7 +36,8 @@ def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
 
 
 def squares_between(points: Tensor, centers: Tensor) -> Tensor:
-    """Computes squared distances [N, K] between a few float64 points; duplicates have 0."""
+    """Computes squared distances [N, K] in float64 between points near the origin; duplicates have 0."""
+    points, centers = points.double(), centers.double()
     scale = points.square().sum(dim=1, keepdim=True) + centers.square().sum(dim=1)
     square = scale - 2 * (points @ centers.T)
     return square.masked_fill_(square < COPY * scale, 0)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_object, instantiate
-from torch import nn
+from torch import Tensor, nn
 
 from sslpl.budget import Budget
 from sslpl.config.frozen import build_embedder, embed_dataset, embeds_once
@@ -28,6 +28,7 @@ from sslpl.seeds import build_seeded
 from sslpl.setup import EmbeddedImages, Setup
 from sslpl.types import Dataset, Images, Oracle, UserError
 
+SAMPLE_PIXELS = 2**20  # of the images from which a backbone's first weights are computed
 T = TypeVar("T")
 Networks = tuple[nn.Module, nn.Module | None]
 
@@ -158,19 +159,33 @@ def with_weights_fingerprint(node: Config) -> Config:
     return node | {"weights_fingerprint": actual}
 
 
-def backbone_builder(node: Config, shape: tuple[int, int, int], weights: bool = True) -> Callable[[int], nn.Module]:
+def backbone_builder(
+    node: Config, shape: tuple[int, int, int], weights: bool = True, pool: Dataset | None = None
+) -> Callable[[int], nn.Module]:
     """Returns a function that builds a config's backbone for a number of classes and images [C, H, W] of a shape.
 
     With `weights=False` the starting weights of the config are ignored, because the caller loads others. A file of
-    weights is read a single time, when this function is called.
+    weights is read a single time, when this function is called. A new backbone that starts from a sample of images
+    gets one of the pool.
     """
     own_keys, start = split_config(node, Start)
     new_backbone = partial(instantiate(own_keys), in_channels=shape[0])
     if "image_size" in signature(new_backbone).parameters:
         new_backbone = partial(new_backbone, image_size=shape[1])
+    if "sample" in signature(new_backbone).parameters and pool is not None:
+        new_backbone = partial(new_backbone, sample=pool_sample(pool))
     start = start if weights else replace(start, weights=None)
     loaded = None if start.file is None else file_weights(start.file, start.weights_fingerprint)
     return lambda classes: start_backbone(new_backbone(num_classes=classes), start, loaded)
+
+
+def pool_sample(dataset: Dataset) -> Tensor:
+    """Returns normalized images [N, C, H, W] that are evenly spread over the pool, with about a million pixels."""
+    images = dataset.train
+    count = max(1, min(len(images), SAMPLE_PIXELS // (images.shape[1] * images.shape[2])))
+    index = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    normalize = build_augmentation(dataset, torch.device("cpu")).normalize
+    return normalize(next(iter(images.to(torch.device("cpu")).batches([index]))))
 
 
 def network_builder(
@@ -178,14 +193,16 @@ def network_builder(
 ) -> Callable[[int], Networks]:
     """Returns a function that builds fresh networks for a cycle, by default for the classes of a dataset of images.
 
-    Their initial weights depend only on seed, cycle and number of classes, or are those of `backbone.weights`. With an
-    `embedding_width` the backbone is the head of the frozen network, and its initial weights are those of that head.
+    Their initial weights depend only on seed, cycle, member of an ensemble and number of classes, or are those of
+    `backbone.weights`. With an `embedding_width` the backbone is the head of the frozen network, and starts from the
+    weights of that head.
     """
     new_module, seed, num_classes = instantiate(config["module"]), config["seed"], len(dataset.class_names)
-    new_backbone = backbone_builder(config["backbone"], dataset.train.shape)
+    new_backbone = backbone_builder(config["backbone"], dataset.train.shape, pool=dataset)
 
-    def build(cycle: int, classes: int = num_classes) -> Networks:
-        backbone: Any = build_seeded(lambda: new_backbone(classes), seed, f"backbone {cycle}")
+    def build(cycle: int, classes: int = num_classes, member: int = 0) -> Networks:
+        name = f"backbone {cycle}" + (f" member {member}" if member else "")
+        backbone: Any = build_seeded(lambda: new_backbone(classes), seed, name)
         if embedding_width is not None:
             backbone = EmbeddingHead(backbone, embedding_width)
         module = build_seeded(lambda: new_module(channels=backbone.channels), seed, f"module {cycle}")

@@ -17,6 +17,17 @@ LONGEST_NAME = 255  # bytes that file systems allow; a method name is ASCII
 # that value is left out of the id. The images of every frozen backbone were augmented.
 ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "augment"): lambda config: bool(config.get("backbone", {}).get("freeze", False)),
+    ("training", "min_steps"): lambda _: 0,
+    ("training", "nesterov"): lambda _: False,
+    ("training", "muon_rate"): lambda _: None,
+    ("training", "decay_per_image"): lambda _: None,
+    ("training", "label_smoothing"): lambda _: 0.0,
+    ("training", "rate_schedule"): lambda _: "stepped",
+    ("training", "peak_at"): lambda _: 0.2,
+    ("training", "alternating_flips"): lambda _: False,
+    ("training", "test_time_augmentation"): lambda _: "none",
+    ("training", "precise_batch_norm"): lambda _: False,
+    ("training", "finetune_clip"): lambda _: None,
 }
 # Keys of an oracle that decide how people label and what is accepted, not the labels.
 LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share")

@@ -12,6 +12,7 @@ from sslpl.config.frozen import embeds_once, has_images
 from sslpl.config.identity import Config
 from sslpl.data.variants import PoolVariant
 from sslpl.models.starting_weights import Start
+from sslpl.training import Training
 from sslpl.types import CountOrZero, UserError
 
 # The fields of these classes are further keys of every option of the group.
@@ -37,6 +38,8 @@ def validated_config(config: Config) -> Config:
     check_protocol(clean)
     if "optimizer" in clean["training"]:
         check_head_training(clean)
+    if clean["training"].get("nesterov") and clean["training"]["momentum"] == 0:
+        raise UserError("training.nesterov=true: must be false with training.momentum=0")
     if clean["training"]["augment"] and not (clean["backbone"].get("freeze") and has_images(clean)):
         raise UserError("training.augment=true: must be false unless backbone.freeze=true, on images")
     if not has_images(clean):
@@ -174,15 +177,34 @@ def check_hidden_labels(config: Config, oracle: str) -> None:
 
 
 def check_head_training(config: Config) -> None:
-    """Checks that training=head trains a small head, and that a committee of its snapshots can differ."""
+    """Checks that training=head trains a small head, and that the members of a committee can differ."""
     if not (embeds_once(config) or accepts_embeddings(config)):
         raise UserError(
             "training=head: backbone must be linear or mlp, or frozen (backbone.freeze=true, training.augment=false), "
             "because it takes all labeled examples at once"
         )
+    for key, default in without_effect_on_heads().items():
+        value = config["training"].get(key, default)
+        if value != default:
+            raise UserError(f"training.{key}={value}: must be {default} with training=head, which ignores it")
     for path, node in target_nodes("query", config["query"]):
         if "snapshots" in node and config["training"]["optimizer"] == "lbfgs":
             raise UserError(f"training.optimizer=lbfgs: must be adamw, because {path} needs snapshots of the training")
+        if "members" in node and config["training"]["optimizer"] == "lbfgs" and trains_linear_head(config):
+            reason = f"because all networks of {path} would converge to the same linear head"
+            raise UserError(f"training.optimizer=lbfgs: must be adamw, {reason}")
+
+
+def trains_linear_head(config: Config) -> bool:
+    """True if nothing but a linear layer is trained."""
+    return bool(config["backbone"].get("freeze")) or config["backbone"]["_target_"] == "sslpl.models.linear"
+
+
+def without_effect_on_heads() -> Config:
+    """Returns the options of the joint training that a small head has no use for, with their defaults."""
+    keys = ("min_steps", "nesterov", "muon_rate", "decay_per_image", "label_smoothing", "rate_schedule")
+    defaults = Training()
+    return {key: getattr(defaults, key) for key in keys}
 
 
 def check_embeddings(config: Config) -> None:

@@ -28,6 +28,15 @@ def epoch_batches(index: Tensor, pool_size: int, batch_size: int, generator: Gen
     return split_batches(shuffled(index, pool_size, generator), batch_size)
 
 
+def alternating_flips(index: Tensor, pool_size: int, epoch: int, generator: Generator) -> Tensor:
+    """Returns which of the images `index` to flip in an epoch, bool: each in every other epoch (airbench).
+
+    A generator seeded alike in all epochs draws which images are flipped in the even ones.
+    """
+    in_even_epochs = torch.rand(pool_size, generator=generator)[index] < 0.5
+    return in_even_epochs ^ bool(epoch % 2)
+
+
 def shard_batches(world: World, batches: Sequence[Tensor], draws: WeakDraws) -> tuple[list[Tensor], WeakDraws]:
     """Returns the shard of each batch of an epoch that belongs to this process, and the draws of its images."""
     if world.size == 1:

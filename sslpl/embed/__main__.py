@@ -70,7 +70,7 @@ def embed(config: Config, output: Path | None) -> None:
     device = runtime.prepare()
     dataset = read_dataset(config["dataset"], config["seed"])
     runtime.set_threads(dataset.train.shape)
-    build = backbone_builder(config["backbone"] | {"freeze": True}, dataset.train.shape)
+    build = backbone_builder(config["backbone"] | {"freeze": True}, dataset.train.shape, pool=dataset)
     network = build_seeded(lambda: build(len(dataset.class_names)), config["seed"], "embedding backbone").to(device)
     embedder = build_embedder(config["backbone"], network, dataset, device, bfloat16=False)
     with Progress(runtime.progress, cycles=0) as progress:

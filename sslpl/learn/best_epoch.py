@@ -1,5 +1,6 @@
 """The best epoch of a joint training, by accuracy on held-out labels."""
 
+from sslpl.learn.batch_statistics import estimate_statistics
 from sslpl.learn.inference import predict
 from sslpl.learn.metrics import accuracy
 from sslpl.learn.unlabeled_batches import TaskTraining
@@ -14,9 +15,10 @@ def validate_epoch(setup: Setup, state: State, task: TaskTraining | None = None)
     """
     if len(state.held_out) == 0:
         return {}
-    predictions = predict(
-        setup, state.backbone if task is None else task.average, None, setup.dataset.train, state.held_out
-    )
+    network = state.backbone if task is None else task.average
+    estimate_statistics(setup, state, network)
+    views = setup.training.test_time_augmentation
+    predictions = predict(setup, network, None, setup.dataset.train, state.held_out, views)
     validation_accuracy = accuracy(predictions.logits.cpu(), state.labels()[state.held_out])
     if setup.training.checkpoint == "best" and (state.best is None or validation_accuracy >= state.best.accuracy):
         module = None if state.module is None else weights_of(state.module)

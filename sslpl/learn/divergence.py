@@ -1,4 +1,4 @@
-"""Divergence checks, made when losses are read anyway: at the end of an epoch and before a checkpoint."""
+"""Divergence checks, made at the end of an epoch, before a checkpoint and after the first steps of a fine-tune."""
 
 import math
 
@@ -36,6 +36,7 @@ def check_finetune_losses(sums: FinetuneSums[float], epoch: int, largest: float 
     figures = f"ranking loss {ranking:.2g}" + (f", predicted losses up to {largest:.2g}" if largest is not None else "")
     raise FloatingPointError(
         f"the fine-tune diverged in epoch {epoch + 1} ({figures}): "
-        "raise training.epochs if the joint training was short, because batch norm's running averages lag behind it, "
-        "or lower training.finetune_rate"
+        "if the joint training was short, batch norm's running averages lag behind it: set "
+        "training.precise_batch_norm=true or raise training.epochs; otherwise lower training.finetune_rate or set "
+        "training.finetune_clip"
     )

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sslpl.data.images import to_device
 from sslpl.lbfgs import minimize
-from sslpl.learn.joint_step import JointInputs, joint_loss, joint_train_index
+from sslpl.learn.joint_step import JointInputs, joint_loss
 from sslpl.learn.optimizers import set_rates
 from sslpl.seeds import rng, seeded_draws
 from sslpl.setup import Setup
@@ -25,7 +25,7 @@ def train_head(setup: Setup, state: State, training: HeadTraining) -> Tensor:
 
     Each process trains the whole head, because that takes less time than to exchange gradients.
     """
-    index = joint_train_index(state)
+    index = state.joint_train_index
     inputs = JointInputs(labeled_vectors(setup, index), to_device(state.labels()[index], setup.device), len(index))
     with seeded_draws(setup.device, setup.seed, "masks", state.cycle):
         if training.optimizer == "lbfgs":

@@ -7,15 +7,25 @@ from torch import Tensor, nn
 
 from sslpl.distributed.collectives import broadcast_shards
 from sslpl.learn.prediction_table import PredictionTable
+from sslpl.learn.test_time_augmentation import averaged_logits
 from sslpl.models.frozen import FrozenBackbone, inference_batch_size
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
+from sslpl.training import TestViews
 from sslpl.types import Features, Images, Predictions
 
 
-def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor) -> Predictions:
+def predict(
+    setup: Setup,
+    backbone: nn.Module,
+    module: nn.Module | None,
+    images: Images,
+    index: Tensor,
+    views: TestViews = "none",
+) -> Predictions:
     """Returns logits, embeddings and predicted losses of the images at `index`, without augmentation or dropout.
 
+    With test `views` the logits are averaged over these; embeddings and predicted losses are those of the plain images.
     Large results are stored in files: see `PredictionTable`. Each process predicts a shard, and all return the whole;
     if there are fewer images than processes, each predicts all of them.
     """
@@ -26,9 +36,9 @@ def predict(setup: Setup, backbone: nn.Module, module: nn.Module | None, images:
         logits, embedding = (torch.empty(0, width, device=setup.device) for width in widths)
         return Predictions(index, logits, embedding, None if module is None else logits[:, 0])
     if not 1 < world.size <= len(index):
-        return predict_shard(setup, backbone, module, images, index)
+        return predict_shard(setup, backbone, module, images, index, views)
     local_index, lengths = index[world.shard(len(index))], world.shard_sizes(len(index))
-    _, *shards = predict_shard(setup, backbone, module, images, local_index)
+    _, *shards = predict_shard(setup, backbone, module, images, local_index, views)
     tables = (
         concatenate_parts(broadcast_shards(world, shard, lengths), len(index)) if shard is not None else None
         for shard in shards
@@ -45,14 +55,22 @@ def concatenate_parts(parts: Iterable[Tensor], rows: int) -> Tensor:
 
 
 def predict_shard(
-    setup: Setup, backbone: nn.Module, module: nn.Module | None, images: Images, index: Tensor
+    setup: Setup,
+    backbone: nn.Module,
+    module: nn.Module | None,
+    images: Images,
+    index: Tensor,
+    views: TestViews = "none",
 ) -> Predictions:
     """Returns the same predictions, computed by this process alone."""
     frozen = FrozenBackbone(backbone, setup.bfloat16)
     logits, embeddings, losses = (PredictionTable(len(index)) for _ in range(3))
     with torch.inference_mode():
         for batch in images.batches(torch.split(index, inference_batch_size(setup.device, *images.shape[1:]))):
-            scores, embedding, loss = forward_images(frozen, module, setup.augmentation.normalize(batch))
+            normalized = setup.augmentation.normalize(batch)
+            scores, embedding, loss = forward_images(frozen, module, normalized)
+            if views != "none":
+                scores = averaged_logits(frozen, normalized, views, setup.augmentation)
             logits.append(scores)
             embeddings.append(embedding)
             if loss is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,19 @@ from torch.nn.functional import cross_entropy
 from sslpl.distributed.batch_norm import can_skip_forward, synchronized_batch_norm
 from sslpl.distributed.collectives import all_reduce_sum
 from sslpl.learn.sums import JointSums
-from sslpl.learn.unlabeled_batches import TaskTraining, UnlabeledBatch, frozen_statistics, unlabeled_sums
-from sslpl.pool import without
+from sslpl.learn.unlabeled_batches import (
+    LabeledBatch,
+    Network,
+    TaskTraining,
+    UnlabeledBatch,
+    frozen_statistics,
+    unlabeled_sums,
+)
+from sslpl.models.embedding_head import embedding_width
 from sslpl.seeds import seeded_draws
 from sslpl.setup import Setup
 from sslpl.state import State
+from sslpl.types import Features
 
 
 class JointInputs(NamedTuple):
@@ -25,6 +34,7 @@ class JointInputs(NamedTuple):
     labels: Tensor  # [H]
     size: int  # of the labeled batch over all processes
     unlabeled: UnlabeledBatch | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # [H], positions as in `LabeledBatch`, with a task method
 
     @property
     def images(self) -> int:
@@ -38,11 +48,6 @@ JointStep = Callable[[JointInputs, bool], Tensor]  # inputs, detached -> sums
 def mask_draws(setup: Setup, state: State) -> AbstractContextManager[None]:
     """Seeds the random layers of a step (dropout masks), differently on each rank."""
     return seeded_draws(setup.device, setup.seed, "masks", state.cycle, state.epoch, state.step, setup.world.rank)
-
-
-def joint_train_index(state: State) -> Tensor:
-    """Returns the positions of the labeled images for joint training: neither excluded nor held out."""
-    return without(state.train_index, state.excluded)
 
 
 def joint_step(
@@ -84,28 +89,49 @@ def joint_loss(
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     single = size == 1 and unlabeled is None
     with setup.autocast(), frozen_statistics(state.backbone, single), synchronized_batch_norm(setup.world):
-        if can_skip_forward(state.backbone, views):
-            logits, maps = views.new_zeros(0, len(setup.dataset.class_names)), []
-        else:
-            logits, maps, _ = network(views)
-        task_loss = None
+        features = forward_views(setup, state, network, views)
+        logits, maps, task_loss = features.logits, features.maps, None
         if task is not None and unlabeled is not None:  # slice only if needed: its gradient copies the whole stage
-            task_loss = task.loss(unlabeled, logits)
-            logits, maps = logits[:shard_size], [stage[:shard_size] for stage in maps]
+            assert inputs.index is not None
+            labeled = LabeledBatch(inputs.views, inputs.labels, inputs.index, size)
+            task_loss = task.loss(labeled, unlabeled, features, partial(forward_views, setup, state, network))
+            logits, maps = logits[:shard_size], tuple(stage[:shard_size] for stage in maps)
         losses = cross_entropy(logits.float(), inputs.labels, reduction="none")
         ranking = losses.new_zeros(())
         if state.module is not None and maps:
-            module_inputs = [stage.detach() for stage in maps] if detached else maps
+            module_inputs = tuple(stage.detach() for stage in maps) if detached else maps
             ranking = setup.ranking(state.module(module_inputs), losses)
-    mean = losses.mean()
+    trained_losses = smoothed(losses, logits, setup.training.label_smoothing)
+    mean = trained_losses.mean()
     if shard_size != size:  # the ranking loss is a mean over the pairs of this shard
-        mean, ranking = losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
+        mean, ranking = trained_losses.sum() / size, ranking * ((shard_size // 2) / max(size // 2, 1))
+    if task_loss is not None and task_loss.supervised is not None:
+        mean = task_loss.supervised
     loss = mean + setup.training.ranking_weight * ranking
     correct = (logits.detach().argmax(dim=1) == inputs.labels).sum()
     if task is not None and unlabeled is not None and task_loss is not None:
-        loss = loss + unlabeled.weight * task_loss.pseudo + task.method.fairness * task_loss.fairness
+        loss = loss + task.method.weight_at(unlabeled.step, unlabeled.steps) * task_loss.pseudo + task_loss.auxiliary
     # Every process computes the unlabeled sums of the whole batch, which are summed over processes.
     unlabeled_terms = [value / setup.world.size for value in unlabeled_sums(unlabeled, task_loss, ranking)]
     return loss, JointSums(
         losses.detach().sum(), ranking.detach() * size, correct, torch.full_like(ranking, shard_size), *unlabeled_terms
     )
+
+
+def forward_views(setup: Setup, state: State, network: Network, views: Tensor) -> Features:
+    """Returns the features of views, of which this process may have none."""
+    if can_skip_forward(state.backbone, views):
+        width = embedding_width(state.backbone, setup.dataset.train.shape)
+        return Features(views.new_zeros(0, len(setup.dataset.class_names)), (), views.new_zeros(0, width))
+    with setup.autocast():
+        return network(views)
+
+
+def smoothed(losses: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Returns the cross-entropies [B] against targets of which a share is spread evenly over all classes.
+
+    The module ranks the losses without it (Szegedy et al. 2016; which losses are ranked is ours).
+    """
+    if smoothing == 0:
+        return losses
+    return (1 - smoothing) * losses - smoothing * logits.float().log_softmax(dim=1).mean(dim=1)

@@ -1,22 +1,66 @@
 """Optimizers whose learning rates and momentum work with CUDA graphs and checkpoints."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslpl.learn.muon import MuonSGD
 from sslpl.setup import Setup
 from sslpl.state import State
+from sslpl.training import Training
 
 
-def joint_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
-    """Returns SGD over backbone and module with separate rates, with its state from the checkpoint if there is one."""
+class WeightGroup(NamedTuple):
+    """Weights that are trained with one learning rate."""
+
+    weights: list[nn.Parameter]
+    rate: float  # the highest of the schedule
+    muon: bool = False
+
+
+def weight_groups(
+    training: Training, backbone: nn.Module, module: nn.Module | None, head: nn.Module | None = None
+) -> list[WeightGroup]:
+    """Returns the weights of backbone and module by learning rate, with those that Muon trains last.
+
+    A head of a task method is trained with the backbone.
+    """
+    weights = [*backbone.parameters(), *(() if head is None else head.parameters())]
+    filters = [weight for weight in weights if is_muon_weight(training, weight)]
+    groups = [WeightGroup([weight for weight in weights if not is_muon_weight(training, weight)], training.rate)]
+    if module is not None:
+        groups.append(WeightGroup(list(module.parameters()), training.module_rate))
+    if training.muon_rate is not None and filters:
+        groups.append(WeightGroup(filters, training.muon_rate, muon=True))
+    return groups
+
+
+def is_muon_weight(training: Training, weight: nn.Parameter) -> bool:
+    """True for the trainable convolutions of a backbone that is trained by Muon."""
+    return training.muon_rate is not None and weight.ndim == 4 and weight.requires_grad
+
+
+def joint_optimizer(setup: Setup, state: State, head: nn.Module | None = None) -> torch.optim.SGD:
+    """Returns SGD over backbone and module with separate rates, with its state from the checkpoint if there is one.
+
+    A head of a task method has the rate of the backbone.
+    """
     training = setup.training
-    networks = [network for network in (state.backbone, state.module) if network is not None]
     # The rates are tensors on the GPU, so that a captured step reads their current values at each replay.
-    groups = [{"params": list(network.parameters()), "lr": rate_tensor(setup.device)} for network in networks]
-    optimizer = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
+    groups = [
+        {
+            "params": group.weights,
+            "lr": rate_tensor(setup.device),
+            "weight_decay": training.decay_of(group.rate),
+            **({"muon": True} if group.muon else {}),
+        }
+        for group in weight_groups(training, state.backbone, state.module, head)
+    ]
+    optimizer = (torch.optim.SGD if training.muon_rate is None else MuonSGD)(
+        groups, momentum=training.momentum, nesterov=training.nesterov, fused=True
+    )
     return resume_optimizer(optimizer, state)
 
 

@@ -1,68 +1,145 @@
 """The unlabeled term of the joint training: its batches, its loss and its averaged weights."""
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from sslpl.data.augmentation import take_draws
+from sslpl.data.augmentation import Augmentation, take_draws
 from sslpl.data.batches import fetch_groups, group_batches
 from sslpl.data.images import to_device
 from sslpl.distributed.batch_norm import can_skip_forward
 from sslpl.distributed.collectives import all_gather, all_gather_with_gradient
 from sslpl.distributed.world import World
-from sslpl.seeds import rng, shuffled
+from sslpl.models.embedding_head import embedding_width
+from sslpl.seeds import build_seeded, rng, shuffled
 from sslpl.setup import Setup
-from sslpl.ssl.backbone_loss import TaskCriterion, TaskLoss, TaskSSL
 from sslpl.ssl.rules import pseudo_label_counts
+from sslpl.ssl.task_method import (
+    Criterion,
+    LabeledOutputs,
+    Outputs,
+    TaskData,
+    TaskLoss,
+    TaskMethod,
+    TaskOutputs,
+    ViewKind,
+)
 from sslpl.state import State
+from sslpl.types import Features
+
+Network = Callable[[Tensor], Features]
 
 
 class UnlabeledBatch(NamedTuple):
-    """The unlabeled images of a step, and the weight of their loss."""
+    """The unlabeled images of a step."""
 
-    weight: float  # of the unlabeled term
-    weak: Tensor  # [H, C, h, w], views to pseudo-label; the shard of this process
-    student: Tensor  # [H, C, h, w], views of the loss, perhaps the same
+    step: int  # of the joint training, from 0
+    steps: int  # of the joint training
+    rng: Generator  # of this step
+    views: tuple[Tensor, ...]  # [H, C, h, w] each, those of the method; the shard of this process
     positions: Tensor  # [B], of the images of all processes among the unlabeled ones
     truth: Tensor  # [B], for analysis only
+
+
+class LabeledBatch(NamedTuple):
+    """The labeled images of a step: the shard of this process, as `World.paired_shard` splits a batch."""
+
+    views: Tensor  # [H, C, h, w]
+    labels: Tensor  # [H]
+    index: Tensor  # type: ignore[assignment]  # [H], positions among the images to train on, in ascending order
+    size: int  # of the batch over all processes
 
 
 class TaskTraining(NamedTuple):
     """A task method and its state during a joint training."""
 
-    method: TaskSSL
-    criterion: TaskCriterion
+    method: TaskMethod
+    criterion: Criterion
     average: nn.Module  # backbone with averaged weights
     order: Callable[[int], Tensor]  # pass -> random order of the unlabeled images
     world: World
 
-    def views(self, batch: UnlabeledBatch) -> list[Tensor]:
+    def views(self, batch: UnlabeledBatch) -> tuple[Tensor, ...]:
         """Returns the views that are forwarded together with the labeled ones, after them (published code)."""
-        return [batch.weak, batch.student][-self.method.num_forward_views :]
+        return batch.views[self.method.forwarded]
 
-    def loss(self, batch: UnlabeledBatch, logits: Tensor) -> TaskLoss:
-        """Computes the unlabeled loss from the logits of all forwarded views.
+    def loss(self, labeled: LabeledBatch, batch: UnlabeledBatch, features: Features, network: Network) -> TaskLoss:
+        """Computes the unlabeled loss from the features of the labeled images and then of all forwarded views.
 
         With several processes, each has a shard of the batch and computes the loss of the whole batch, which may not be
-        a mean over images (FreeMatch's fairness), with the gradient of its own logits; the sum of these is the whole's.
+        a mean over images (FreeMatch's fairness), with the gradient of its own outputs; their sum is the whole's.
         """
-        shard_size, size = len(batch.weak), len(batch.positions)
-        task_logits = logits[len(logits) - self.method.num_forward_views * shard_size :]
-        if not self.method.teacher:
-            weak_logits = task_logits[:shard_size]
-        else:
-            with torch.no_grad(), frozen_statistics(self.average, size == 1):
-                no_forward = can_skip_forward(self.average, batch.weak)
-                weak_logits = task_logits if no_forward else self.average(batch.weak).logits
-        lengths = self.world.shard_sizes(size)
-        weak_logits = all_gather(self.world, weak_logits.detach(), lengths)
-        student_logits = all_gather_with_gradient(self.world, task_logits[len(task_logits) - shard_size :], lengths)
-        loss: TaskLoss = self.criterion(weak_logits, student_logits, batch.positions)
+        criterion, outputs, size = self.criterion, self.outputs(features), len(batch.positions)
+        lengths = [len(labeled.views), *[len(batch.views[0])] * len(self.views(batch))]
+        own_labeled, *views = split_outputs(outputs, lengths)
+        views = [gather_outputs(self.world, view, size) for view in views]
+        if self.method.has_teacher:
+            views.insert(0, gather_outputs(self.world, self.teacher_outputs(batch, outputs), size))
+        found = TaskOutputs(tuple(views), batch.positions, batch.step, batch.steps, rng=batch.rng)
+        if criterion.reads_labeled:
+            found = found._replace(labeled=self.labeled_outputs(labeled, own_labeled))
+        if criterion.reads_images:
+            found = found._replace(images=self.images(labeled, batch), forward=partial(self.forward, network))
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            loss: TaskLoss = criterion(found)
         return loss
+
+    def outputs(self, features: Features) -> Outputs:
+        """Returns logits and, if the criterion has a head, its outputs for the embeddings."""
+        head = self.criterion.head
+        return Outputs(features.logits.float(), None if head is None else head(features.embedding).float())
+
+    def teacher_outputs(self, batch: UnlabeledBatch, outputs: Outputs) -> Outputs:
+        """Returns the averaged weights' logits of this process's first views."""
+        views = batch.views[0]
+        with torch.no_grad(), frozen_statistics(self.average, len(batch.positions) == 1):
+            skipped = can_skip_forward(self.average, views)
+            return Outputs(outputs.logits[:0] if skipped else self.average(views).logits.float())
+
+    def labeled_outputs(self, labeled: LabeledBatch, own: Outputs) -> LabeledOutputs:
+        """Returns the outputs for the labeled batch of all processes, without gradient."""
+        gather = partial(gather_labeled, self.world, labeled.size)
+        outputs = Outputs(*(part if part is None else gather(part.detach()) for part in own))  # type: ignore[arg-type]
+        return LabeledOutputs(outputs, gather(labeled.labels), gather(labeled.index))
+
+    def images(self, labeled: LabeledBatch, batch: UnlabeledBatch) -> tuple[Tensor, ...]:
+        """Returns the labeled views and each view of the unlabeled images, of all processes."""
+        lengths = self.world.shard_sizes(len(batch.positions))
+        unlabeled = (all_gather(self.world, view, lengths) for view in batch.views)
+        return (gather_labeled(self.world, labeled.size, labeled.views), *unlabeled)
+
+    def forward(self, network: Network, images: Tensor) -> Outputs:
+        """Returns the outputs for images of all processes, of which this one forwards its shard."""
+        own = images[self.world.shard(len(images))]
+        return gather_outputs(self.world, self.outputs(network(own)), len(images))
+
+
+def split_outputs(outputs: Outputs, lengths: Sequence[int]) -> list[Outputs]:
+    """Splits outputs into parts of these numbers of images."""
+    logits, projected = outputs
+    parts = [None] * len(lengths) if projected is None else torch.split(projected, list(lengths))
+    return list(map(Outputs, torch.split(logits, list(lengths)), parts))
+
+
+def gather_outputs(world: World, outputs: Outputs, size: int) -> Outputs:
+    """Returns the outputs for the `size` images of all processes, differentiable with respect to the local ones."""
+    lengths = world.shard_sizes(size)
+    logits, projected = (part if part is None else all_gather_with_gradient(world, part, lengths) for part in outputs)
+    assert logits is not None
+    return Outputs(logits, projected)
+
+
+def gather_labeled(world: World, size: int, part: Tensor) -> Tensor:
+    """Returns the values for all `size` images of a labeled batch, in its order."""
+    if world.size == 1:
+        return part
+    shards = [world._replace(rank=rank).paired_shard(size) for rank in range(world.size)]
+    whole = all_gather(world, part, [len(shard) for shard in shards])
+    return whole[to_device(torch.cat(shards).argsort(), whole.device)]
 
 
 def start_task(setup: Setup, state: State) -> TaskTraining | None:
@@ -73,14 +150,13 @@ def start_task(setup: Setup, state: State) -> TaskTraining | None:
     method = setup.task_ssl
     if method is None:
         return None
-    classes, labels = len(setup.dataset.class_names), state.labels()[state.train_index]
-    frequency = labels.bincount(minlength=classes) / len(labels)
-    criterion = TaskCriterion(method, frequency, len(state.pool.unlabeled)).to(setup.device)
+    data = task_data(setup, state)
+    criterion = build_seeded(lambda: method.criterion(data), setup.seed, f"task {state.cycle}").to(setup.device)
     average = copy.deepcopy(state.backbone).eval().requires_grad_(False)
     if state.average is not None and state.task is not None:
         average.load_state_dict(state.average)
         criterion.load_state_dict(state.task)
-    if method.teacher:
+    if method.has_teacher:
         normalize_by_batch(average)
     state.average, state.task = average.state_dict(), criterion.state_dict()
 
@@ -89,6 +165,16 @@ def start_task(setup: Setup, state: State) -> TaskTraining | None:
         return shuffled(state.pool.unlabeled, state.pool.size, rng(setup.seed, "task_order", state.cycle, pass_index))
 
     return TaskTraining(method, criterion, average, order, setup.world)
+
+
+def task_data(setup: Setup, state: State) -> TaskData:
+    """Returns what the criterion of this cycle's joint training depends on."""
+    classes, labels, unlabeled = len(setup.dataset.class_names), state.labels(), len(state.pool.unlabeled)
+    train_index = state.joint_train_index.sort().values
+    frequency = labels[state.train_index].bincount(minlength=classes) / len(state.train_index)
+    width = embedding_width(state.backbone, setup.dataset.train.shape)
+    batch_sizes = min(setup.training.batch_size, len(train_index)), task_batch_size(setup, unlabeled)
+    return TaskData(labels[train_index], frequency, unlabeled, width, *batch_sizes)
 
 
 def normalize_by_batch(network: nn.Module) -> None:
@@ -138,19 +224,17 @@ def unlabeled_batches(
     setup: Setup, state: State, task: TaskTraining | None, epoch: int, steps: int
 ) -> Iterator[UnlabeledBatch | None]:
     """Yields the unlabeled batch of each remaining step of an epoch; None without unlabeled images."""
-    images, augmentation, unlabeled = setup.dataset.train, setup.augmentation, state.pool.unlabeled
+    images, unlabeled = setup.dataset.train, state.pool.unlabeled
     order = unlabeled_order(setup, task, len(unlabeled), epoch, steps) if task is not None else []
     if task is None or not order:
         yield from [None] * (steps - state.step)
         return
     first, size, total = state.step, len(order[0]), setup.training.epochs * steps
 
-    def generator(purpose: str) -> torch.Generator:
-        return rng(setup.seed, purpose, state.cycle, epoch)
-
-    weak_draws = augmentation.draw_weak(steps * size, generator("task_weak"))
-    second_weak_draws = augmentation.draw_weak(steps * size, generator("task_weak_1"))
-    strong_draws = augmentation.draw_strong(steps * size, generator("task_strong"))
+    augment = [
+        view_augmentation(setup.augmentation, kind, steps * size, rng(setup.seed, purpose, state.cycle, epoch))
+        for kind, purpose in view_purposes(task.method.views)
+    ]
     groups = group_batches(order[first:], setup.device, images.shape)
     shard = setup.world.shard(size)
     shard_size = shard.stop - shard.start
@@ -159,20 +243,32 @@ def unlabeled_batches(
     for group, fetch in zip(groups, fetch_groups(images, parts), strict=True):
         index = torch.cat(group)
         span = torch.arange(start, start + len(index)).view(-1, size)[:, shard].flatten()
-        weak = augmentation.weak(fetch, take_draws(weak_draws, span))
-        student = weak
-        if task.method.view == "weak":
-            student = augmentation.weak(fetch, take_draws(second_weak_draws, span))
-        elif task.method.view == "strong":
-            student = augmentation.strong(fetch, take_draws(strong_draws, span))
+        views = [view(fetch, span) for view in augment]
         positions = to_device(torch.searchsorted(unlabeled, index), setup.device)
         truth = to_device(setup.true_labels[index], setup.device)
-        views = (torch.split(part, shard_size) if shard_size else (part,) * len(group) for part in (weak, student))
+        parts_of = (torch.split(part, shard_size) if shard_size else (part,) * len(group) for part in views)
         targets = (torch.split(whole, size) for whole in (positions, truth))
-        for batch in zip(*views, *targets, strict=True):
-            yield UnlabeledBatch(task.method.weight_at(step, total), *batch)
+        for views_of, *target in zip(zip(*parts_of, strict=True), *targets, strict=True):
+            yield UnlabeledBatch(step, total, rng(setup.seed, "task_step", state.cycle, step), views_of, *target)
             step += 1
         start += len(index)
+
+
+def view_purposes(views: Sequence[ViewKind]) -> list[tuple[ViewKind, str]]:
+    """Returns each view with the purpose of its random numbers: task_weak, and task_weak_1 for a second weak one."""
+    counts = [views[:k].count(kind) for k, kind in enumerate(views)]
+    return [(kind, f"task_{kind}" + (f"_{count}" if count else "")) for kind, count in zip(views, counts, strict=True)]
+
+
+def view_augmentation(
+    augmentation: Augmentation, kind: ViewKind, count: int, generator: Generator
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns a function from images and their places among `count` ones to their weak or strong views."""
+    if kind == "weak":
+        weak_draws = augmentation.draw_weak(count, generator)
+        return lambda images, span: augmentation.weak(images, take_draws(weak_draws, span))
+    strong_draws = augmentation.draw_strong(count, generator)
+    return lambda images, span: augmentation.strong(images, take_draws(strong_draws, span))
 
 
 def unlabeled_sums(batch: UnlabeledBatch | None, loss: TaskLoss | None, like: Tensor) -> list[Tensor]:

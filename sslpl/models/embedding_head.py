@@ -40,10 +40,12 @@ class EmbeddingHead(nn.Module):
 
 
 @torch.inference_mode()
-def embedding_width(probe: LinearProbe, shape: tuple[int, int, int]) -> int:
+def embedding_width(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Returns the number of dimensions of a network's embeddings of images [C, H, W]."""
-    weight = next(probe.parameters())
-    return int(probe.eval()(torch.zeros(1, *shape, device=weight.device)).embedding.shape[1])
+    images, was_training = torch.zeros(1, *shape, device=next(network.parameters()).device), network.training
+    width = network.eval().forward(images).embedding.shape[1]  # not compiled for a single image
+    network.train(was_training)
+    return int(width)
 
 
 def whole_weights(probe: LinearProbe, head: nn.Module) -> Weights:

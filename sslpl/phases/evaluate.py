@@ -15,7 +15,8 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
     """Computes the test metrics, and the rank correlation of predicted and true losses of the unlabeled images."""
     data, networks = setup.dataset, (state.backbone, state.module)
     state.row.update(cycle=state.cycle, labeled=len(state.pool.labeled))
-    test = predict(setup, *networks, data.test, torch.arange(len(data.test)))
+    views = setup.training.test_time_augmentation
+    test = predict(setup, *networks, data.test, torch.arange(len(data.test)), views)
     state.row.update(test_metrics(test, data.test_labels))
     yield Step(len(data.test))
     if state.module is not None:

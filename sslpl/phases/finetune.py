@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslpl.learn.divergence import check_finetune_losses
+from sslpl.learn.divergence import check_finetune_losses, check_losses
 from sslpl.learn.finetune_epoch import draw_finetune_epoch
 from sslpl.learn.frozen_losses import FrozenLosses, labeled_losses, pseudo_labeler, unlabeled_losses
 from sslpl.learn.optimizers import resume_optimizer
@@ -36,6 +36,8 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
                 sums[EPOCH_SUMS:] += pseudo.counts
                 state.ssl = pseudo.ssl
             state.step += 1
+            if epoch == 0 and state.step.bit_count() == 1:  # after 1, 2, 4, ... steps: most explode in the first few
+                check_losses(state)
             if state.step < len(inputs.labeled):
                 yield Step(inputs.images(state.step - 1))
         state.epoch, state.step = epoch + 1, 0
@@ -77,6 +79,8 @@ def finetune_step(
     if unlabeled is not None:
         pseudo = setup.ranking(predicted[1], unlabeled.loss, weight=unlabeled.weight)
     (supervised + pseudo).backward()  # type: ignore[no-untyped-call]
+    if setup.training.finetune_clip is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), setup.training.finetune_clip)
     optimizer.step()
     return torch.stack([supervised.detach(), pseudo.detach(), torch.ones_like(pseudo)])
 

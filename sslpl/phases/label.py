@@ -72,7 +72,12 @@ def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -
     is_labeled = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):
         state.class_names = answer.class_names
-        new_backbone = setup.with_class_names(answer.class_names).build(cycle)[0]
+        build = setup.with_class_names(answer.class_names).build
+        new_backbone = build(cycle)[0]
+        state.members = [
+            weights_of(grow_head(weights, build(cycle, member=member)[0]))
+            for member, weights in enumerate(state.members, start=1)
+        ]
         if state.unaveraged_weights is not None:
             state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, new_backbone))
         state.backbone = grow_head(weights_of(state.backbone), new_backbone)

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from sslpl.data.batches import epoch_batches, shard_batches, weak_views
+from sslpl.data.batches import alternating_flips, epoch_batches, shard_batches, weak_views
 from sslpl.data.images import to_device
 from sslpl.distributed.collectives import broadcast_weights
 from sslpl.learn.averages import update_average, update_teacher, use_average
+from sslpl.learn.batch_statistics import estimate_statistics, with_estimated_statistics
 from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps
 from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.head_training import train_head
-from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, joint_train_index, mask_draws
-from sslpl.learn.optimizers import joint_optimizer, set_rates
+from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, mask_draws
+from sslpl.learn.optimizers import joint_optimizer, set_rates, weight_groups
 from sslpl.learn.sums import JointSums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
 from sslpl.seeds import rng
@@ -27,23 +29,27 @@ from sslpl.types import Step
 
 def train(setup: Setup, state: State) -> Iterator[Step]:
     """Trains on the labeled images that are not excluded or held out, from the step of `state` (SSLPM, Algorithm 1)."""
-    training = setup.training
     broadcast_weights(setup.world, state.backbone, state.module)
-    if isinstance(training, HeadTraining):
-        yield head_step(setup, state, training)
+    if isinstance(setup.training, HeadTraining):
+        yield head_step(setup, state, setup.training)
         return
-    index, labels = joint_train_index(state), state.labels().to(setup.device)
-    optimizer, task = joint_optimizer(setup, state), start_task(setup, state)
+    index, labels = state.joint_train_index, state.labels().to(setup.device)
+    setup = setup._replace(training=setup.schedule(state.module is not None).joint_training(len(index)))
+    training, task = setup.training, start_task(setup, state)
+    factor: float | None = None
+    rates = [group.rate for group in weight_groups(training, state.backbone, state.module)]
+    optimizer = joint_optimizer(setup, state, None if task is None else task.criterion.head)
     step = training_step(setup, state, optimizer, task)
     snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
     for epoch in range(state.epoch, training.epochs):
         order = rng(setup.seed, "order", state.cycle, epoch)
         batches = epoch_batches(index, state.pool.size, training.batch_size, order)
-        decay = training.decay(epoch)
-        set_rates(optimizer, (training.rate * decay, training.module_rate * decay))
         sums = torch.zeros(len(JointSums._fields)) if state.sums is None else state.sums
         sums = sums.to(setup.device)
         for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
+            previous, factor = factor, training.rate_factor(epoch * len(batches) + state.step, len(batches))
+            if factor != previous:
+                set_rates(optimizer, [rate * factor for rate in rates])
             with mask_draws(setup, state):
                 sums += step(inputs, training.detached(epoch))
             state.sums, state.step = sums, state.step + 1
@@ -51,7 +57,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
             if state.step < len(batches):
                 yield Step(inputs.images)
         if epoch in snapshots:
-            state.snapshots.append(weights_of(state.backbone))
+            state.snapshots.append(with_estimated_statistics(setup, state, weights_of(state.backbone)))
         totals = JointSums(*sums.tolist())
         check_joint_losses(totals, epoch)
         metrics = {"train/epoch": float(epoch)} | joint_means(totals) | validate_epoch(setup, state, task)
@@ -59,6 +65,9 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
         yield Step(inputs.images, metrics)
     restore_best_epoch(state)
     use_average(state)
+    estimate_statistics(setup, state, state.backbone)
+    if state.teacher is not None:
+        state.teacher = with_estimated_statistics(setup, state, state.teacher)
 
 
 def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
@@ -92,11 +101,18 @@ def epoch_inputs(
     """Yields the inputs of the remaining steps of an epoch."""
     first, images, device = state.step, setup.dataset.train, setup.device
     draws = setup.augmentation.draw_weak(sum(map(len, batches)), rng(setup.seed, "weak", state.cycle, epoch))
+    if setup.training.alternating_flips and setup.augmentation.flip:
+        flips = rng(setup.seed, "flips", state.cycle)
+        draws = draws._replace(flip=alternating_flips(torch.cat(batches), state.pool.size, epoch, flips))
     shards, draws = shard_batches(setup.world, batches, draws)
     targets = torch.split(labels[to_device(torch.cat(shards), device)], [len(batch) for batch in shards])
     views = weak_views(images, setup.augmentation, device, shards, draws, first)
     unlabeled = unlabeled_batches(setup, state, task, epoch, len(batches))
-    yield from map(JointInputs, views, targets[first:], map(len, batches[first:]), unlabeled)
+    index: Iterator[Tensor | None] = repeat(None)
+    if task is not None:
+        train_index = state.joint_train_index.sort().values
+        index = (to_device(torch.searchsorted(train_index, shard), device) for shard in shards[first:])
+    yield from map(JointInputs, views, targets[first:], map(len, batches[first:]), unlabeled, index)
 
 
 def update_averages(setup: Setup, state: State, task: TaskTraining | None, steps: int) -> None:

@@ -61,7 +61,7 @@ def start_pretraining(
     )
     bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16(device))
     task = Pretraining(options, dataset.train, views, config["seed"], device, bfloat16)
-    build = partial(backbone_builder(config["backbone"], dataset.train.shape), len(dataset.class_names))
+    build = partial(backbone_builder(config["backbone"], dataset.train.shape, pool=dataset), len(dataset.class_names))
     backbone: Any = build_seeded(build, task.seed, "pretraining backbone")
     head = partial(projection_head, backbone.channels[-1], options.projection)
     projection = build_seeded(head, task.seed, "pretraining projection")

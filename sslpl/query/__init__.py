@@ -15,7 +15,9 @@ from sslpl.query.consistency import consistency
 from sslpl.query.core_gcn import core_gcn
 from sslpl.query.core_set import core_set
 from sslpl.query.dropquery import dropquery
+from sslpl.query.ensemble import ensemble
 from sslpl.query.expected_gradient_length import expected_gradient_length
+from sslpl.query.expected_reduction import expected_reduction
 from sslpl.query.greedy_oracle import greedy_oracle
 from sslpl.query.kmeans import kmeans
 from sslpl.query.max_herding import max_herding
@@ -23,8 +25,9 @@ from sslpl.query.probcover import probcover
 from sslpl.query.query_by_committee import query_by_committee
 from sslpl.query.random import random
 from sslpl.query.refine import refine
+from sslpl.query.score_then_query import score_then_query
 from sslpl.query.score_then_select import score_then_select
-from sslpl.query.scorers import entropy, least_confidence, margin, predicted_loss, ratio
+from sslpl.query.scorers import entropy, expected_loss, least_confidence, margin, predicted_loss, ratio
 from sslpl.query.selective_clustering import selective_clustering
 from sslpl.query.selectors import power, top
 from sslpl.query.ta_vaal import ta_vaal
@@ -52,8 +55,11 @@ __all__ = [
     "core_set",
     "dropout_entropy",
     "dropquery",
+    "ensemble",
     "entropy",
     "expected_gradient_length",
+    "expected_loss",
+    "expected_reduction",
     "greedy_oracle",
     "kmeans",
     "least_confidence",
@@ -67,6 +73,7 @@ __all__ = [
     "random",
     "ratio",
     "refine",
+    "score_then_query",
     "score_then_select",
     "selective_clustering",
     "ta_vaal",

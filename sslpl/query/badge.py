@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from sslpl.clustering import large_pools
 from sslpl.clustering.k_means import plus_plus
 from sslpl.clustering.neighbors import by_rows
 from sslpl.query.selection import select_rows
@@ -19,31 +18,10 @@ def badge(context: QueryContext, n: int, rng: Generator) -> Selection:
 
     As in the published code, the first image is the one with the longest gradient.
     """
-    order = torch.randperm(len(context.unlabeled), generator=rng)
-    rows = order.to(context.device)
-    if large_pools.is_large(len(order)):
-        norm, between = gradients_between(context.predictions)
-        first = rows[norm[rows].argmax()]
-        return select_rows(context, large_pools.rejection_plus_plus(between, len(order), n, rng, first))
-    squares, norm = gradient_distances(context.predictions.logits[rows], context.predictions.embedding[rows])
-    first = norm.argmax(dim=0, keepdim=True)
-    return select_rows(context, order[plus_plus(squares, torch.ones_like(norm), n, rng, first).cpu()])
-
-
-def gradient_distances(logits: Tensor, embedding: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Returns a function from a row [1] to its squared gradient distances [N], and the squared gradient norms [N].
-
-    A gradient is the outer product of a = p - onehot(argmax p) and the embedding h, so that <g_x, g_y> is
-    <a_x, a_y> <h_x, h_y>: no tensor of images x classes x dimensions is formed.
-    """
-    residual, hidden = residuals(logits.double()), embedding.double()
-    norm = residual.square().sum(dim=1) * hidden.square().sum(dim=1)
-
-    def squares(row: Tensor) -> Tensor:
-        product = (residual @ residual[row][0]) * (hidden @ hidden[row][0])
-        return (norm + norm[row] - 2 * product).clamp_(min=0)
-
-    return squares, norm
+    norm, squares = gradient_distances(context.predictions)
+    order = torch.randperm(len(norm), generator=rng).to(norm.device)  # decides between equal gradients
+    first = order[norm[order].argmax(dim=0, keepdim=True)]
+    return select_rows(context, plus_plus(squares, torch.ones_like(norm), n, rng, first).cpu())
 
 
 def residuals(logits: Tensor) -> Tensor:
@@ -53,10 +31,11 @@ def residuals(logits: Tensor) -> Tensor:
     return residual.scatter_add(1, likely, -torch.ones_like(likely, dtype=residual.dtype))
 
 
-def gradients_between(predictions: Predictions) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+def gradient_distances(predictions: Predictions) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
     """Returns the squared gradient norms [N] and a function from rows [R] and [K] to squared distances [R, K].
 
-    Like `gradient_distances`, but in float32 and for a block of rows at a time; duplicates have distance 0.
+    A gradient is the outer product of a = p - onehot(argmax p) and the embedding h, so that <g_x, g_y> is
+    <a_x, a_y> <h_x, h_y>: no tensor of images x classes x dimensions is formed. Duplicates have distance 0.
     """
 
     def squared_norms(logits: Tensor, embedding: Tensor) -> Tensor:

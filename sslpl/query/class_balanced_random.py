@@ -3,7 +3,7 @@
 import torch
 from torch import Generator
 
-from sslpl.query.selection import select_rows
+from sslpl.query.selection import earlier_rows, select_rows
 from sslpl.types import QueryContext, Selection
 
 
@@ -11,8 +11,4 @@ def class_balanced_random(context: QueryContext, n: int, rng: Generator, *, orac
     """Selects equally many random images per class; it reads hidden labels, so that it is a baseline only."""
     order = torch.randperm(len(context.unlabeled), generator=rng)
     classes = context.hidden_labels().cpu()[order]
-    grouped = torch.argsort(classes, stable=True)
-    count = torch.bincount(classes)
-    turn = torch.empty_like(order)  # the number of earlier images of the same class
-    turn[grouped] = torch.arange(len(order)) - (count.cumsum(0) - count)[classes[grouped]]
-    return select_rows(context, order[torch.argsort(turn, stable=True)[:n]])
+    return select_rows(context, order[torch.argsort(earlier_rows(classes), stable=True)[:n]])

@@ -7,9 +7,9 @@ from torch import Generator, Tensor
 
 from sslpl.clustering.neighbors import blocks
 from sslpl.query.score_then_select import Scorer
-from sslpl.query.selection import select_rows, subsample
+from sslpl.query.selection import check_not_negative, select_rows, subsample
 from sslpl.query.selectors import gumbel_noise
-from sslpl.types import Count, Positive, QueryContext, Selection, Share, UserError
+from sslpl.types import Count, Positive, QueryContext, Selection, Share
 
 SMALLEST = 2.0**-1000  # replaces a score of 0, so that noise orders these too
 
@@ -36,8 +36,7 @@ def class_stratified(
     """
     context = subsample(context, n, subset, rng)
     score = scorer(context, rng).cpu().double()
-    if bool((score < 0).any()):
-        raise UserError("query=class_stratified draws in proportion to scores: choose a scorer without negative ones")
+    check_not_negative(score, "query=class_stratified draws in proportion to scores")
     beta = scheduled_beta(context.cycle, context.cycles - 1, first_beta, last_beta)
     order, quotas = drawn_quotas(n, context.num_classes, share, rng)
     rows = highest_of_each_class(score.clamp(min=SMALLEST).log(), context.predictions.logits, n, beta, rng)

@@ -25,6 +25,7 @@ class Needs(NamedTuple):
     clusters: bool = False  # memory for the pairwise distances of budget.candidates
     subset: bool = False  # a limit on the unlabeled images considered, in a large pool
     faiss: bool = False  # the package faiss, in a large pool
+    members: int = 0  # the number of separately trained networks; 0: the backbone alone
 
 
 def needs_module(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,6 +88,7 @@ def needs(strategy: Any) -> Needs:
         any(need.clusters for need in all_needs),
         any(need.subset for need in all_needs),
         any(need.faiss for need in all_needs),
+        max([int(arguments.get("members", 0)), *(need.members for need in all_needs)]),
     )
 
 
@@ -110,7 +112,7 @@ class Context:
     cycles: int = 1
     precomputed: Predictions | None = None  # of all unlabeled images, ascending; None: computed on first access
     previous_weights: Weights | None = None
-    snapshots: Sequence[Weights] = ()
+    snapshots: Sequence[Weights] = ()  # of the training, or of the members of an ensemble
     truth: Tensor | None = None
 
     def restricted_to(self, index: Tensor) -> "Context":
@@ -152,7 +154,7 @@ class Context:
 
     @cached_property
     def committee(self) -> tuple[Predictions, ...]:
-        """Predictions for the unlabeled images by each snapshot of this cycle's training."""
+        """Predictions for the unlabeled images by each snapshot of this cycle's training, or member of its ensemble."""
         return tuple(self.predict(weights, self.unlabeled) for weights in self.snapshots)
 
     def hidden_labels(self) -> Tensor:

@@ -1,8 +1,22 @@
 """Measures [N] of disagreement between networks, from their log-probabilities [N, members, classes]."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from sslpl.clustering.neighbors import by_rows
+from sslpl.types import Predictions
+
+
+def committee_disagreement(members: Sequence[Predictions], measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """Applies a measure to the predictions of a committee for N images, in blocks; returns [N]."""
+
+    def block_disagreement(*logits: Tensor) -> Tensor:
+        return measure(torch.stack(logits, dim=1).double().log_softmax(dim=2))
+
+    return by_rows(block_disagreement, *(member.logits for member in members))
 
 
 def mutual_information(log_probability: Tensor) -> Tensor:

@@ -50,15 +50,26 @@ def nearest_to_centroids(
     Embeddings are normalized if `unit`. The first unused positions replace centroids without images, so that `order`
     should be random.
     """
-    points = large_pools.GatheredRows(embedding, order, unit)
-    if large_pools.is_large(len(order)):
-        clusters = large_pools.sampled_k_means(points, n, rng, weight, steps)
-    else:
-        clusters = k_means(points[torch.arange(len(order))], n, rng, weight, steps)
-    rows = medoids(clusters).cpu()
+    rows = medoids(cluster_rows(embedding, order, n, rng, weight, steps, unit)).cpu()
     unused = torch.ones(len(order), dtype=torch.bool)
     unused[rows] = False
     return torch.cat([rows, unused.nonzero()[: n - len(rows), 0]])
+
+
+def cluster_rows(
+    embedding: Tensor,
+    order: Tensor,
+    n: int,
+    rng: Generator,
+    weight: Tensor | None = None,
+    steps: int = 100,
+    unit: bool = False,
+) -> Clusters:
+    """Clusters the embeddings at `order` by k-means with n clusters, in a large pool learned from a sample."""
+    points = large_pools.GatheredRows(embedding, order, unit)
+    if large_pools.is_large(len(order)):
+        return large_pools.sampled_k_means(points, n, rng, weight, steps)
+    return k_means(points[torch.arange(len(order))], n, rng, weight, steps)
 
 
 def medoids(clusters: Clusters) -> Tensor:

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-import torch
 from torch import Generator, Tensor
 
-from sslpl.clustering.neighbors import by_rows
-from sslpl.query.disagreement import mutual_information, vote_entropy
+from sslpl.query.disagreement import committee_disagreement, mutual_information, vote_entropy
 from sslpl.types import Count, QueryContext
 
 
@@ -22,8 +20,4 @@ def query_by_committee(
     The default is as many as the separately trained networks in the ensembles of Beluch et al. 2018.
     """
     measure = {"vote_entropy": vote_entropy, "consensus_kl": mutual_information}[disagreement]
-
-    def block_disagreement(*logits: Tensor) -> Tensor:
-        return measure(torch.stack(logits, dim=1).double().log_softmax(dim=2))
-
-    return by_rows(block_disagreement, *(member.logits for member in context.committee))
+    return committee_disagreement(context.committee, measure)

@@ -29,6 +29,19 @@ def predicted_loss(context: QueryContext, rng: Generator) -> Tensor:  # noqa: AR
     return context.predictions.predicted_loss
 
 
+@needs_module
+def expected_loss(context: QueryContext, rng: Generator) -> Tensor:
+    """Computes the expected loss [U] that predicted losses imply, as a share of the highest, 0 to 1 (ours).
+
+    Predicted losses are trained to rank: sigmoid(p_i - p_j) is the probability that image i has the higher loss. If
+    losses are exponentially distributed, with means m, that probability is m_i / (m_i + m_j), so that m is exp(p) up to
+    a factor. Unlike p it can be summed and weighted.
+    """
+    score = predicted_loss(context, rng).double()
+    relative: Tensor = (score - score.amax()).exp()
+    return relative
+
+
 def least_confidence(context: QueryContext, rng: Generator) -> Tensor:  # noqa: ARG001
     """Computes 1 - the highest class probability [U] (Lewis and Gale 1994)."""
     return lack_of_confidence(context.predictions.logits)

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from sslpl.types import QueryContext, Selection
+from sslpl.types import QueryContext, Selection, UserError
 
 
 def ranked(score: Tensor, rng: Generator) -> Tensor:
@@ -17,6 +17,12 @@ def select_rows(context: QueryContext, rows: Tensor, score: Tensor | None = None
     rows = rows.cpu()
     chosen = torch.full((len(rows),), torch.nan) if score is None else score.cpu()[rows]
     return Selection(context.unlabeled[rows], chosen.double())
+
+
+def check_not_negative(score: Tensor, use: str) -> None:
+    """Raises a UserError that names the use of the scores if one of them is negative."""
+    if bool((score < 0).any()):
+        raise UserError(f"{use}: choose a scorer without negative ones")
 
 
 def subsample(context: QueryContext, n: int, subset: int | None, rng: Generator) -> QueryContext:
@@ -40,8 +46,13 @@ def round_robin(cluster: Tensor, rank: Tensor) -> Tensor:
     `cluster` [N] is the cluster of each row, and rows of a cluster keep their order; `rank` [K] is the rank of each
     cluster within a round.
     """
+    return (earlier_rows(cluster) * len(rank) + rank[cluster]).argsort()
+
+
+def earlier_rows(cluster: Tensor) -> Tensor:
+    """Counts, for each row [N], the earlier rows of its cluster."""
     grouped = cluster.argsort(stable=True)
-    size = torch.bincount(cluster, minlength=len(rank))
-    turn = torch.empty_like(cluster)
-    turn[grouped] = torch.arange(len(cluster)) - (size.cumsum(0) - size)[cluster[grouped]]
-    return (turn * len(rank) + rank[cluster]).argsort()
+    size = torch.bincount(cluster)
+    count = torch.empty_like(cluster)
+    count[grouped] = torch.arange(len(cluster)) - (size.cumsum(0) - size)[cluster[grouped]]
+    return count

@@ -3,8 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from sslpl.query.selection import ranked
-from sslpl.types import Positive, UserError
+from sslpl.query.selection import check_not_negative, ranked
+from sslpl.types import Positive
 
 
 def top(score: Tensor, embedding: Tensor, n: int, candidates: int, rng: Generator) -> Tensor:  # noqa: ARG001
@@ -26,8 +26,7 @@ def power(
     They are the n highest of beta x log score + Gumbel noise; images of score 0 come last. UserError for a negative
     score.
     """
-    if bool((score < 0).any()):
-        raise UserError("query/selector=power draws in proportion to the scores: choose a scorer without negative ones")
+    check_not_negative(score, "query/selector=power draws in proportion to the scores")
     return ranked(beta * score.cpu().double().log() + gumbel_noise(score.shape, rng), rng)[:n]
 
 

@@ -22,13 +22,14 @@ def typiclust(
     max_clusters: Count = 500,
     neighbors: Count = 20,
     min_cluster_size: CountOrZero = 5,
-    steps: Count = 100,
+    steps: Count = 25,
 ) -> Selection:
     """Selects the most typical image of each cluster with the fewest labels, large clusters first (TypiClust).
 
     Hacohen et al. 2022, with the values of their code: k-means of all L2-normalized embeddings into min(labeled + n,
     `max_clusters`) clusters; those of at most `min_cluster_size` images come last. The score is the typicality, which
-    is computed once and not again after each selection; it orders the images of a cluster.
+    is computed once and not again after each selection; it orders the images of a cluster. At most `steps` of Lloyd's
+    algorithm (ours: the published code has mini-batches above 50 clusters).
     """
     order = torch.randperm(len(context.unlabeled), generator=rng)
     labeled = normalize(context.labeled_predictions.embedding)

@@ -1,8 +1,9 @@
 """UHerding: greedily covers the uncertain images by a Gaussian kernel (Bae et al. 2025)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from sslpl.calibration import calibrated_temperature
@@ -10,11 +11,16 @@ from sslpl.clustering.kernel_coverage import coverage, greedy_kernel_coverage, k
 from sslpl.clustering.neighbors import blocks, on_grid
 from sslpl.query.context import needs_subset, works_unlabeled
 from sslpl.query.linear_probe import fit_linear_probe, with_bias
+from sslpl.query.score_then_select import Scorer
 from sslpl.query.scorers import class_entropy, lack_of_confidence, probability_margins
-from sslpl.query.selection import subsample
+from sslpl.query.selection import check_not_negative, subsample
 from sslpl.types import Count, Positive, QueryContext, Selection, ShareBelowOne
 
-Uncertainty = Literal["margin", "entropy", "least_confidence"]
+ClassUncertainty = Literal["margin", "entropy", "least_confidence"]
+Uncertainty = Annotated[
+    ClassUncertainty | Scorer,
+    Field(description="margin, entropy or least_confidence, or a scorer as in query=uherding_expected_loss"),
+]
 HEAD_DECAY = 5e-4  # weight decay of the linear head, as in the training
 HEAD_STEPS = 100  # of L-BFGS, at most
 DUPLICATE = 2.0**-48  # squared distances of duplicates on the grid are below this
@@ -41,6 +47,9 @@ def uherding(
     labels for a network trained on the others; here only a linear head over the current embeddings is trained on them
     (ours), and with less than one label held out it is 1. Without labels all weights are 1. The score is the rise of
     the weighted mean. Ties are broken at random. `subset` is as for MaxHerding.
+
+    A scorer as `uncertainty` weights by its scores instead, for example by expected losses (ours); UserError if one is
+    negative.
     """
     context = subsample(context, n, subset, rng)
     order = torch.randperm(len(context.unlabeled), generator=rng)
@@ -51,13 +60,28 @@ def uherding(
     covered = coverage(points, kernel_points(labeled), radius)
     weight = torch.ones_like(covered)
     if len(labeled):
-        temperature = head_temperature(context, held_out) if temperature is None else temperature
-        weight = measured(uncertainty, context.predictions.logits[rows] / temperature)
+        weight = uncertainty_weights(context, rng, uncertainty, temperature, held_out)[rows]
     selected, gain = greedy_kernel_coverage(points, covered, weight, radius, n)
     return Selection(context.unlabeled[order[selected.cpu()]], gain.cpu() / len(order))
 
 
-def measured(uncertainty: Uncertainty, logits: Tensor) -> Tensor:
+def uncertainty_weights(
+    context: QueryContext,
+    rng: Generator,
+    uncertainty: ClassUncertainty | Scorer,
+    temperature: float | None,
+    held_out: float,
+) -> Tensor:
+    """Computes the weights [U] of the unlabeled images, in float64."""
+    if callable(uncertainty):
+        score = uncertainty(context, rng).to(context.device, torch.float64)
+        check_not_negative(score, "query.uncertainty weights by the scores")
+        return score
+    temperature = head_temperature(context, held_out) if temperature is None else temperature
+    return class_uncertainty(uncertainty, context.predictions.logits / temperature)
+
+
+def class_uncertainty(uncertainty: ClassUncertainty, logits: Tensor) -> Tensor:
     """Computes the uncertainty [N] of the class probabilities, 0 if certain."""
     if uncertainty == "margin":
         return 1 - probability_margins(logits)

@@ -1,6 +1,5 @@
 """Records a run as it advances: checkpoints, tables, tracked metrics and progress."""
 
-import math
 import os
 import signal
 import socket
@@ -11,7 +10,6 @@ from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
 from sslpl.learn.divergence import check_losses
-from sslpl.learn.joint_step import joint_train_index
 from sslpl.loop import cycle_row
 from sslpl.oracle.label_request import image_names
 from sslpl.recording import checkpoint, run_tables
@@ -19,7 +17,7 @@ from sslpl.recording.plots import learning_curve
 from sslpl.recording.progress import Progress
 from sslpl.recording.signals import Interrupted, listen_for_signals
 from sslpl.recording.status import write_status
-from sslpl.schedule import FINISHED, RESUMABLE_PHASES
+from sslpl.schedule import FINISHED, RESUMABLE_PHASES, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.tracking.trackers import metric_names
@@ -29,6 +27,7 @@ from sslpl.types import RunInfo, RunProgress, Step, Tracker
 CHECKPOINT_COST_FACTOR = 50
 # The learning curve is drawn again once this many times the seconds of a drawing have passed, and at the end.
 PLOT_COST_FACTOR = 20
+FIRST_PLOT_SECONDS = 1.0  # what the first drawing may cost, with the import of Matplotlib
 
 
 class Recorder:
@@ -38,7 +37,7 @@ class Recorder:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_interval = 60 * minutes
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
-        self.plotted_at, self.plot_seconds = -math.inf, 0.0
+        self.plotted_at, self.plot_seconds = time.monotonic(), FIRST_PLOT_SECONDS
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
         self.state: State | None = None  # of the current phase
@@ -52,9 +51,10 @@ class Recorder:
             self.shown = (state.cycle, len(state.pool.labeled))
             self.progress.cycle(*self.shown)
         schedule = setup.schedule(state.module is not None)
-        epochs, steps = schedule.epochs(state.phase), 1
+        epochs = steps = 1
         if state.phase in RESUMABLE_PHASES:
-            steps = schedule.steps_per_epoch(images_per_epoch(state))
+            images = images_per_epoch(state)
+            epochs, steps = schedule.epochs(state.phase, images), schedule.steps_per_epoch(images)
         self.progress.phase(state.phase, total=epochs * steps, done=state.epoch * steps + state.step)
         if state.phase in RESUMABLE_PHASES:
             self.progress.epoch(state.epoch, epochs)
@@ -67,7 +67,7 @@ class Recorder:
             self.progress.advance(1, step.images)
         if step.metrics is not None:
             schedule = self.setup.schedule(state.module is not None)
-            epochs = schedule.epochs(state.phase)
+            epochs = schedule.epochs(state.phase, images_per_epoch(state))
             self.tracker.log(schedule.tracker_step(state.cycle, state.phase, state.epoch), step.metrics)
             self.progress.epoch(min(state.epoch, epochs - 1), epochs)
         stop = self._shared_signal()
@@ -171,4 +171,4 @@ class Recorder:
 
 def images_per_epoch(state: State) -> int:
     """Returns the number of labeled images in an epoch of the current phase."""
-    return len(joint_train_index(state) if state.phase == "train" else state.train_index)
+    return len(state.joint_train_index if state.phase in TRAINING_PHASES else state.train_index)

@@ -9,7 +9,8 @@ from sslpl.files import write_json
 
 def write_status(folder: Path, state: str, **details: Any) -> None:
     """Writes the status of a run, with further details, to its status.json."""
-    write_json(folder / "status.json", {"state": state, **details})
+    # A running process writes it in every phase, and whether it runs is told by its lock.
+    write_json(folder / "status.json", {"state": state, **details}, durable=state != "running")
 
 
 def read_status(folder: Path) -> dict[str, Any]:

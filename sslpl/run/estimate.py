@@ -32,12 +32,15 @@ class CycleCounts(NamedTuple):
 def dry_run(setup: Setup, console: Console, folder: Path) -> None:
     """Prints cycles, budget and memory, and the time estimated from a few timed steps."""
     seconds_per_image, forward_seconds = measured_speeds(setup)
+    schedule = setup.schedule(has_module(setup))
     table = Table("cycle", "labeled", "trained on", "train steps", "fine-tune steps", "estimated time", box=None)
     train, test, total = setup.dataset.train, setup.dataset.test, 0.0
     for cycle in range(setup.budget.cycles):
         counts = cycle_counts(setup, cycle)
         unlabeled_views = counts.joint_steps * unlabeled_views_per_step(setup, len(train) - counts.labeled)
-        train_images = setup.training.epochs * counts.trained + unlabeled_views
+        trainings = setup.needs.members if schedule.has_ensemble(cycle) else 1
+        epochs = schedule.epochs("train", counts.trained)
+        train_images = trainings * (epochs * counts.trained + unlabeled_views)
         seconds = train_images * seconds_per_image + counts.forward_images * forward_seconds
         total += seconds
         *shown, _ = counts
@@ -74,8 +77,9 @@ def cycle_counts(setup: Setup, cycle: int) -> CycleCounts:
     held_out, unlabeled = budget.held_out_after(cycle), len(setup.dataset.train) - labeled
     train_size, initial_size = labeled - held_out, int(budget.initial) - budget.held_out_after(0)
     trained = train_size - (trim_size(initial_size) if schedule.is_trimmed(cycle) else 0)
-    joint_steps = training.epochs * schedule.steps_per_epoch(trained)
-    finetune_steps, forward_images = 0, len(setup.dataset.test) + unlabeled + training.epochs * held_out
+    epochs = schedule.epochs("train", trained)
+    joint_steps = epochs * schedule.steps_per_epoch(trained)
+    finetune_steps, forward_images = 0, len(setup.dataset.test) + unlabeled + epochs * held_out
     if schedule.has_finetune(cycle):
         batches = schedule.steps_per_epoch(train_size)
         size = unlabeled_batch_size(unlabeled, train_size, training.batch_size, training.unlabeled_batch_limit)

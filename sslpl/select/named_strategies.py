@@ -46,21 +46,30 @@ def read_option(group: str, name: str, parts: Mapping[str, str] | None = None) -
     """Reads an option of a config group with all its parts, of which `parts` names those that are not the defaults.
 
     The entries of its `defaults` are `part: option`, an option of the group below, or `option@path`, an option of the
-    same group.
+    same group, or `part@path: option`, an option of the group below at a path that no option of the user's replaces.
     """
     content = read_yaml(group, name)
     node = {key: value for key, value in content.items() if key not in ("defaults", "_partial_")}
     for part, option in {**default_parts(content), **(parts or {})}.items():
         node[part] = read_option(f"{group}/{part}", option)
-    for entry in content.get("defaults", []):
-        if isinstance(entry, str) and "@" in entry:
-            option, _, path = entry.partition("@")
-            *parents, last = path.split(".")
-            place = node
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = read_option(group, option)
+    for path, (subgroup, option) in placed_options(group, content).items():
+        *parents, last = path.split(".")
+        place = node
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = read_option(subgroup, option)
     return node
+
+
+def placed_options(group: str, content: Node) -> dict[str, tuple[str, str]]:
+    """Returns the group and the option of each path that the `defaults` of an option name."""
+    placed = {}
+    for entry in content.get("defaults", []):
+        ((name, option),) = entry.items() if isinstance(entry, dict) else [(entry, None)]
+        name, at, path = name.partition("@")
+        if at:
+            placed[path] = (group, name) if option is None else (f"{group}/{name}", option)
+    return placed
 
 
 def read_yaml(group: str, name: str) -> Node:
@@ -82,9 +91,9 @@ def option_names(group: str) -> list[str]:
 
 
 def default_parts(content: Node) -> dict[str, str]:
-    """Returns the default option of each part of an option."""
+    """Returns the default option of each part of an option that has no path of its own."""
     entries = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
-    return {part: option for entry in entries for part, option in entry.items()}
+    return {part: option for entry in entries for part, option in entry.items() if "@" not in part}
 
 
 def dotted_arguments(prefix: str, node: Node) -> Iterator[tuple[str, Any]]:

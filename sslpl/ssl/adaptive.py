@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from sslpl.ssl.alignment import TINY, update_marginal
 from sslpl.types import Positive, PseudoLabel, Share, ShareBelowOne
 
 
@@ -109,7 +110,6 @@ class SoftMatch(nn.Module):
 
     def aligned(self, probabilities: Tensor) -> Tensor:
         """Returns probabilities [B, classes] rescaled so that their average over the batches so far is uniform."""
-        decay = self.momentum * self.marginal.any()  # the first batch is the average
-        self.marginal.copy_(decay * self.marginal + (1 - decay) * probabilities.mean(dim=0))
-        ratio = probabilities / (self.marginal + 1e-6)
+        update_marginal(self.marginal, probabilities, self.momentum)
+        ratio = probabilities / (self.marginal + TINY)
         return ratio / ratio.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Semi-supervised training of the backbone: its options and the loss of unlabeled images.
+"""Semi-supervised training of the backbone with a rule: its options and the loss of unlabeled images.
 
 A rule of `rules.py` or `adaptive.py` pseudo-labels the weak view of an unlabeled image; the backbone learns to predict
 the pseudo-label from another view of the image.
@@ -7,27 +7,25 @@ the pseudo-label from another view of the image.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sslpl.ssl.alignment import TINY, update_marginal
 from sslpl.ssl.rules import Divergence, divergence_from
-from sslpl.types import Count, PositiveOrZero, PseudoLabel, Share, ShareBelowOne
+from sslpl.ssl.task_method import Criterion, TaskData, TaskLoss, TaskMethod, TaskOutputs, ViewKind
+from sslpl.types import PositiveOrZero, PseudoLabel, ShareBelowOne
 
 View = Literal["strong", "weak", "same"]
 Alignment = Literal["none", "uniform", "labeled"]
 
 
 @dataclass(frozen=True)
-class TaskSSL:
-    """The options of semi-supervised joint training; the defaults are FixMatch's."""
+class TaskSSL(TaskMethod):
+    """The options of semi-supervised joint training with a rule; the defaults are FixMatch's."""
 
     rule: Callable[..., Any]  # weak logits (and image indices, if stateful) -> PseudoLabel
-    ratio: Count = 7  # unlabeled images per step over `training.batch_size`
-    weight: PositiveOrZero = 1.0  # of the unlabeled term
-    ramp_up: Share = 0.0  # share of the steps over which the weight grows from 0, linearly
-    average: ShareBelowOne = 0.999  # decay of the averaged weights used for evaluation and queries
     view: View = "strong"  # view of the loss; weak: another weak view, same: the pseudo-labeled one
     teacher: bool = False  # pseudo-label with the averaged weights
     divergence: Divergence = "cross_entropy"
@@ -36,29 +34,30 @@ class TaskSSL:
     momentum: ShareBelowOne = 0.999  # of the averaged class distributions for alignment and fairness
 
     @property
-    def num_forward_views(self) -> int:
-        """The number of views per unlabeled image in the training forward pass of the backbone."""
-        return 1 if self.teacher or self.view == "same" else 2
+    def views(self) -> tuple[ViewKind, ...]:
+        """The pseudo-labeled view, and the one of the loss if it is another."""
+        return ("weak",) if self.view == "same" else ("weak", self.view)
 
-    def weight_at(self, step: int, steps: int) -> float:
-        """Returns the weight of the unlabeled term in step `step` (from 0) of `steps`."""
-        return self.weight * min(1.0, step / (self.ramp_up * steps)) if self.ramp_up else self.weight
+    @property
+    def forwarded(self) -> slice:
+        """All views, or without the teacher's."""
+        return slice(-1, None) if self.teacher else slice(None)
+
+    @property
+    def has_teacher(self) -> bool:
+        """True if the averaged weights pseudo-label."""
+        return self.teacher
+
+    def criterion(self, data: TaskData) -> Criterion:
+        """Returns the loss of a joint training, in its initial state."""
+        return TaskCriterion(self, data.frequency, data.num_unlabeled)
 
 
 def no_task_ssl() -> None:
     """Disables the unlabeled term: the joint training uses labeled images only, as published (SSLPM)."""
 
 
-class TaskLoss(NamedTuple):
-    """The loss terms of a batch of unlabeled images, and its pseudo-labels."""
-
-    pseudo: Tensor  # [], mean over all images, including those of weight 0
-    fairness: Tensor  # []
-    target: Tensor  # [B, classes]
-    weight: Tensor  # [B]
-
-
-class TaskCriterion(nn.Module):
+class TaskCriterion(Criterion):
     """The loss of unlabeled images; the class distributions that it tracks during a training are buffers."""
 
     marginal: Tensor  # [classes], averaged probabilities of weak views, for alignment; 0 before the first batch
@@ -77,17 +76,14 @@ class TaskCriterion(nn.Module):
         self.register_buffer("expected", uniform.clone())
         self.register_buffer("histogram", uniform.clone())
 
-    def forward(self, weak_logits: Tensor, logits: Tensor, index: Tensor) -> TaskLoss:
-        """Computes the loss of `logits` [B, classes] against pseudo-labels from `weak_logits` [B, classes].
-
-        `index` [B] holds the indices of the images among the unlabeled ones.
-        """
-        weak_logits, logits = weak_logits.detach().float(), logits.float()
+    def forward(self, outputs: TaskOutputs) -> TaskLoss:
+        """Computes the loss of the last view against pseudo-labels from the first."""
+        weak_logits, logits = outputs.views[0].logits.detach(), outputs.views[-1].logits
         aligned_logits = self.aligned(weak_logits) if self.method.align != "none" else weak_logits
-        target, weight = self.pseudo_labels(aligned_logits, index)
+        target, weight = self.pseudo_labels(aligned_logits, outputs.index)
         pseudo = (weight * divergence_from(logits, target, self.method.divergence)).mean()
         fairness = self.fairness_loss(weak_logits, logits, weight) if self.method.fairness else pseudo.new_zeros(())
-        return TaskLoss(pseudo, fairness, target, weight)
+        return TaskLoss(pseudo, self.method.fairness * fairness, target, weight)
 
     @torch.no_grad()
     def pseudo_labels(self, weak_logits: Tensor, index: Tensor) -> PseudoLabel:
@@ -102,9 +98,8 @@ class TaskCriterion(nn.Module):
         ReMixMatch (Berthelot et al. 2020), with the exponential average of SoftMatch's code.
         """
         probabilities = weak_logits.softmax(dim=1)
-        decay = self.method.momentum * self.marginal.any()  # the first batch is the average
-        self.marginal.copy_(decay * self.marginal + (1 - decay) * probabilities.mean(dim=0))
-        ratio = probabilities * (self.wanted + 1e-6) / (self.marginal + 1e-6)
+        update_marginal(self.marginal, probabilities, self.method.momentum)
+        ratio = probabilities * (self.wanted + TINY) / (self.marginal + TINY)
         return ratio.log().log_softmax(dim=1)
 
     def fairness_loss(self, weak_logits: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
