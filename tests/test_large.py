@@ -115,11 +115,11 @@ class TestContract:
 
 class TestKMeans:
     def test_as_good_as_the_exact_one(self) -> None:
-        points = blobs(4000, dimensions=6, centers=7)
-        exact = k_means(points, 7, generator())
-        found = large_pools.sampled_k_means(large_pools.GatheredRows(points, torch.arange(4000)), 7, generator())
+        points = blobs(4000, dimensions=6, centers=7)  # more clusters than blobs, or random first centers miss some
+        exact = k_means(points, 40, generator())
+        found = large_pools.sampled_k_means(large_pools.GatheredRows(points, torch.arange(4000)), 40, generator())
         error, least = (clusters.distance.square().sum().item() for clusters in (found, exact))
-        assert error < 1.5 * least
+        assert error < 1.1 * least
         far, near = nearest(points, found.centers)
         assert torch.equal(found.assignment, near)
         torch.testing.assert_close(found.distance, far, atol=1e-3, rtol=1e-4)
