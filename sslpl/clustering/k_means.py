@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 
 from sslpl.clustering.neighbors import nearest, squares_between
 
-REFRESH = 64  # new rows of k-means++, or consecutive rejections, after which all distances are updated, at most ...
-PER_ROW = 1024  # ... and one for so many rows: in a small pool an update costs less than a rejection
+REFRESH = 64  # most new rows of k-means++, or consecutive rejections, between updates of all distances
+PER_ROW = 1024  # a pool of fewer rows is updated for each new row: there an update costs less than a rejection
 ROWS = {"cpu": 1 << 12, "cuda": 1 << 16}  # whose distances are updated at a time
 TOLERANCE = 1e-4  # bounds the centers' squared shifts, as a share of the mean variance (as in scikit-learn)
 
