@@ -38,7 +38,7 @@ from sslpl.phases.train import train
 from sslpl.recording.status import read_status
 from sslpl.runtime import Runtime
 from sslpl.seeds import build_seeded
-from sslpl.setup import Setup
+from sslpl.setup import Acceleration, Setup
 from sslpl.training import Training
 
 Row = dict[str, Any]
@@ -100,12 +100,21 @@ def joint_setup(options: Options, **settings: Any) -> tuple[Setup, int, int]:
     return setup._replace(**settings), size, steps
 
 
+STEPS: dict[str, Acceleration] = {
+    "captured": Acceleration(),
+    "fused_norms": Acceleration(fused_norms=True),
+    "copied_weights": Acceleration(copied_weights=True),
+    "overlap": Acceleration(copied_weights=True, overlap=True),
+    "without_overlap": Acceleration(fused_norms=True, copied_weights=True),
+    "all": Acceleration(fused_norms=True, copied_weights=True, overlap=True),
+}
+
+
 def joint_step(options: Options) -> Iterator[Row]:
-    """Times the joint step eagerly, captured as a CUDA graph and compiled, augmentation included."""
-    for name in ("eager", "captured", "compiled"):
-        if name == "captured" and options.device == "cpu":
-            continue
-        setup, size, steps = joint_setup(options, capture_steps=name == "captured")
+    """Times the joint step eagerly, as a CUDA graph with each acceleration, and compiled, augmentation included."""
+    for name in ("eager", *(STEPS if options.device == "cuda" else ()), "compiled"):
+        acceleration = STEPS.get(name, Acceleration())
+        setup, size, steps = joint_setup(options, capture_steps=name in STEPS, acceleration=acceleration)
         state = initial_state(setup)
         if name == "compiled":
             state.backbone.compile(dynamic=False)
@@ -114,6 +123,34 @@ def joint_step(options: Options) -> Iterator[Row]:
         timed(epoch, 1, setup.device)  # warm-up, capture and compilation
         seconds, _ = timed(epoch, 1 if options.small else 5, setup.device)
         yield {"step": name, "step_seconds": seconds / steps, "images_per_second": size * steps / seconds}
+
+
+def streams(options: Options) -> Iterator[Row]:
+    """Times joint steps of several networks at once in one process, each on a stream of its own."""
+    for name in ("captured", "without_overlap", "all") if options.device == "cuda" else ("captured",):
+        runs = []
+        for _ in range(max(CONCURRENT)):
+            setup, size, steps = joint_setup(options, acceleration=STEPS[name])
+            stream = torch.cuda.Stream() if options.device == "cuda" else None
+            with torch.cuda.stream(stream):
+                training = train(setup, initial_state(setup))
+                runs.append((stream, training))
+                for _ in range(steps):
+                    next(training)
+        alone = None
+        for count in CONCURRENT:
+
+            def epoch(count: int = count, steps: int = steps) -> None:
+                for _ in range(steps):
+                    for stream, training in runs[:count]:  # noqa: B023
+                        with torch.cuda.stream(stream):
+                            next(training)
+
+            timed(epoch, 1, setup.device)
+            seconds, _ = timed(epoch, 1 if options.small else 3, setup.device)
+            speed = count * size * steps / seconds
+            alone = alone or speed
+            yield {"step": name, "networks": count, "images_per_second": speed, "times_one_network": speed / alone}
 
 
 def profile(options: Options) -> Iterator[Row]:
@@ -246,6 +283,7 @@ MEASURES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "resume": resume,
     "profile": profile,
     "joint_step": joint_step,
+    "streams": streams,
     "concurrent": concurrent,
     "fast_recipe": fast_recipe,
 }
@@ -253,7 +291,8 @@ PARTS: dict[str, Part] = {
     "tests": Part(cuda_tests, 240),
     "resume": Part(script("resume"), 120),
     "profile": Part(script("profile"), 90),
-    "joint_step": Part(script("joint_step"), 150),
+    "joint_step": Part(script("joint_step"), 180),
+    "streams": Part(script("streams"), 90),
     "conventional": Part(comparison("augment_weak", "augment_pair", "joint_step", "finetune_step", "module_step"), 180),
     "clustering": Part(comparison("clustering_10000", "pool_scoring"), 90),
     "fast_recipe": Part(script("fast_recipe"), 120),

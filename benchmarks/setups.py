@@ -21,7 +21,7 @@ from sslpl.query.selective_clustering import selective_clustering
 from sslpl.ranking import bce_ranking_loss
 from sslpl.runtime import has_bfloat16
 from sslpl.seeds import build_seeded
-from sslpl.setup import Setup, SSLMethod
+from sslpl.setup import Setup, SSLMethod, acceleration_on
 from sslpl.ssl.rules import pseudo_label_soft
 from sslpl.training import Training
 from sslpl.types import Dataset, PseudoLabel, UserError
@@ -145,6 +145,7 @@ def make_setup(
         device=device,
         bfloat16=has_bfloat16(device),
         capture_steps=device.type == "cuda",
+        acceleration=acceleration_on(device),
     )
 
 

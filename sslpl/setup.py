@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,20 @@ class EmbeddedImages(NamedTuple):
     network: EmbeddingProbe
 
 
+class Acceleration(NamedTuple):
+    """What makes the steps of joint training faster on a GPU."""
+
+    fused_norms: bool = False  # batch norm, residual sum and ReLU by one operation
+    copied_weights: bool = False  # one kernel casts the weights of all convolutions
+    overlap: bool = False  # gradients of weights and levels of the module on streams of their own
+
+
+def acceleration_on(device: torch.device) -> Acceleration:
+    """Returns all acceleration that a device has: none on a CPU; fused operations need Triton."""
+    on_gpu = device.type == "cuda"
+    return Acceleration(on_gpu and find_spec("triton") is not None, on_gpu, on_gpu)
+
+
 class Setup(NamedTuple):
     """The fixed components of a run."""
 
@@ -48,6 +63,7 @@ class Setup(NamedTuple):
     needs: Needs = Needs()  # of the query strategy
     task_ssl: TaskMethod | None = None  # semi-supervised training of the backbone
     capture_steps: bool = False  # capture joint training steps as CUDA graphs, without a task method
+    acceleration: Acceleration = Acceleration()
     oracle: Oracle = SimulatedOracle()
     folder: Path = Path()  # of the run, where an oracle writes its requests
     world: World = SINGLE_PROCESS  # the processes of the run

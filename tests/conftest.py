@@ -17,6 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from sslpl.run import cli
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU
 pytest.register_assert_rewrite("contract")
 
 TINY = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sslpl.config.build import build_setup
 from sslpl.learn.cuda_graphs import WARM_UP, Captured, CapturedSteps, first_line
 from sslpl.learn.optimizers import resume_optimizer, set_rates
-from sslpl.learn.sums import JointSums
+from sslpl.learn.sums import EPOCH_SUMS, JointSums
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
@@ -108,9 +108,9 @@ def capturing(monkeypatch: Patch) -> Patch:
         def __init__(self, replay: Callable[[], Any]) -> None:
             self.replay = replay
 
-    def capture(self: CapturedSteps, views: Tensor, labels: Tensor, detached: bool) -> Captured:
-        sums = torch.zeros(len(JointSums._fields))
-        return Captured(Graph(lambda: sums.copy_(self.step(views, labels, detached))), views, labels, sums)  # type: ignore[arg-type]
+    def capture(self: CapturedSteps, inputs: list[Tensor], kind: bool) -> Captured:
+        sums = torch.zeros(len(JointSums._fields) if len(inputs) == 2 else EPOCH_SUMS)
+        return Captured(Graph(lambda: sums.copy_(self.step(inputs, kind))), inputs, sums)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CapturedSteps, "_run_eagerly", lambda self, *inputs: self.step(*inputs))
     monkeypatch.setattr(CapturedSteps, "_capture", capture)
@@ -164,7 +164,7 @@ def test_the_line_is_printed_with_the_others_of_a_run(sslpl: Command, capturing:
 
 def test_a_layer_that_draws_on_the_cpu_is_no_graph(capturing: Patch) -> None:
     lines: list[str] = []
-    steps = CapturedSteps(lambda views, *_: torch.rand(4) + views.sum(), lines.append)
+    steps = CapturedSteps(lambda inputs, _: torch.rand(4) + inputs[0].sum(), lines.append)
 
     def drawing(*_: Any) -> Any:
         torch.rand(4)
@@ -174,7 +174,7 @@ def test_a_layer_that_draws_on_the_cpu_is_no_graph(capturing: Patch) -> None:
     torch.manual_seed(0)
     expected = [torch.rand(4) for _ in range(WARM_UP + 2)]
     torch.manual_seed(0)
-    monitored = [steps(views, labels, False) for _ in expected]
+    monitored = [steps((views, labels)) for _ in expected]
     torch.testing.assert_close(monitored, expected, rtol=0, atol=0)
     assert len(lines) == 1
     assert "random numbers on the CPU" in lines[0]
@@ -192,9 +192,9 @@ def test_a_real_error_of_a_step_is_raised(capturing: Patch) -> None:
     capturing.setattr(CapturedSteps, "_capture", lambda self, *inputs: self.step(*inputs))
     steps = CapturedSteps(broken, lambda _: None)
     for _ in range(WARM_UP):
-        steps(torch.zeros(2), torch.zeros(2), False)
+        steps((torch.zeros(2), torch.zeros(2)))
     with pytest.raises(ValueError, match="broken"):
-        steps(torch.zeros(2), torch.zeros(2), False)
+        steps((torch.zeros(2), torch.zeros(2)))
 
 
 def test_the_reason_is_the_first_of_chained_errors() -> None:

@@ -1,7 +1,7 @@
 """On a GPU: equal draws, captured steps that equal eager ones, no synchronization inside an epoch."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,15 @@ from sslpl.learn.joint_step import JointInputs, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
+from sslpl.models.conv_norm import conv_relu
+from sslpl.models.fused_norm import fused_batch_norms, norm_relu
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.phases.train import train, training_step
 from sslpl.query.score_then_select import score_then_select
 from sslpl.query.scorers import predicted_loss
 from sslpl.query.selective_clustering import selective_clustering
 from sslpl.seeds import build_seeded
-from sslpl.setup import Setup
+from sslpl.setup import Acceleration, Setup
 from sslpl.ssl import rules
 from sslpl.state import State
 from sslpl.training import Training
@@ -106,6 +108,91 @@ def test_captured_steps_do_what_plain_steps_do() -> None:
     torch.testing.assert_close(captured_weights, weights, rtol=1e-2, atol=1e-3)
 
 
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Makes the convolution library choose deterministic kernels."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_copied_weights_are_those_of_autocast(exact: None, overlap: bool) -> None:
+    """Bit for bit, with the gradients of weights and the levels of the module on streams of their own too."""
+    setup = make_setup(capture_steps=True, bfloat16=True)
+    _, plain = losses(setup, 6 * WARM_UP)
+    acceleration = Acceleration(copied_weights=True, overlap=overlap)
+    _, copied = losses(setup._replace(acceleration=acceleration), 6 * WARM_UP)
+    assert torch.equal(plain, copied)
+
+
+def test_fused_batch_norms_train_as_plain_ones_do(exact: None) -> None:
+    setup = make_setup(capture_steps=True)
+    plain, weights = losses(setup, 3 * WARM_UP)
+    setup = setup._replace(acceleration=Acceleration(fused_norms=True))
+    (fused, fused_weights), (again, weights_again) = losses(setup, 3 * WARM_UP), losses(setup, 3 * WARM_UP)
+    torch.testing.assert_close(fused, plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(fused_weights, weights, rtol=1e-2, atol=1e-3)
+    assert again == fused
+    assert torch.equal(weights_again, fused_weights)
+
+
+@pytest.mark.parametrize("channels", [3, 64, 70, 512])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_fused_batch_norm_is_as_exact_as_a_plain_one(channels: int, dtype: torch.dtype, add: bool) -> None:
+    exact, fused, plain = (
+        norm_outcome(channels, dtype, add, *kind) for kind in ((False, True), (True, False), (False, False))
+    )
+    for ours, theirs, reference in zip(fused, plain, exact, strict=True):
+        error, usual = ((values - reference).norm() / reference.norm() for values in (ours, theirs))
+        assert error <= 2 * usual + 1e-6
+
+
+def norm_outcome(channels: int, dtype: torch.dtype, add: bool, fused: bool, double: bool) -> list[Tensor]:
+    """Returns output, gradients and running statistics of a batch norm with ReLU, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images, residual, gradient = (
+        (3 + torch.randn(16, channels, 9, 9, generator=generator)).to("cuda", dtype, memory_format=torch.channels_last)
+        for _ in range(3)
+    )
+    norm = torch.nn.BatchNorm2d(channels).cuda()
+    torch.nn.init.normal_(norm.bias)
+    norm.weight.data = torch.linspace(-1, 1, channels, device="cuda")
+    if double:
+        images, residual, gradient, norm = images.double(), residual.double(), gradient.double(), norm.double()
+    inputs = [images.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
+    inputs = inputs if add else [inputs[0], *inputs[2:]]
+    with fused_batch_norms(fused):
+        output = norm_relu(norm, images, residual if add else None)
+    gradients = torch.autograd.grad(output, inputs, gradient)
+    return [value.detach().double() for value in (output, *gradients, *norm.buffers())]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_folded_convolution_with_relu_is_that_of_its_operations(bfloat16: bool, stride: int) -> None:
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    conv = torch.nn.Conv2d(16, 32, 3, stride, 1).to("cuda", dtype, memory_format=torch.channels_last)
+    images = torch.randn(8, 16, 9, 9).to("cuda", dtype, memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = torch.nn.functional.conv2d(images.double(), conv.weight.double(), conv.bias.double(), stride, 1)  # type: ignore[union-attr]
+        residual = torch.randn_like(expected).to(dtype)
+        fused = conv_relu(conv, images), conv_relu(conv, images, residual)
+    for ours, exact in zip(fused, (expected.relu(), (expected + residual).relu()), strict=True):
+        assert (ours - exact).norm() / exact.norm() < (4e-3 if bfloat16 else 2e-3)  # TF32
+
+
+def test_a_captured_fine_tune_is_that_of_plain_steps(exact: None) -> None:
+    states = [run(make_setup(capture_steps=captured, epochs=2, finetune_epochs=6)) for captured in (False, True)]
+    for ours, theirs in zip(states[1].history, states[0].history, strict=True):
+        assert abs(float(ours["test_accuracy"] or 0) - float(theirs["test_accuracy"] or 0)) < 0.1
+        assert ours["labeled"] == theirs["labeled"]
+
+
 def checkpointed(state: State) -> dict[str, Any]:
     """Returns a state as loaded from a checkpoint: on the CPU."""
     buffer = io.BytesIO()
@@ -127,15 +214,6 @@ def trained(setup: Setup, killed_after: int | None = None) -> State:
     return state
 
 
-@pytest.fixture
-def exact() -> Iterator[None]:
-    """Makes the convolution library choose deterministic kernels."""
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("killed_after", [7, 13])  # within an epoch of three steps: captured, before the decay or not
 def test_a_resumed_training_is_that_of_an_uninterrupted_one(exact: None, dropout: float, killed_after: int) -> None:
@@ -151,14 +229,14 @@ def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
         setup, masks = make_setup(capture_steps=capture_steps), []
         state = initial_state(setup)
 
-        def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
-            return torch.nn.functional.dropout(views)
+        def step(inputs: Sequence[Tensor], _kind: bool = False) -> Tensor:
+            return torch.nn.functional.dropout(inputs[0])
 
         steps = CapturedSteps(step, pytest.fail) if capture_steps else step
         views, labels = torch.ones(1000, device="cuda"), torch.zeros(1, device="cuda")
         for state.step in range(3 * WARM_UP):
             with mask_draws(setup, state):
-                masks.append(steps(views, labels, False).clone())
+                masks.append(steps((views, labels)).clone())
         return torch.stack(masks)
 
     plain = drawn(capture_steps=False)

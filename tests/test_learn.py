@@ -12,7 +12,8 @@ from sslpl.data.batches import augment_in_parts, epoch_batches, group_batches, s
 from sslpl.learn.frozen_losses import ranked_rows
 from sslpl.learn.sums import FinetuneSums, pseudo_label_quality
 from sslpl.learn.unlabeled_batches import frozen_statistics
-from sslpl.models.backbone import ConvNorm, small_cnn
+from sslpl.models.backbone import small_cnn
+from sslpl.models.conv_norm import ConvNorm
 from sslpl.models.convolution import Conv2d
 from sslpl.models.frozen import FrozenBackbone, inference_batch_size
 from sslpl.models.loss_prediction import LossPredictionModule, tap_matrix, tap_means

@@ -25,7 +25,7 @@ from sslpl.query.context import needs
 from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import build_seeded
-from sslpl.setup import EmbeddedImages, Setup
+from sslpl.setup import Acceleration, EmbeddedImages, Setup, acceleration_on
 from sslpl.types import Dataset, Images, Oracle, UserError
 
 SAMPLE_PIXELS = 2**20  # of the images from which a backbone's first weights are computed
@@ -69,6 +69,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         and device.type == "cuda"
         and runtime.compile is not False
         and not runtime.deterministic,
+        acceleration=acceleration_on(device) if runtime.compile == "auto" else Acceleration(),
         oracle=oracle,
         folder=folder,
         world=world,

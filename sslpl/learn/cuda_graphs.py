@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs: one launch per step instead of about a thousand."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sslpl.seeds import global_generators
+from sslpl.setup import Setup
+from sslpl.state import State
 
 WARM_UP = 3  # eager steps of each kind before the capture: libraries select kernels, memory is allocated
 
@@ -17,23 +19,22 @@ class Captured(NamedTuple):
     """A captured step, and the tensors that it reads and writes at each replay."""
 
     graph: torch.cuda.CUDAGraph
-    views: Tensor
-    labels: Tensor
+    inputs: list[Tensor]
     sums: Tensor
 
 
 class CapturedSteps:
-    """Runs a step (views, labels, detached -> sums) eagerly a few times for each batch size, then as a CUDA graph.
+    """Runs a step (inputs, kind -> sums) eagerly a few times for each kind and size of inputs, then as a CUDA graph.
 
     The warm-up steps are real training steps, so nothing has to be undone (whole-network capture follows PyTorch's
     notes on CUDA graphs; the warm-up on real data is ours). If a step cannot be captured, `fall_back` is called once
     with the reason, and all further steps run eagerly.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor, bool], Tensor], fall_back: Callable[[str], None]) -> None:
+    def __init__(self, step: Callable[[Sequence[Tensor], bool], Tensor], fall_back: Callable[[str], None]) -> None:
         self.step, self.fall_back = step, fall_back
-        self.seen: Counter[tuple[int, bool]] = Counter()
-        self.captured: dict[tuple[int, bool], Captured] = {}
+        self.seen: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, Captured] = {}
         self.failed = False
 
     @cached_property
@@ -46,54 +47,59 @@ class CapturedSteps:
         """The memory pool shared by all graphs, of which only one runs at a time."""
         return torch.cuda.graph_pool_handle()
 
-    def __call__(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+    def __call__(self, inputs: Sequence[Tensor], kind: bool = False) -> Tensor:
         """Runs a step and returns its sums, which are valid until the next step of the same kind."""
-        key = len(views), detached
+        key = tuple(tensor.shape for tensor in inputs), kind
         self.seen[key] += 1
         if self.seen[key] <= WARM_UP and not self.failed:
-            return self._run_eagerly(views, labels, detached)
+            return self._run_eagerly(inputs, kind)
         if key not in self.captured and not self.failed:
-            self._try_to_capture(views, labels, detached)
+            self._try_to_capture(key, inputs, kind)
         if self.failed:
-            return self.step(views, labels, detached)
+            return self.step(inputs, kind)
         captured = self.captured[key]
-        captured.views.copy_(views)
-        captured.labels.copy_(labels)
+        torch._foreach_copy_(captured.inputs, list(inputs))
         captured.graph.replay()
         return captured.sums
 
-    def _run_eagerly(self, views: Tensor, labels: Tensor, detached: bool) -> Tensor:
+    def _run_eagerly(self, inputs: Sequence[Tensor], kind: bool) -> Tensor:
         """Runs one step eagerly, on the side stream that a later capture requires."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            sums = self.step(views, labels, detached)
+            sums = self.step(inputs, kind)
         torch.cuda.current_stream().wait_stream(self.stream)
         return sums
 
-    def _try_to_capture(self, views: Tensor, labels: Tensor, detached: bool) -> None:
+    def _try_to_capture(self, key: Hashable, inputs: Sequence[Tensor], kind: bool) -> None:
         """Captures a step without running it, or falls back to eager steps, which raise genuine errors of the step."""
-        inputs = views.clone(memory_format=torch.preserve_format), labels.clone()
+        static = [tensor.clone(memory_format=torch.preserve_format) for tensor in inputs]
         rng_state = torch.default_generator.get_state()
         try:
-            self.captured[len(views), detached] = self._capture(*inputs, detached)
+            self.captured[key] = self._capture(static, kind)
             if not torch.equal(torch.default_generator.get_state(), rng_state):
                 raise RuntimeError("a layer draws random numbers on the CPU, which a graph would repeat")
         except Exception as error:
             self.failed = True
             self.captured.clear()
             torch.default_generator.set_state(rng_state)
-            release_generators(views.device)
+            release_generators(static[0].device)
             self.fall_back(first_line(error))
 
-    def _capture(self, views: Tensor, labels: Tensor, detached: bool) -> Captured:
+    def _capture(self, inputs: list[Tensor], kind: bool) -> Captured:
         graph = torch.cuda.CUDAGraph()
         # A failed capture leaves its stream as the current one: the outer context restores the previous stream.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
         ):
-            sums = self.step(views, labels, detached)
-        return Captured(graph, views, labels, sums)
+            sums = self.step(inputs, kind)
+        return Captured(graph, inputs, sums)
+
+
+def fall_back(setup: Setup, state: State, reason: str) -> None:
+    """Prints why steps cannot be captured; later phases do not try again."""
+    state.uncapturable = True
+    setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run eagerly, which is slower")
 
 
 def first_line(error: BaseException) -> str:

@@ -106,8 +106,12 @@ def unlabeled_losses(
     module: LossPredictionModule,
     inputs: FinetuneEpoch,
     labeler: PseudoLabeler,
+    padded: bool,
 ) -> Iterator[UnlabeledLosses | None]:
-    """Yields the losses of the unlabeled batch of each remaining step of the epoch; None for a step without one."""
+    """Yields the losses of the unlabeled batch of each remaining step of the epoch; None for a step without one.
+
+    With `padded` all batches have the same size (see `padded_pairs`).
+    """
     images, augmentation, first, world = setup.dataset.train, setup.augmentation, state.step, setup.world
     unlabeled = state.pool.unlabeled
     groups = group_batches(inputs.unlabeled[first:], setup.device, images.shape)
@@ -134,9 +138,13 @@ def unlabeled_losses(
         strong = augment_in_parts(augmentation.strong, fetch[to_device(shard_rows, setup.device)], draws)
         losses = frozen_losses(frozen, module, strong, target[to_device(local_rows, setup.device)], loss)
         losses = gather_losses(world, losses, [len(part) for part in rows_by_rank])._replace(weight=weight[all_rows])
-        batches = split_losses(losses, [len(rows) for rows in rows_by_batch])
-        for part, count, ssl_state in zip(batches, torch.split(counts, sizes), states, strict=True):
-            yield UnlabeledLosses(part if len(part.loss) else None, count.sum(dim=0), ssl_state)
+        counts_by_batch = [len(rows) for rows in rows_by_batch]
+        size = (max(map(len, inputs.unlabeled)) + 1) // 2 * 2
+        batches = padded_pairs(losses, counts_by_batch, size) if padded else split_losses(losses, counts_by_batch)
+        for ranked, part, count, ssl_state in zip(
+            counts_by_batch, batches, torch.split(counts, sizes), states, strict=True
+        ):
+            yield UnlabeledLosses(part if ranked else None, count.sum(dim=0), ssl_state)
         start += len(index)
     yield from [None] * (len(inputs.labeled) - max(first, len(inputs.unlabeled)))
 
@@ -183,6 +191,32 @@ def gather_losses(world: World, part: FrozenLosses, lengths: list[int]) -> Froze
         return part
     summaries = tuple(all_gather(world, summary, lengths) for summary in part.summaries)
     return FrozenLosses(summaries, all_gather(world, part.loss, lengths))
+
+
+def padded_pairs(group: FrozenLosses, counts: list[int], size: int) -> list[FrozenLosses]:
+    """Splits a group into batches of `counts` images that are padded to an even `size`, with the same ranking losses.
+
+    The images of a pair stay a pair: the first half of a batch stands at its start, the second half at its end, and
+    between them are images of weight 0. Weights are scaled so that the mean over all pairs is that over the genuine
+    ones.
+    """
+    if len(group.loss) == 0:
+        return [group] * len(counts)
+    assert group.weight is not None
+    index, factor = torch.zeros(len(counts), size, dtype=torch.int64), torch.zeros(len(counts), size)
+    for row, (start, count) in enumerate(zip(offsets(counts), counts, strict=True)):
+        pairs = count // 2
+        for place, first, scale in (
+            (slice(0, pairs), start, size / 2 / max(pairs, 1)),
+            (slice(size - pairs, size), start + pairs, 1.0),
+        ):
+            index[row, place] = torch.arange(first, first + pairs)
+            factor[row, place] = scale
+    rows, factors = to_device(index.flatten(), group.loss.device), to_device(factor.flatten(), group.loss.device)
+    padded = FrozenLosses(
+        tuple(summary[rows] for summary in group.summaries), group.loss[rows], group.weight[rows] * factors
+    )
+    return split_losses(padded, [size] * len(counts))
 
 
 def split_losses(group: FrozenLosses, sizes: list[int]) -> list[FrozenLosses]:

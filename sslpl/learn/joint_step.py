@@ -1,7 +1,7 @@
 """Joint training steps: the backbone learns to classify while the module learns to rank the losses."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from sslpl.learn.unlabeled_batches import (
     unlabeled_sums,
 )
 from sslpl.models.embedding_head import embedding_width
+from sslpl.models.fused_norm import fused_batch_norms
+from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.models.weight_copies import WeightCopies
 from sslpl.seeds import seeded_draws
 from sslpl.setup import Setup
 from sslpl.state import State
@@ -42,6 +45,28 @@ class JointInputs(NamedTuple):
         return self.size + (len(self.unlabeled.positions) if self.unlabeled is not None else 0)
 
 
+class Accelerators(NamedTuple):
+    """What the steps of a training phase share so as to be faster; see `Acceleration`."""
+
+    copies: WeightCopies | None = None
+    fused_norms: bool = False
+    streams: tuple[torch.cuda.Stream, ...] = ()  # for the levels of the module
+
+
+NONE = Accelerators()
+
+
+def accelerators(setup: Setup, state: State) -> Accelerators:
+    """Returns what a training phase uses of `setup.acceleration`; batch norms of several processes are not fused."""
+    chosen, module = setup.acceleration, state.module
+    levels = len(module.levels) if isinstance(module, LossPredictionModule) and setup.device.type == "cuda" else 0
+    return Accelerators(
+        WeightCopies(state.backbone, chosen.overlap) if chosen.copied_weights and setup.bfloat16 else None,
+        chosen.fused_norms and setup.world.size == 1,
+        tuple(torch.cuda.Stream() for _ in range(levels)) if chosen.overlap else (),  # type: ignore[no-untyped-call]
+    )
+
+
 JointStep = Callable[[JointInputs, bool], Tensor]  # inputs, detached -> sums
 
 
@@ -57,13 +82,18 @@ def joint_step(
     inputs: JointInputs,
     detached: bool,
     task: TaskTraining | None = None,
+    accelerators: Accelerators = NONE,
 ) -> Tensor:
     """Takes one step; returns the sums over the batch of all processes [8], on the device, ordered as `JointSums`."""
+    copies = accelerators.copies
     state.backbone.train()
     optimizer.zero_grad(set_to_none=True)
-    loss, sums = joint_loss(setup, state, inputs, detached, task)
+    with nullcontext() if copies is None else copies.use():
+        loss, sums = joint_loss(setup, state, inputs, detached, task, accelerators)
     if loss.requires_grad:  # it does not without images
         loss.backward()  # type: ignore[no-untyped-call]
+    if copies is not None:
+        copies.store_gradients()
     total = torch.stack([value.float() for value in sums])
     if setup.world.size > 1:
         all_reduce_sum(setup.world, [*gradients(optimizer), total])
@@ -80,7 +110,12 @@ def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def joint_loss(
-    setup: Setup, state: State, inputs: JointInputs, detached: bool, task: TaskTraining | None
+    setup: Setup,
+    state: State,
+    inputs: JointInputs,
+    detached: bool,
+    task: TaskTraining | None,
+    accelerators: Accelerators = NONE,
 ) -> tuple[Tensor, JointSums[Tensor]]:
     """Computes this process's part of the loss and of the sums of the batch."""
     unlabeled, size, shard_size = inputs.unlabeled, inputs.size, len(inputs.views)
@@ -88,7 +123,8 @@ def joint_loss(
     # Networks are compiled for full batches: another size is not worth a recompilation.
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     single = size == 1 and unlabeled is None
-    with setup.autocast(), frozen_statistics(state.backbone, single), synchronized_batch_norm(setup.world):
+    norms = fused_batch_norms(accelerators.fused_norms), synchronized_batch_norm(setup.world)
+    with setup.autocast(), frozen_statistics(state.backbone, single), norms[0], norms[1]:
         features = forward_views(setup, state, network, views)
         logits, maps, task_loss = features.logits, features.maps, None
         if task is not None and unlabeled is not None:  # slice only if needed: its gradient copies the whole stage
@@ -100,7 +136,7 @@ def joint_loss(
         ranking = losses.new_zeros(())
         if state.module is not None and maps:
             module_inputs = tuple(stage.detach() for stage in maps) if detached else maps
-            ranking = setup.ranking(state.module(module_inputs), losses)
+            ranking = setup.ranking(state.module(module_inputs, accelerators.streams), losses)
     trained_losses = smoothed(losses, logits, setup.training.label_smoothing)
     mean = trained_losses.mean()
     if shard_size != size:  # the ranking loss is a mean over the pairs of this shard

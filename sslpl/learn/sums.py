@@ -3,6 +3,7 @@
 import math
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T", Tensor, float)
@@ -34,6 +35,11 @@ class FinetuneSums(NamedTuple, Generic[T]):
 
 # The number of sums that are reset in each epoch of a fine-tune.
 EPOCH_SUMS = FinetuneSums._fields.index("pseudo_label_weight")
+
+
+def initial_sums(device: torch.device, resumed: Tensor | None, count: int) -> Tensor:
+    """Returns zeros [count], or the sums of a checkpoint, on the device."""
+    return torch.zeros(count, device=device) if resumed is None else resumed.to(device)
 
 
 def joint_means(sums: JointSums[float]) -> dict[str, float]:

@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from sslpl.models.convolution import Conv2d
+from sslpl.models.conv_norm import ConvNorm, ConvNormReLU
 from sslpl.models.starting_weights import Origin
 from sslpl.types import Features, ShareBelowOne
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution without bias and its batch norm, a pair that `fold_batch_norm` can merge."""
-
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(
-            Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(cout),
-        )
 
 
 class Staged(nn.Module):
@@ -54,7 +44,7 @@ def small_cnn(*, num_classes: int, in_channels: int, dropout: ShareBelowOne = 0.
     channels, strides = (32, 64, 128, 256), (1, 2, 2, 1)
     cins = (in_channels, *channels[:-1])
     stages = [
-        nn.Sequential(ConvNorm(cin, cout, 3, stride), nn.ReLU())
+        ConvNormReLU(ConvNorm(cin, cout, 3, stride), nn.ReLU())
         for cin, cout, stride in zip(cins, channels, strides, strict=True)
     ]
     return Staged(nn.Identity(), stages, channels, num_classes, dropout)

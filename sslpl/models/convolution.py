@@ -10,11 +10,19 @@ SMALL_OUTPUT = 16  # pixels: for outputs of up to 4x4 the library's bfloat16 wei
 
 
 class Conv2d(nn.Conv2d):
-    """An `nn.Conv2d` without bias that computes weight gradients of small outputs by matmul under CPU autocast."""
+    """An `nn.Conv2d` without bias that computes weight gradients of small outputs by matmul under CPU autocast.
+
+    With `copied`, a `WeightCopy`, it uses a bfloat16 copy of its weight and leaves the weight's gradient to that.
+    """
+
+    copied: Any = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the same values as `nn.Conv2d`."""
         stride, padding = self.stride[0], int(self.padding[0])
+        if self.copied is not None and torch.is_grad_enabled():
+            output: Tensor = _CopiedWeight.apply(self.copied.padded(images.bfloat16()), self.weight, self.copied)
+            return output
         out = [(side + 2 * padding - self.kernel_size[0]) // stride + 1 for side in images.shape[2:]]
         needs_weight_grad = torch.is_grad_enabled() and self.weight.requires_grad
         if (
@@ -26,6 +34,37 @@ class Conv2d(nn.Conv2d):
             result: Tensor = _Product.apply(images.bfloat16(), self.weight, stride, padding)
             return result
         return super().forward(images)
+
+
+class _CopiedWeight(torch.autograd.Function):
+    """A convolution by the copy of a weight, which computes the weight's gradient by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, _weight: Tensor, copied: Any) -> Tensor:
+        ctx.save_for_backward(images)
+        ctx.copied, convolution = copied, copied.convolution
+        with torch.autocast(images.device.type, enabled=False):
+            return functional.conv2d(images, copied.values, None, convolution.stride, convolution.padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,), (images,), copied = grads, ctx.saved_tensors, ctx.copied
+        copied.add_gradient(images, grad)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return convolution_gradient(copied.convolution, grad, images, copied.values, of_weight=False), None, None
+
+
+def convolution_gradient(
+    convolution: nn.Conv2d, gradient: Tensor, images: Tensor, weight: Tensor, of_weight: bool
+) -> Tensor:
+    """Returns the gradient of a convolution's weight or of its images from that of its output."""
+    padding = [int(side) for side in convolution.padding]
+    mask = [not of_weight, of_weight, False]
+    arguments = (list(convolution.stride), padding, list(convolution.dilation), False, [0, 0], 1, mask)
+    gradients = torch.ops.aten.convolution_backward(gradient, images, weight, None, *arguments)
+    result: Tensor = gradients[int(of_weight)]
+    return result
 
 
 class _Product(torch.autograd.Function):

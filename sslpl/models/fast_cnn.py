@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, max_pool2d
 
-from sslpl.models.backbone import ConvNorm, Staged
+from sslpl.models.backbone import Staged
+from sslpl.models.conv_norm import ConvNorm
 from sslpl.models.convolution import Conv2d
 from sslpl.models.whitening import whitening_filters
 from sslpl.types import Count, ShareBelowOne

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sslpl.models.backbone import ConvNorm
+from sslpl.models.conv_norm import ConvNorm
 from sslpl.types import Features
 
 ROUND = 512  # on a GPU, batches of a frozen backbone are padded to a multiple of this

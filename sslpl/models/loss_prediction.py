@@ -80,14 +80,30 @@ class LossPredictionModule(nn.Module):
 
     def predict(self, summaries: Sequence[Tensor]) -> Tensor:
         """Predicts the loss [B] from the summaries of the stages."""
-        hidden = torch.cat([level(s) for level, s in zip(self.levels, summaries, strict=True)], dim=1)
-        with torch.autocast(hidden.device.type, enabled=False):
-            predicted: Tensor = self.head(hidden)
+        return self.predicted([level(summary) for level, summary in zip(self.levels, summaries, strict=True)])
+
+    def predicted(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Predicts the loss [B] from the outputs of the levels, each [B, width]."""
+        joined = torch.cat(list(hidden), dim=1)
+        with torch.autocast(joined.device.type, enabled=False):
+            predicted: Tensor = self.head(joined)
         return predicted.squeeze(1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Predicts the loss [B] in float32 from the stage outputs, each [B, C, H, W]."""
-        return self.predict(self.summaries(maps))
+    def forward(self, maps: Sequence[Tensor], streams: Sequence[torch.cuda.Stream] = ()) -> Tensor:
+        """Predicts the loss [B] in float32 from the stage outputs, each [B, C, H, W].
+
+        With streams of a GPU, one per level, the levels are computed side by side, and so are their gradients.
+        """
+        if not streams:
+            return self.predict(self.summaries(maps))
+        hidden, current = [], torch.cuda.current_stream()
+        for level, stage, stream in zip(self.levels, maps, streams, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                hidden.append(level(level.summary(stage)))  # type: ignore[operator]
+        for stream in streams:
+            current.wait_stream(stream)
+        return self.predicted(hidden)
 
 
 def no_module(channels: Sequence[int]) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from sslpl.models.backbone import ConvNorm, Staged
+from sslpl.models.backbone import Staged
+from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, conv_relu
 from sslpl.models.starting_weights import torchvision_origin
 from sslpl.types import ShareBelowOne
 
@@ -27,8 +27,7 @@ class BasicBlock(nn.Module):
         self.shortcut = ConvNorm(cin, width, 1, stride) if stride != 1 or cin != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.second(self.first(x).relu())
-        return torch.relu(out + self.shortcut(x))
+        return conv_relu(self.second, conv_relu(self.first, x), residual=self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -45,8 +44,7 @@ class Bottleneck(nn.Module):
         self.shortcut = ConvNorm(cin, cout, 1, stride) if stride != 1 or cin != cout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.third(self.second(self.first(x).relu()).relu())
-        return torch.relu(out + self.shortcut(x))
+        return conv_relu(self.third, conv_relu(self.second, conv_relu(self.first, x)), residual=self.shortcut(x))
 
 
 def resnet(
@@ -72,8 +70,8 @@ def resnet(
 def resnet_stem(in_channels: int, image_size: int, stem: Stem) -> nn.Sequential:
     """Builds the stem of a ResNet; that for CIFAR is 3x3 with stride 1 and no pooling (SSLPM's code)."""
     if stem == "imagenet" or (stem == "auto" and image_size >= LARGE):
-        return nn.Sequential(ConvNorm(in_channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    return nn.Sequential(ConvNorm(in_channels, 64, 3), nn.ReLU())
+        return ConvNormReLU(ConvNorm(in_channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    return ConvNormReLU(ConvNorm(in_channels, 64, 3), nn.ReLU())
 
 
 def resnet18(

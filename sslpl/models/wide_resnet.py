@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sslpl.models.backbone import ConvNorm, Staged
+from sslpl.models.backbone import Staged
+from sslpl.models.conv_norm import ConvNorm
 from sslpl.models.convolution import Conv2d
 from sslpl.types import ShareBelowOne
 

@@ -1,20 +1,24 @@
 """The finetune phase: with the backbone frozen, the module learns from labeled and pseudo-labeled images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from sslpl.learn.cuda_graphs import CapturedSteps, fall_back
 from sslpl.learn.divergence import check_finetune_losses, check_losses
 from sslpl.learn.finetune_epoch import draw_finetune_epoch
 from sslpl.learn.frozen_losses import FrozenLosses, labeled_losses, pseudo_labeler, unlabeled_losses
 from sslpl.learn.optimizers import resume_optimizer
-from sslpl.learn.sums import EPOCH_SUMS, FinetuneSums, finetune_means, pseudo_label_quality
+from sslpl.learn.sums import EPOCH_SUMS, FinetuneSums, finetune_means, initial_sums, pseudo_label_quality
 from sslpl.models.frozen import FrozenBackbone
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.setup import Setup
 from sslpl.state import State
 from sslpl.types import Step
+
+FinetuneStep = Callable[[FrozenLosses, FrozenLosses | None], Tensor]  # labeled, unlabeled -> sums
 
 
 def finetune(setup: Setup, state: State) -> Iterator[Step]:
@@ -24,14 +28,14 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
     optimizer = finetune_optimizer(setup, state)
     frozen = FrozenBackbone(state.backbone, setup.bfloat16)
     labeler, labels = pseudo_labeler(setup, state, frozen), state.labels().to(setup.device)
-    sums = torch.zeros(len(FinetuneSums._fields)) if state.sums is None else state.sums
-    state.sums = sums = sums.to(setup.device)
+    state.sums = sums = initial_sums(setup.device, state.sums, len(FinetuneSums._fields))
+    step = finetune_stepper(setup, state, module, optimizer)
+    inputs = draw_finetune_epoch(setup, state, state.epoch)
     for epoch in range(state.epoch, training.finetune_epochs):
-        inputs = draw_finetune_epoch(setup, state, epoch)
         labeled = labeled_losses(setup, frozen, module, inputs, labels, state.step)
-        unlabeled = unlabeled_losses(setup, state, frozen, module, inputs, labeler)
+        unlabeled = unlabeled_losses(setup, state, frozen, module, inputs, labeler, padded=setup.capture_steps)
         for supervised, pseudo in zip(labeled, unlabeled, strict=True):
-            sums[:EPOCH_SUMS] += finetune_step(setup, module, optimizer, supervised, pseudo.losses if pseudo else None)
+            sums[:EPOCH_SUMS] += step(supervised, pseudo.losses if pseudo else None)
             if pseudo:  # batches are pseudo-labeled in groups, ahead of the steps: save the state after this step
                 sums[EPOCH_SUMS:] += pseudo.counts
                 state.ssl = pseudo.ssl
@@ -40,10 +44,13 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
                 check_losses(state)
             if state.step < len(inputs.labeled):
                 yield Step(inputs.images(state.step - 1))
+        images = inputs.images(len(inputs.labeled) - 1)
+        if epoch + 1 < training.finetune_epochs:  # while a GPU is still busy with this epoch
+            inputs = draw_finetune_epoch(setup, state, epoch + 1)
         state.epoch, state.step = epoch + 1, 0
         metrics = finetune_metrics(sums, epoch, largest_prediction(module, supervised))
         sums[:EPOCH_SUMS] = 0  # losses are averaged over the epoch, pseudo-labels over the phase
-        yield Step(inputs.images(len(inputs.labeled) - 1), metrics)
+        yield Step(images, metrics)
     state.teacher = None
     state.row.update(pseudo_label_quality(FinetuneSums(*sums.tolist())))
 
@@ -60,6 +67,28 @@ def finetune_optimizer(setup: Setup, state: State) -> torch.optim.SGD:
         fused=True,
     )
     return resume_optimizer(optimizer, state)
+
+
+def finetune_stepper(
+    setup: Setup, state: State, module: LossPredictionModule, optimizer: torch.optim.Optimizer
+) -> FinetuneStep:
+    """Returns `finetune_step`, captured as a CUDA graph if this is enabled and possible."""
+    if not setup.capture_steps or state.uncapturable:
+        return partial(finetune_step, setup, module, optimizer)
+
+    def step(tensors: Sequence[Tensor], _kind: bool) -> Tensor:
+        count = len(module.levels) + 1
+        (*labeled, loss), unlabeled = tensors[:count], None
+        if len(tensors) > count:
+            *summaries, unlabeled_loss, weight = tensors[count:]
+            unlabeled = FrozenLosses(tuple(summaries), unlabeled_loss, weight)
+        return finetune_step(setup, module, optimizer, FrozenLosses(tuple(labeled), loss), unlabeled)
+
+    def flat(part: FrozenLosses) -> list[Tensor]:
+        return [*part.summaries, part.loss, *(() if part.weight is None else (part.weight,))]
+
+    captured = CapturedSteps(step, partial(fall_back, setup, state))
+    return lambda labeled, unlabeled: captured(flat(labeled) + (flat(unlabeled) if unlabeled else []))
 
 
 def finetune_step(

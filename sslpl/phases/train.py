@@ -1,24 +1,26 @@
 """The train phase: joint training of the backbone and the loss prediction module."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sslpl.data.augmentation import WeakDraws
 from sslpl.data.batches import alternating_flips, epoch_batches, shard_batches, weak_views
 from sslpl.data.images import to_device
 from sslpl.distributed.collectives import broadcast_weights
 from sslpl.learn.averages import update_average, update_teacher, use_average
 from sslpl.learn.batch_statistics import estimate_statistics, with_estimated_statistics
 from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
-from sslpl.learn.cuda_graphs import CapturedSteps
+from sslpl.learn.cuda_graphs import CapturedSteps, fall_back
 from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.head_training import train_head
-from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, mask_draws
+from sslpl.learn.joint_step import JointInputs, JointStep, accelerators, joint_step, mask_draws
 from sslpl.learn.optimizers import joint_optimizer, set_rates, weight_groups
-from sslpl.learn.sums import JointSums, joint_means
+from sslpl.learn.sums import JointSums, initial_sums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
 from sslpl.seeds import rng
 from sslpl.setup import Setup
@@ -41,12 +43,11 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
     optimizer = joint_optimizer(setup, state, None if task is None else task.criterion.head)
     step = training_step(setup, state, optimizer, task)
     snapshots = training.snapshot_epochs(setup.needs.snapshots) if setup.needs.snapshots else set()
+    draws = draw_joint_epoch(setup, state, index, state.epoch)
     for epoch in range(state.epoch, training.epochs):
-        order = rng(setup.seed, "order", state.cycle, epoch)
-        batches = epoch_batches(index, state.pool.size, training.batch_size, order)
-        sums = torch.zeros(len(JointSums._fields)) if state.sums is None else state.sums
-        sums = sums.to(setup.device)
-        for inputs in epoch_inputs(setup, state, task, epoch, batches, labels):
+        batches = draws.batches
+        sums = initial_sums(setup.device, state.sums, len(JointSums._fields))
+        for inputs in epoch_inputs(setup, state, task, epoch, draws, labels):
             previous, factor = factor, training.rate_factor(epoch * len(batches) + state.step, len(batches))
             if factor != previous:
                 set_rates(optimizer, [rate * factor for rate in rates])
@@ -58,6 +59,8 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
                 yield Step(inputs.images)
         if epoch in snapshots:
             state.snapshots.append(with_estimated_statistics(setup, state, weights_of(state.backbone)))
+        if epoch + 1 < training.epochs:  # while a GPU is still busy with this epoch
+            draws = draw_joint_epoch(setup, state, index, epoch + 1)
         totals = JointSums(*sums.tolist())
         check_joint_losses(totals, epoch)
         metrics = {"train/epoch": float(epoch)} | joint_means(totals) | validate_epoch(setup, state, task)
@@ -81,32 +84,47 @@ def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
 
 def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: TaskTraining | None) -> JointStep:
     """Returns `joint_step`, captured as a CUDA graph if this is enabled and possible."""
+    shared = accelerators(setup, state)
     if not setup.capture_steps or state.uncapturable or task is not None:
-        return partial(joint_step, setup, state, optimizer, task=task)
+        return partial(joint_step, setup, state, optimizer, task=task, accelerators=shared)
 
-    def step(views: Tensor, labels: Tensor, detached: bool) -> Tensor:
-        return joint_step(setup, state, optimizer, JointInputs(views, labels, len(views)), detached)
+    def step(tensors: Sequence[Tensor], detached: bool) -> Tensor:
+        views, labels = tensors
+        return joint_step(
+            setup, state, optimizer, JointInputs(views, labels, len(views)), detached, accelerators=shared
+        )
 
-    def fall_back(reason: str) -> None:
-        state.uncapturable = True
-        setup.announce(f"training steps cannot be CUDA graphs ({reason}): they run eagerly, which is slower")
-
-    captured = CapturedSteps(step, fall_back)
-    return lambda inputs, detached: captured(inputs.views, inputs.labels, detached)
+    captured = CapturedSteps(step, partial(fall_back, setup, state))
+    return lambda inputs, detached: captured((inputs.views, inputs.labels), detached)
 
 
-def epoch_inputs(
-    setup: Setup, state: State, task: TaskTraining | None, epoch: int, batches: list[Tensor], labels: Tensor
-) -> Iterator[JointInputs]:
-    """Yields the inputs of the remaining steps of an epoch."""
-    first, images, device = state.step, setup.dataset.train, setup.device
-    draws = setup.augmentation.draw_weak(sum(map(len, batches)), rng(setup.seed, "weak", state.cycle, epoch))
+class JointEpoch(NamedTuple):
+    """The labeled batches of an epoch, and the augmentation parameters of this process's shards of them."""
+
+    batches: list[Tensor]
+    shards: list[Tensor]
+    draws: WeakDraws
+
+
+def draw_joint_epoch(setup: Setup, state: State, index: Tensor, epoch: int) -> JointEpoch:
+    """Draws the batches and the augmentation parameters of an epoch."""
+    order = rng(setup.seed, "order", state.cycle, epoch)
+    batches = epoch_batches(index, state.pool.size, setup.training.batch_size, order)
+    draws = setup.augmentation.draw_weak(len(index), rng(setup.seed, "weak", state.cycle, epoch))
     if setup.training.alternating_flips and setup.augmentation.flip:
         flips = rng(setup.seed, "flips", state.cycle)
         draws = draws._replace(flip=alternating_flips(torch.cat(batches), state.pool.size, epoch, flips))
-    shards, draws = shard_batches(setup.world, batches, draws)
+    return JointEpoch(batches, *shard_batches(setup.world, batches, draws))
+
+
+def epoch_inputs(
+    setup: Setup, state: State, task: TaskTraining | None, epoch: int, drawn: JointEpoch, labels: Tensor
+) -> Iterator[JointInputs]:
+    """Yields the inputs of the remaining steps of an epoch."""
+    first, images, device = state.step, setup.dataset.train, setup.device
+    batches, shards = drawn.batches, drawn.shards
     targets = torch.split(labels[to_device(torch.cat(shards), device)], [len(batch) for batch in shards])
-    views = weak_views(images, setup.augmentation, device, shards, draws, first)
+    views = weak_views(images, setup.augmentation, device, shards, drawn.draws, first)
     unlabeled = unlabeled_batches(setup, state, task, epoch, len(batches))
     index: Iterator[Tensor | None] = repeat(None)
     if task is not None:
