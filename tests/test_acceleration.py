@@ -1,5 +1,6 @@
 """Fused batch norms, copied weights and padded pairs compute what the plain operations do; CUDA itself: test_cuda."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from benchmarks.setups import make_setup, synthetic
 from sslpl.budget import Budget
 from sslpl.learn.frozen_losses import FrozenLosses, padded_pairs, split_losses
+from sslpl.learn.joint_step import kernel_search
 from sslpl.loop import initial_state
 from sslpl.models import convolution, fused_norm
-from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, conv_relu
+from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, ResidualBlock, conv_relu
+from sslpl.models.frozen import ROUND, FrozenBackbone, few_sizes
 from sslpl.models.fused_norm import can_fuse, fused_batch_norms, norm_relu, plan
+from sslpl.models.resnet import resnet18, resnet50
 from sslpl.models.weight_copies import WeightCopies
 from sslpl.phases.train import train
 from sslpl.ranking import bce_ranking_loss, margin_ranking_loss
@@ -173,3 +177,34 @@ def test_padded_pairs_have_the_ranking_loss_of_their_batch(loss: object) -> None
 def test_a_group_without_a_confident_image_stays_empty() -> None:
     empty = FrozenLosses((torch.zeros(0, 3),), torch.zeros(0), torch.zeros(0))
     assert [len(part.loss) for part in padded_pairs(empty, [0, 0], 8)] == [0, 0]
+
+
+@pytest.mark.parametrize("build", [resnet18, resnet50])
+def test_a_folded_network_adds_the_biases_of_its_shortcuts_once(build: Callable[..., nn.Module]) -> None:
+    network, images = build(num_classes=4, in_channels=3), torch.randn(8, 3, 16, 16)
+    network.train()(images)  # moves the running statistics
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.bias)
+    expected, frozen = network.eval()(images), FrozenBackbone(network, bfloat16=False)
+    shortcuts = [part.shortcut for part in frozen.network.modules() if isinstance(part, ResidualBlock)]
+    assert [part.bias for part in shortcuts if isinstance(part, nn.Conv2d)].count(None) >= 3
+    for ours, theirs in zip(frozen(images).maps, expected.maps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "largest"), [(0, 4096), (16, 4096), (3600, 4096), (9000, 4096), (2000, 1536)])
+def test_batches_on_a_gpu_have_few_sizes(count: int, largest: int) -> None:
+    sizes = few_sizes(count, largest)
+    assert sum(sizes) == count
+    padded = {-(-size // ROUND) * ROUND for size in sizes if size}
+    assert padded <= {largest // 2**power // ROUND * ROUND for power in range(8)} | {ROUND}
+
+
+def test_no_search_for_a_batch_that_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with kernel_search(worthwhile=False):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+    with kernel_search(worthwhile=True):
+        assert torch.backends.cudnn.benchmark

@@ -127,6 +127,19 @@ def test_copied_weights_are_those_of_autocast(exact: None, overlap: bool) -> Non
     assert torch.equal(plain, copied)
 
 
+def test_a_replay_reads_nothing_of_what_is_left_of_the_last_one(exact: None) -> None:
+    def weights(poison: bool) -> Tensor:
+        setup = make_setup(capture_steps=True, bfloat16=True)._replace(acceleration=Acceleration(True, True, True))
+        state = initial_state(setup)
+        for _ in train(setup, state):
+            for weight in (*state.backbone.parameters(), *state.module.parameters()):  # type: ignore[union-attr]
+                if poison and weight.grad is not None:
+                    weight.grad.fill_(torch.nan)
+        return torch.cat([weight.detach().flatten() for weight in state.backbone.parameters()])
+
+    assert torch.equal(weights(poison=True), weights(poison=False))
+
+
 def test_fused_batch_norms_train_as_plain_ones_do(exact: None) -> None:
     setup = make_setup(capture_steps=True)
     plain, weights = losses(setup, 3 * WARM_UP)

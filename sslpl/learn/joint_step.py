@@ -1,7 +1,7 @@
 """Joint training steps: the backbone learns to classify while the module learns to rank the losses."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -85,13 +85,13 @@ def joint_step(
     accelerators: Accelerators = NONE,
 ) -> Tensor:
     """Takes one step; returns the sums over the batch of all processes [8], on the device, ordered as `JointSums`."""
-    copies = accelerators.copies
+    copies, full = accelerators.copies, inputs.size == setup.training.batch_size
     state.backbone.train()
     optimizer.zero_grad(set_to_none=True)
-    with nullcontext() if copies is None else copies.use():
+    with kernel_search(full), nullcontext() if copies is None else copies.use():
         loss, sums = joint_loss(setup, state, inputs, detached, task, accelerators)
-    if loss.requires_grad:  # it does not without images
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # it does not without images
+            loss.backward()  # type: ignore[no-untyped-call]
     if copies is not None:
         copies.store_gradients()
     total = torch.stack([value.float() for value in sums])
@@ -99,6 +99,20 @@ def joint_step(
         all_reduce_sum(setup.world, [*gradients(optimizer), total])
     optimizer.step()
     return total
+
+
+@contextmanager
+def kernel_search(worthwhile: bool) -> Iterator[None]:
+    """Context manager in which a GPU's library searches for its fastest convolutions only if this is worthwhile.
+
+    It searches for every new batch size; an epoch has a single batch that is not full.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and worthwhile
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -35,6 +35,17 @@ class ConvNormReLU(nn.Sequential):
         return out
 
 
+class ResidualBlock(nn.Module):
+    """A block that ends with relu(last(...) + shortcut(images))."""
+
+    shortcut: nn.Module
+
+    @property
+    def last(self) -> nn.Module:
+        """The `ConvNorm` to whose output the shortcut is added."""
+        raise NotImplementedError
+
+
 def conv_relu(layer: nn.Module, images: Tensor, residual: Tensor | None = None) -> Tensor:
     """Computes relu(layer(images) + residual); `layer` is a `ConvNorm` or the convolution that it is folded into."""
     if isinstance(layer, ConvNorm):

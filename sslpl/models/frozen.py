@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sslpl.models.conv_norm import ConvNorm
+from sslpl.models.conv_norm import ConvNorm, ResidualBlock
 from sslpl.types import Features
 
 ROUND = 512  # on a GPU, batches of a frozen backbone are padded to a multiple of this
@@ -27,17 +27,14 @@ class FrozenBackbone:
         # A head alone, for embeddings, stays in float32 as it does in every other network.
         folds = any(isinstance(part, ConvNorm) for part in self.network.modules())
         self.dtype = torch.bfloat16 if bfloat16 and folds and not self.autocast else torch.float32
-        for parent in list(self.network.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, ConvNorm):
-                    setattr(parent, name, fold_batch_norm(child).to(self.dtype).to(memory_format=torch.channels_last))
+        for convolution in fold_batch_norms(self.network):
+            convolution.to(self.dtype).to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Features:
         """Computes the features of normalized images [B, C, H, W]."""
         images = images.to(self.dtype)
         if not images.is_cuda:
             return self._features(images)
-        # The convolution library benchmarks its kernels for every new batch size, so that few sizes are used.
         count = len(images)
         logits, maps, embedding = self._features(pad(images, (0, 0, 0, 0, 0, 0, 0, -count % ROUND)))
         return Features(logits[:count], tuple(stage[:count] for stage in maps), embedding[:count])
@@ -52,7 +49,9 @@ class FrozenBackbone:
 
     def parts(self, images: Tensor) -> Iterator[Features]:
         """Yields the features of any number of images, in batches that suit the device."""
-        yield from map(self, torch.split(images, inference_batch_size(images.device, *images.shape[2:])))
+        size = inference_batch_size(images.device, *images.shape[2:])
+        sizes = few_sizes(len(images), size) if images.is_cuda else size
+        yield from map(self, torch.split(images, sizes))
 
 
 def foldable(network: nn.Module) -> bool:
@@ -69,6 +68,42 @@ def inference_batch_size(device: torch.device, height: int, width: int) -> int:
     """
     images, multiple = (4096, ROUND) if device.type == "cuda" else (256, 1)
     return max(multiple, min(images, images * 64 * 64 // (height * width) // multiple * multiple))
+
+
+def few_sizes(count: int, largest: int) -> list[int]:
+    """Splits a number of images into batches of `largest`, of half of it, and so on; the last one may be smaller.
+
+    A GPU's library searches for its fastest convolutions at every new batch size.
+    """
+    sizes, size = [], largest
+    while count > 0:
+        while size > count and size > ROUND:
+            size = max(ROUND, size // 2 // ROUND * ROUND)
+        sizes.append(min(size, count))
+        count -= size
+    return sizes or [0]
+
+
+def fold_batch_norms(network: nn.Module) -> list[nn.Conv2d]:
+    """Replaces the pairs of a network in eval mode by single convolutions, and returns these.
+
+    The bias of a shortcut is added to that of the convolution whose output it is added to, once and for all.
+    """
+    folded = []
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ConvNorm):
+                folded.append(fold_batch_norm(child))
+                setattr(parent, name, folded[-1])
+    for block in network.modules():
+        if isinstance(block, ResidualBlock) and isinstance(block.shortcut, nn.Conv2d):
+            last, shortcut = block.last, block.shortcut
+            assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
+            assert shortcut.bias is not None
+            last.bias.add_(shortcut.bias)
+            shortcut.bias = None
+    return folded
 
 
 def fold_batch_norm(pair: ConvNorm) -> nn.Conv2d:

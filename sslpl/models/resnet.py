@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sslpl.models.backbone import Staged
-from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, conv_relu
+from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, ResidualBlock, conv_relu
 from sslpl.models.starting_weights import torchvision_origin
 from sslpl.types import ShareBelowOne
 
@@ -15,7 +15,7 @@ Stem = Literal["auto", "cifar", "imagenet"]
 LARGE = 64  # pixels from which `auto` selects the ImageNet stem: at 224 the CIFAR stem is 16 times as slow
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions around an identity (He et al. 2016)."""
 
     expansion = 1
@@ -29,8 +29,13 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return conv_relu(self.second, conv_relu(self.first, x), residual=self.shortcut(x))
 
+    @property
+    def last(self) -> nn.Module:
+        """The second convolution."""
+        return self.second
 
-class Bottleneck(nn.Module):
+
+class Bottleneck(ResidualBlock):
     """A 3x3 convolution between two of 1x1, around an identity (He et al. 2016)."""
 
     expansion = 4
@@ -45,6 +50,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_relu(self.third, conv_relu(self.second, conv_relu(self.first, x)), residual=self.shortcut(x))
+
+    @property
+    def last(self) -> nn.Module:
+        """The third convolution."""
+        return self.third
 
 
 def resnet(

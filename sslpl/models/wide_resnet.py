@@ -1,11 +1,11 @@
 """Wide residual networks for small images (Zagoruyko and Komodakis 2016)."""
 
-import torch
 from torch import Tensor, nn
 
 from sslpl.models.backbone import Staged
-from sslpl.models.conv_norm import ConvNorm
+from sslpl.models.conv_norm import ConvNorm, conv_relu
 from sslpl.models.convolution import Conv2d
+from sslpl.models.fused_norm import norm_relu
 from sslpl.types import ShareBelowOne
 
 
@@ -21,8 +21,8 @@ class PreactivatedBlock(nn.Module):
         self.shortcut = None if is_identity else Conv2d(cin, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = torch.relu(self.norm(x))
-        out: Tensor = self.second(self.first(activated).relu())
+        activated = norm_relu(self.norm, x)
+        out: Tensor = self.second(conv_relu(self.first, activated))
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
