@@ -1,5 +1,6 @@
 """The labeling page in process: a run that goes on by itself, answers that are neither lost nor doubled, the token."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
 from sslpl.oracle.browser import BrowserOracle, label_answer, read_token
 from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling
 from sslpl.oracle.labeling_server import bound_socket, labeling_app, running
-from sslpl.oracle.page_pictures import jpeg, small_picture, whole_picture
+from sslpl.oracle.page_pictures import MAX_SIDE, jpeg, picture, small_picture
 from sslpl.oracle.submissions import Submission
 from sslpl.phases.corrections import correct_labels
 from sslpl.pool import LabelPool
@@ -305,6 +306,9 @@ def test_images_are_served_by_index_alone(client: PageClient) -> None:
     assert client.request("GET", "/image/0")[1][:3] == b"\xff\xd8\xff"  # a TIFF, which no browser shows, as JPEG
     assert client.request("GET", "/image/1")[1][:4] == b"\x89PNG"
     assert len(client.request("GET", "/small/1")[1]) < 5000
+    whole = client.request("GET", "/image/0")
+    for side in ("", "-1", "0", "x", "99999999999999999999"):
+        assert client.request("GET", f"/image/0?side={side}") == whole
     for path in (
         "2",
         "19",
@@ -345,9 +349,12 @@ def test_the_page_requests_no_other_host(client: PageClient) -> None:
 
 def test_large_and_unusual_files_are_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGBA", (900, 300), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert whole_picture(tmp_path / "clear.png") == ((tmp_path / "clear.png").read_bytes(), "image/png")
-    monkeypatch.setattr("sslpl.oracle.page_pictures.MAX_BYTES", 10)
-    assert whole_picture(tmp_path / "clear.png")[1] == "image/jpeg"
+    assert picture(tmp_path / "clear.png", 800) == ((tmp_path / "clear.png").read_bytes(), "image/png")
+    for side, width in ((400, 400), (10 * MAX_SIDE, 900)):
+        monkeypatch.setattr("sslpl.oracle.page_pictures.MAX_BYTES", 10)
+        content, media_type = picture(tmp_path / "clear.png", side)
+        with Image.open(io.BytesIO(content)) as sent:
+            assert (media_type, sent.size) == ("image/jpeg", (width, width // 3))
     (tmp_path / "small.jpg").write_bytes(small_picture(tmp_path / "clear.png"))
     with Image.open(tmp_path / "small.jpg") as small:
         assert small.size == (200, 67)

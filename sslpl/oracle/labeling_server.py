@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sslpl.oracle.labeling import Labeling, Record
-from sslpl.oracle.page_pictures import small_picture, whole_picture
+from sslpl.oracle.page_pictures import MAX_SIDE, picture, small_picture
 from sslpl.oracle.submissions import Submission
 
 PAGE = {
@@ -42,11 +42,11 @@ App = Callable[[Scope, Callable[[], Awaitable[Any]], Send], Awaitable[None]]
 
 
 def labeling_app(
-    labeling: Labeling, picture: Callable[[int], Path], status: Callable[[], Record], token: str, hosts: set[str] | None
+    labeling: Labeling, file_of: Callable[[int], Path], status: Callable[[], Record], token: str, hosts: set[str] | None
 ) -> App:
     """Returns the web application of the page, which answers nothing without the token.
 
-    `picture` returns the file of an image that was asked for, `status` what the page shows of the run. `hosts` are the
+    `file_of` returns the file of an image that was asked for, `status` what the page shows of the run. `hosts` are the
     names by which a browser may address the server (against DNS rebinding), None allows any.
     """
 
@@ -98,8 +98,9 @@ def labeling_app(
             return problem(404, "was not asked for")
         try:
             is_small = request.url.path.startswith("/small/")
-            path = picture(index)
-            content, media_type = (small_picture(path), "image/jpeg") if is_small else whole_picture(path)
+            path, side = file_of(index), request.query_params.get("side", "")
+            side_or_most = int(side) if side.isdecimal() and 0 < int(side) < MAX_SIDE else MAX_SIDE
+            content, media_type = (small_picture(path), "image/jpeg") if is_small else picture(path, side_or_most)
         except Exception as error:  # Pillow raises anything for a damaged file
             return problem(404, f"cannot be read ({type(error).__name__})")
         return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
@@ -166,7 +167,8 @@ def refusal(request: Request, token: str, hosts: set[str] | None) -> str | None:
 def bound_socket(host: str, port: int) -> socket.socket:
     """Returns a socket that listens at an address; OSError if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio sends small packets at once, without waiting for acknowledgments.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -19,7 +19,8 @@ const page = {
 
 const person = () => store(localStorage, "sslpl-name") ?? "";
 const guessesShown = () => page.guesses ?? page.run?.guesses ?? true;
-const pictureOf = (kind, index) => `${kind}/${index}?run=${encodeURIComponent(page.run.name)}`;
+const pictureOf = (kind, index) => `${kind}/${index}?run=${encodeURIComponent(page.run.name)}&side=${side()}`;
+const side = () => 400 * Math.ceil((Math.min(innerWidth, 0.93 * innerHeight) * devicePixelRatio) / 400); // of the stage, at most
 const say = (text) => { $("said").textContent = text; };
 
 function element(tag, properties, ...children) {
@@ -43,7 +44,8 @@ function ahead(record) { // a large picture, loaded and decoded before it is nee
   return page.images.get(record.index);
 }
 
-function forgetPictures() {
+function prepare() {
+  for (const record of page.queue.slice(0, 5)) if (page.view === "single") ahead(record);
   const needed = new Set([page.shown, ...page.queue, ...page.given.slice(-STRIP)].filter(Boolean).map((record) => record.index));
   for (const index of page.images.keys()) if (!needed.has(index)) page.images.delete(index);
 }
@@ -163,8 +165,7 @@ function update({ queue, overview, run }) {
   if (!page.shown || gone) next();
   else drawStrip();
   drawView();
-  for (const record of queue.slice(0, 5)) if (page.view === "single") ahead(record);
-  forgetPictures();
+  requestAnimationFrame(() => setTimeout(prepare, 100)); // after this picture is shown
 }
 
 function next() {

@@ -9,19 +9,26 @@ from PIL import Image
 from sslpl.data.decoding import apply_orientation, convert_mode
 
 BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-MAX_BYTES, MAX_SIDE, SMALL_SIDE = 8 * 2**20, 2400, 200  # larger files are sent smaller; sides in pixels
+MAX_BYTES, MAX_SIDE, SMALL_SIDE = 8 * 2**20, 2400, 200  # of what is sent; sides in pixels
 
 
-def whole_picture(path: Path) -> tuple[bytes, str]:
-    """Returns a file and its media type: unchanged if browsers show its format, else as a JPEG of at most MAX_SIDE.
+def picture(path: Path, side: int) -> tuple[bytes, str]:
+    """Returns an image file and its media type, unchanged if browsers show its format and few of its pixels are wasted.
 
-    Pillow may raise any exception for a damaged file.
+    Otherwise it is sent as a JPEG whose longer side has at most `side` pixels, which a browser shows sooner. Pillow may
+    raise any exception for a damaged file.
     """
     with Image.open(path) as image:
-        media_type = BROWSER_FORMATS.get(image.format or "")
-    if media_type is not None and path.stat().st_size <= MAX_BYTES:
+        media_type, longest = BROWSER_FORMATS.get(image.format or ""), max(image.size)
+    if media_type is not None and path.stat().st_size <= MAX_BYTES and longest <= 1.25 * side:
         return path.read_bytes(), media_type
-    return jpeg(path, MAX_SIDE), "image/jpeg"
+    return reduced(path, min(side, MAX_SIDE)), "image/jpeg"
+
+
+@lru_cache(maxsize=50)
+def reduced(path: Path, side: int) -> bytes:
+    """Returns `jpeg`, kept for other windows and a second look."""
+    return jpeg(path, side)
 
 
 @lru_cache(maxsize=2000)
