@@ -1,6 +1,7 @@
 """On a GPU: equal draws, captured steps that equal eager ones, no synchronization inside an epoch."""
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from sslpl.state import State
 from sslpl.training import Training
 from sslpl.types import Features
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic products of matrices
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -235,6 +237,28 @@ def test_a_resumed_training_is_that_of_an_uninterrupted_one(exact: None, dropout
     torch.testing.assert_close(killed.backbone.state_dict(), whole.backbone.state_dict(), rtol=1e-3, atol=1e-4)
     for group in killed.optimizer.param_groups:  # type: ignore[union-attr]
         assert group["lr"].is_cuda
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Sets torch as runtime.deterministic=true does."""
+    before = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("killed_after", [4, 8, 13])
+def test_a_deterministic_run_resumes_bit_for_bit(deterministic: None, accelerated: bool, killed_after: int) -> None:
+    setup = make_setup(bfloat16=True, dropout=0.3, epochs=6, decay_at=(0.5,))
+    if accelerated:
+        setup = setup._replace(acceleration=Acceleration(True, True, True))
+    whole, killed = trained(setup), trained(setup, killed_after)
+    for name, values in whole.backbone.state_dict().items():
+        assert torch.equal(values, killed.backbone.state_dict()[name]), name
 
 
 def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
