@@ -1,4 +1,4 @@
-"""Runs the campaign of docs/label.md with a program as the labeler: `make check`.
+"""Runs the campaign of docs/label_files.md with a program as the labeler: `make check`.
 
 Each Python and Bash block of the page is executed in order in an empty folder; its output must contain the lines that
 the page shows, apart from numbers. The labeler uses only the files of the run. One process of the run is killed during
@@ -35,9 +35,9 @@ class Block(NamedTuple):
     shown: str
 
 
-def blocks() -> list[Block]:
-    """Returns the Python and Bash blocks of the page."""
-    text = (ROOT / "docs/label.md").read_text()
+def blocks(page: str) -> list[Block]:
+    """Returns the Python and Bash blocks of a page."""
+    text = (ROOT / "docs" / page).read_text()
     found = [(m[1], m[2]) for m in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
     after = [code if language == "text" else "" for language, code in [*found[1:], ("", "")]]
     return [Block(*each, shown) for each, shown in zip(found, after, strict=True) if each[0] in ("python", "bash")]
@@ -158,7 +158,7 @@ def write_partial_table(batch: Path, labels: dict[str, str]) -> Path:
 
 def main() -> None:
     """Exits with 0 if the page is correct and the run has exactly the labels that were given."""
-    start_time, page = time.monotonic(), blocks()
+    start_time, page = time.monotonic(), blocks("label_files.md")
     images, command, received, invalid, corrected, studio, last, progress, new = page
     with TemporaryDirectory(prefix="sslpl-campaign-") as name:
         folder = Path(name)

@@ -2,22 +2,30 @@
 
 Three batches of a run are labeled in headless Chromium. The process is killed at random moments, five times in all, and
 started again; the page goes on by itself. In the end the log has every answer once, and the run has these labels.
-Then large photographs are labeled, and the time from a key to the next image is measured on loopback.
+Then docs/label.md is executed from top to bottom (`--pictures FOLDER` saves what the page shows meanwhile), and large
+photographs are labeled, for which the time from a key to the next image is measured on loopback.
 """
 
+import argparse
 import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from check_campaign import blocks, digit_names, read
+from check_campaign import run as execute
+from check_campaign import start as start_block
 from chromium import Page, browser_page, find_chromium
 from labeling_page import wait_for_link
 from PIL import Image
@@ -132,9 +140,14 @@ def label_with_kills(page: Page, run: Run, truth: dict[str, str], rng: random.Ra
             continue
         page.press(KEYS[truth[Path(shown).name]])
         keys += 1
-        page.wait(f"({OVER}) || !page.busy && document.getElementById('path').textContent !== {json.dumps(shown)}"
-                  " || document.getElementById('single').hidden", 180)  # fmt: skip
+        page.wait(after(shown), 180)
     return keys
+
+
+def after(shown: str) -> str:
+    """Returns an expression that is true once the page shows no longer this image."""
+    other = f"!page.busy && document.getElementById('path').textContent !== {json.dumps(shown)}"
+    return f"({OVER}) || {other} || document.getElementById('single').hidden"
 
 
 def check_log(folder: Path, truth: dict[str, str]) -> int:
@@ -184,6 +197,73 @@ def check_kills(browser: str) -> None:
     print(f"check_labeling: {keys} keys, {KILLS} kills, {answers} answers in the log, each once ({seconds:.0f} s)")
 
 
+def check_page_of_docs(browser: str, pictures: Path | None) -> None:
+    """Executes docs/label.md: labels its batches with the keyboard, and predicts the images that arrived meanwhile."""
+    start, truth = time.monotonic(), digit_names()
+    images, command, classifier = blocks("label.md")
+    with TemporaryDirectory(prefix="sslpl-labeling-") as name, browser_page(browser) as page:
+        folder = Path(name)
+        shutil.copy(ROOT / "run.py", folder)
+        execute(images._replace(shown=""), folder)
+        process = start_block(command, folder)
+        try:
+            page.resize(1280, 860)
+            enter(page, wait_for_link(folder, 180))
+            keys, moments = 0, pictures_to_take(pictures)
+            while process.poll() is None:
+                shown = page.evaluate(f"({OVER}) ? '' : ({SHOWN}) || ''")
+                if not shown:
+                    time.sleep(0.05)
+                    continue
+                if moments and keys >= moments[0][0]:
+                    moments.pop(0)[1](page)
+                    continue  # the page may show another image now
+                page.press(KEYS[truth[Path(shown).name]])
+                keys += 1
+                page.wait(after(shown), 180)
+            assert process.returncode == 0, process.stdout and process.stdout.read()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        execute(classifier, folder)
+        rows = read(folder / "predictions/predictions.csv")
+        correct = sum(row["class"] == truth[row["path"]] for row in rows)
+    print(f"check_labeling: docs/label.md, {keys} keys, {correct} of {len(rows)} new images correct "
+          f"({time.monotonic() - start:.0f} s)")  # fmt: skip
+    assert keys == 120
+    assert correct > 0.7 * len(rows) == 0.7 * 97
+
+
+def pictures_to_take(folder: Path | None) -> list[tuple[int, Callable[[Page], None]]]:
+    """Returns after which numbers of answers pictures are taken."""
+    return (
+        []
+        if folder is None
+        else [(43, partial(take_pictures, folder=folder)), (90, partial(take_phone_picture, folder=folder))]
+    )
+
+
+def take_pictures(page: Page, folder: Path) -> None:
+    """Saves the page with one image and with the grid."""
+    page.screenshot(folder / "label_single.png")
+    page.press("=")
+    page.wait("!document.getElementById('grid').hidden && document.getElementById('grid-cards').childElementCount")
+    page.wait("[...document.querySelectorAll('#grid-cards img')].every((image) => image.complete)")
+    page.screenshot(folder / "label_grid.png")
+    page.press("=")
+    page.wait(SHOWN)
+
+
+def take_phone_picture(page: Page, folder: Path) -> None:
+    """Saves the page in the dark theme on a window of a phone's size."""
+    page.evaluate("setTheme('dark')")
+    page.resize(390, 780, phone=True)
+    page.wait(SHOWN)
+    page.screenshot(folder / "label_phone.png")
+    page.resize(1280, 860)
+    page.evaluate("setTheme('light')")
+
+
 def check_speed(browser: str) -> None:
     """Labels large photographs and prints the time from each key to the next image."""
     with TemporaryDirectory(prefix="sslpl-labeling-") as name, browser_page(browser) as page:
@@ -212,12 +292,18 @@ def check_speed(browser: str) -> None:
 
 def main() -> None:
     """Exits with 0 if no answer is lost or doubled; without Chromium nothing is checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="only executes docs/label.md, with pictures")
+    pictures: Path | None = parser.parse_args().pictures
     browser = find_chromium()
     if browser is None:
         print("check_labeling: no Chromium here, nothing is checked")
         return
-    check_kills(browser)
-    check_speed(browser)
+    if pictures is None:
+        check_kills(browser)
+    check_page_of_docs(browser, pictures)
+    if pictures is None:
+        check_speed(browser)
 
 
 if __name__ == "__main__":
