@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from sslpl.models.backbone import ConvNorm, Staged
+from sslpl.models.cpu_convolution import conv_relu
 from sslpl.models.starting_weights import torchvision_origin
 from sslpl.types import ShareBelowOne
 
@@ -27,8 +27,7 @@ class BasicBlock(nn.Module):
         self.shortcut = ConvNorm(cin, width, 1, stride) if stride != 1 or cin != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.second(self.first(x).relu())
-        return torch.relu(out + self.shortcut(x))
+        return conv_relu(self.second, conv_relu(self.first, x), residual=self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -45,8 +44,7 @@ class Bottleneck(nn.Module):
         self.shortcut = ConvNorm(cin, cout, 1, stride) if stride != 1 or cin != cout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.third(self.second(self.first(x).relu()).relu())
-        return torch.relu(out + self.shortcut(x))
+        return conv_relu(self.third, conv_relu(self.second, conv_relu(self.first, x)), residual=self.shortcut(x))
 
 
 def resnet(
