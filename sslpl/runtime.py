@@ -101,7 +101,11 @@ def keep_freed_memory() -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Returns True if the device multiplies matrices faster in bfloat16 than in float32."""
+    """Returns True if the device multiplies matrices faster in bfloat16 than in float32.
+
+    A CPU does if it has AMX or AVX512-BF16.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_amx_tile_supported())  # torch has no public function for this
+    # The public `torch.cpu.get_capabilities` is missing in the oldest versions of torch that sslpl runs with.
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -12,10 +12,10 @@ from sslpl.budget import Budget
 from sslpl.learn.frozen_losses import FrozenLosses, padded_pairs, split_losses
 from sslpl.learn.joint_step import kernel_search
 from sslpl.loop import initial_state
-from sslpl.models import convolution, fused_norm
+from sslpl.models import convolution, cpu_convolution, fused_norm
 from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, ResidualBlock, conv_relu
 from sslpl.models.frozen import ROUND, FrozenBackbone, few_sizes
-from sslpl.models.fused_norm import can_fuse, fused_batch_norms, norm_relu, plan
+from sslpl.models.fused_norm import can_fuse_norm, fused_batch_norms, norm_relu, plan
 from sslpl.models.resnet import resnet18, resnet50
 from sslpl.models.weight_copies import WeightCopies
 from sslpl.phases.train import train
@@ -85,12 +85,12 @@ def test_equal_calls_give_equal_bits() -> None:
 def test_what_is_no_batch_of_rows_is_not_fused() -> None:
     images, norm = torch.randn(2, 8, 4, 4), nn.BatchNorm2d(8)
     rows = images.contiguous(memory_format=torch.channels_last)
-    assert can_fuse(norm, rows, None)
-    assert not can_fuse(norm, images, None)
-    assert not can_fuse(norm, rows, rows.double())
-    assert not can_fuse(nn.BatchNorm2d(8, affine=False), rows, None)
-    assert not can_fuse(nn.BatchNorm2d(8, momentum=None), rows, None)
-    assert not can_fuse(nn.BatchNorm2d(8).eval(), rows, None)
+    assert can_fuse_norm(norm, rows, None)
+    assert not can_fuse_norm(norm, images, None)
+    assert not can_fuse_norm(norm, rows, rows.double())
+    assert not can_fuse_norm(nn.BatchNorm2d(8, affine=False), rows, None)
+    assert not can_fuse_norm(nn.BatchNorm2d(8, momentum=None), rows, None)
+    assert not can_fuse_norm(nn.BatchNorm2d(8).eval(), rows, None)
 
 
 def test_a_convolution_with_relu_is_that_of_its_layers() -> None:
@@ -114,8 +114,14 @@ def trained(acceleration: Acceleration) -> State:
     return state
 
 
+def pointwise_by_convolution(images: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return nn.functional.conv2d(images, weight, None, stride)
+
+
 def test_copied_weights_train_as_autocast_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "SMALL_OUTPUT", 0)  # whose gradient is computed in another way on a CPU
+    monkeypatch.setattr(cpu_convolution, "TINY_OUTPUT", 0)  # whose gradient is computed in another way on a CPU
+    monkeypatch.setattr(cpu_convolution, "has_amx", lambda: False)
+    monkeypatch.setattr(cpu_convolution, "pointwise", pointwise_by_convolution)
     plain, copied = trained(Acceleration()), trained(Acceleration(copied_weights=True, overlap=True))
     for network in ("backbone", "module"):
         ours, theirs = getattr(copied, network).state_dict(), getattr(plain, network).state_dict()

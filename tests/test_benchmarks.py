@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from test_docs import ROOT
 
 
@@ -130,3 +131,18 @@ def test_every_measurement_on_a_gpu_is_rehearsed_on_a_cpu(monkeypatch: pytest.Mo
     assert fast["seconds"] > fast["train_seconds"] > 0
     assert [row["runs"] for row in gpu.concurrent(options)] == [1, 2]
     assert [row["step"] for row in gpu.joint_step(options)] == ["eager", "compiled"]
+
+
+@pytest.mark.slow
+def test_ways_of_convolving_on_a_cpu_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import cpu_convolutions
+
+    monkeypatch.setattr("sys.argv", ["cpu_convolutions.py", "--small", "--repeats", "1"])
+    threads = torch.get_num_threads()
+    assert cpu_convolutions.main() == 0
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert all(way in out for way in ("float32", "library", "products", "packed", "plain", "fused"))

@@ -19,7 +19,7 @@ from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
 from sslpl.oracle.browser import BrowserOracle, label_answer, read_token
 from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling
 from sslpl.oracle.labeling_server import bound_socket, labeling_app, running
-from sslpl.oracle.page_pictures import MAX_SIDE, jpeg, picture, small_picture
+from sslpl.oracle.page_pictures import MAX_SIDE, jpeg, picture_file, small_picture
 from sslpl.oracle.submissions import Submission
 from sslpl.phases.corrections import correct_labels
 from sslpl.pool import LabelPool
@@ -349,10 +349,10 @@ def test_the_page_requests_no_other_host(client: PageClient) -> None:
 
 def test_large_and_unusual_files_are_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGBA", (900, 300), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert picture(tmp_path / "clear.png", 800) == ((tmp_path / "clear.png").read_bytes(), "image/png")
+    assert picture_file(tmp_path / "clear.png", 800) == ((tmp_path / "clear.png").read_bytes(), "image/png")
     for side, width in ((400, 400), (10 * MAX_SIDE, 900)):
         monkeypatch.setattr("sslpl.oracle.page_pictures.MAX_BYTES", 10)
-        content, media_type = picture(tmp_path / "clear.png", side)
+        content, media_type = picture_file(tmp_path / "clear.png", side)
         with Image.open(io.BytesIO(content)) as sent:
             assert (media_type, sent.size) == ("image/jpeg", (width, width // 3))
     (tmp_path / "small.jpg").write_bytes(small_picture(tmp_path / "clear.png"))

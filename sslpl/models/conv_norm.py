@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sslpl.models.convolution import Conv2d
+from sslpl.models.cpu_convolution import can_fuse, fused_forward
 from sslpl.models.fused_norm import norm_relu
 
 
@@ -52,13 +53,15 @@ def conv_relu(layer: nn.Module, images: Tensor, residual: Tensor | None = None) 
         convolution, norm = layer
         assert isinstance(norm, nn.BatchNorm2d)
         return norm_relu(norm, convolution(images), residual)
-    if isinstance(layer, nn.Conv2d) and can_fuse_convolution(layer, images):
+    if isinstance(layer, nn.Conv2d) and can_fuse_on_gpu(layer, images):
         return folded_relu(layer, images, residual)
+    if isinstance(layer, nn.Conv2d) and can_fuse(layer, images):
+        return fused_forward(layer, images, residual)
     out: Tensor = layer(images)
     return (out if residual is None else out + residual).relu()
 
 
-def can_fuse_convolution(conv: nn.Conv2d, images: Tensor) -> bool:
+def can_fuse_on_gpu(conv: nn.Conv2d, images: Tensor) -> bool:
     """True for a convolution in evaluation on a GPU, whose bias, residual and ReLU cuDNN computes with it."""
     return images.is_cuda and conv.bias is not None and not torch.is_grad_enabled()
 

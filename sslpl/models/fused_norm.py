@@ -25,7 +25,7 @@ def fused_batch_norms(enabled: bool) -> Iterator[None]:
 
 def norm_relu(norm: nn.BatchNorm2d, images: Tensor, residual: Tensor | None = None, relu: bool = True) -> Tensor:
     """Computes relu(norm(images) + residual), or without the ReLU."""
-    if _enabled.get() and can_fuse(norm, images, residual):
+    if _enabled.get() and can_fuse_norm(norm, images, residual):
         result: Tensor = FusedNorm.apply(images, norm.weight, norm.bias, residual, norm, relu)
         return result
     out: Tensor = norm(images)
@@ -33,7 +33,7 @@ def norm_relu(norm: nn.BatchNorm2d, images: Tensor, residual: Tensor | None = No
     return out.relu() if relu else out
 
 
-def can_fuse(norm: nn.BatchNorm2d, images: Tensor, residual: Tensor | None) -> bool:
+def can_fuse_norm(norm: nn.BatchNorm2d, images: Tensor, residual: Tensor | None) -> bool:
     """True for batch statistics of channels-last images with tracked running averages."""
     return (
         norm.training

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sslpl.oracle.labeling import Labeling, Record
-from sslpl.oracle.page_pictures import MAX_SIDE, picture, small_picture
+from sslpl.oracle.page_pictures import MAX_SIDE, picture_file, small_picture
 from sslpl.oracle.submissions import Submission
 
 PAGE = {
@@ -100,7 +100,7 @@ def labeling_app(
             is_small = request.url.path.startswith("/small/")
             path, side = file_of(index), request.query_params.get("side", "")
             side_or_most = int(side) if side.isdecimal() and 0 < int(side) < MAX_SIDE else MAX_SIDE
-            content, media_type = (small_picture(path), "image/jpeg") if is_small else picture(path, side_or_most)
+            content, media_type = (small_picture(path), "image/jpeg") if is_small else picture_file(path, side_or_most)
         except Exception as error:  # Pillow raises anything for a damaged file
             return problem(404, f"cannot be read ({type(error).__name__})")
         return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -12,7 +12,7 @@ BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp
 MAX_BYTES, MAX_SIDE, SMALL_SIDE = 8 * 2**20, 2400, 200  # of what is sent; sides in pixels
 
 
-def picture(path: Path, side: int) -> tuple[bytes, str]:
+def picture_file(path: Path, side: int) -> tuple[bytes, str]:
     """Returns an image file and its media type, unchanged if browsers show its format and few of its pixels are wasted.
 
     Otherwise it is sent as a JPEG whose longer side has at most `side` pixels, which a browser shows sooner. Pillow may
