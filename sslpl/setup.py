@@ -18,6 +18,7 @@ from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
 from sslpl.ssl.task_method import TaskMethod
 from sslpl.training import Training
+from sslpl.turns import ALONE, Turns
 from sslpl.types import Dataset, Oracle, QueryStrategy
 
 RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], optionally weight=[B] -> []
@@ -53,6 +54,7 @@ class Setup(NamedTuple):
     world: World = SINGLE_PROCESS  # the processes of the run
     embedded: EmbeddedImages | None = None  # if `dataset` holds the embeddings of a frozen backbone
     announce: Callable[[str], None] = print  # prints a message
+    turns: Turns = ALONE  # with the other runs of this process
 
     @property
     def image_dataset(self) -> Dataset:

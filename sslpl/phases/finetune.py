@@ -41,7 +41,8 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
             if state.step < len(inputs.labeled):
                 yield Step(inputs.images(state.step - 1))
         state.epoch, state.step = epoch + 1, 0
-        metrics = finetune_metrics(sums, epoch, largest_prediction(module, supervised))
+        largest = setup.turns.wait_for(largest_prediction(module, supervised))
+        metrics = finetune_metrics(sums, epoch, largest)
         sums[:EPOCH_SUMS] = 0  # losses are averaged over the epoch, pseudo-labels over the phase
         yield Step(inputs.images(len(inputs.labeled) - 1), metrics)
     state.teacher = None

@@ -58,7 +58,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
                 yield Step(inputs.images)
         if epoch in snapshots:
             state.snapshots.append(with_estimated_statistics(setup, state, weights_of(state.backbone)))
-        totals = JointSums(*sums.tolist())
+        totals = JointSums(*setup.turns.wait_for(sums).tolist())
         check_joint_losses(totals, epoch)
         metrics = {"train/epoch": float(epoch)} | joint_means(totals) | validate_epoch(setup, state, task)
         state.sums, state.epoch, state.step = None, epoch + 1, 0
@@ -72,7 +72,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
 
 def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
     """Trains a small head in a single step, which a resumed run repeats from its start."""
-    totals = JointSums(*train_head(setup, state, training).tolist())
+    totals = JointSums(*setup.turns.wait_for(train_head(setup, state, training)).tolist())
     check_joint_losses(totals, epoch=0)
     state.epoch = 1
     metrics = {"train/epoch": 0.0} | joint_means(totals) | validate_epoch(setup, state)
