@@ -34,7 +34,7 @@ class ProcessState(NamedTuple):
     def restore(self) -> None:
         """Sets this process, and this thread, to the state.
 
-        A GPU's generator gets back the very tensors from which the captured CUDA graphs of its run read seed and offset.
+        A GPU's generator gets back the very tensors from which captured CUDA graphs of the run read seed and offset.
         """
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
@@ -55,4 +55,5 @@ class ProcessState(NamedTuple):
 
 def cuda_generators() -> tuple[Generator, ...]:
     """Returns the global generator of each GPU; none before this process has used CUDA."""
-    return tuple(torch.cuda.default_generators) if torch.cuda.is_initialized() else ()
+    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return tuple(torch.cuda.default_generators) if is_initialized else ()

@@ -207,7 +207,7 @@ def side_by_side(folder, count=3):
     for k, (_, tracker) in enumerate(started):
         for step in range(3 + k):
             tracker.log(step, {"train/loss": 1.0})
-    for k, (run, tracker) in enumerate(started):
+    for k, (_, tracker) in enumerate(started):
         tracker.finish(k, {"aubc": 0.5}, [])
     return [run for run, _ in started]
 

@@ -83,8 +83,8 @@ def place_dataset(
 ) -> Dataset:
     """Returns the dataset with its images in memory, or streamed where a set takes more than `held_gib` GiB.
 
-    None sets no limit of its own: `place_images` has one for each kind of device. Runs of one process that give the same
-    key `shared_by` share the images.
+    None sets no limit of its own: `place_images` has one for each kind of device. Runs of one process that give the
+    same key `shared_by` share the images.
     """
     limit = None if held_gib is None else int(held_gib * 2**30)
 

@@ -1,4 +1,4 @@
-"""Executes the runs of a sweep in this process, several at a time in turn, each in a thread and CUDA stream of its own."""
+"""Executes the runs of a sweep in this process: several take turns, each in a thread and CUDA stream of its own."""
 
 import signal
 from collections import defaultdict

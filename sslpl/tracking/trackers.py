@@ -122,7 +122,8 @@ class WandbTracker:
         try:
             with _Shared.opening:
                 closed = _Shared.closed
-                _Shared.problem = _Shared.problem if _Shared.open_ids else ""
+                if not _Shared.open_ids:
+                    _Shared.problem = ""
                 if (run := self._open(info)) is not None:
                     _Shared.open_ids.add(run.id)
             if run is not None:
