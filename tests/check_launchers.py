@@ -3,8 +3,8 @@
 Eight runs on digits by Hydra's basic launcher, joblib, submitit_local, Ray and interleaved in one process must write
 the same metrics.csv (without times), queries.csv and weights. Then a process of each but the first is killed with
 signal 9 during its run, which is the command itself if the runs are interleaved: the same command must give the same
-results, without training a finished run again. Finally one run receives Slurm's preemption signal, and sweeps are ended by
-Ctrl-C and SIGTERM.
+results, without training a finished run again. Finally one run receives Slurm's preemption signal, and sweeps are ended
+by Ctrl-C and SIGTERM.
 """
 
 import argparse
