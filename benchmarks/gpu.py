@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -36,10 +37,12 @@ from sslpl.models.fast_cnn import fast_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
 from sslpl.phases.train import train
 from sslpl.recording.status import read_status
+from sslpl.run.interleaved import InterleavedRuns
 from sslpl.runtime import Runtime
 from sslpl.seeds import build_seeded
 from sslpl.setup import Acceleration, Setup
 from sslpl.training import Training
+from sslpl.turns import Turns
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,6 +245,47 @@ def concurrent(options: Options) -> Iterator[Row]:
         yield {"runs": count, "seconds": seconds, "times_one_run": seconds / alone}
 
 
+def interleaved(options: Options) -> Iterator[Row]:
+    """Times several runs at once on one device in one process: joint steps of ResNet-18, then equal runs on digits."""
+    counts = CONCURRENT[:2] if options.small else CONCURRENT
+    for count in counts:
+        seconds, images = interleaved_steps(options, count)
+        yield {"runs": count, "images_per_second": images / seconds}
+    alone = None
+    for count in counts:
+        with TemporaryDirectory(prefix="sslpl-gpu-") as name:
+            launcher = ("-m", "hydra/launcher=interleaved", f"hydra.launcher.at_once={count}")
+            seeds = f"seed={','.join(map(str, range(count)))}"
+            since = time.perf_counter()
+            subprocess.run(run_command(options, name, *launcher, seeds), check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - since
+        alone = alone or seconds
+        yield {"runs": count, "seconds": seconds, "times_one_run": seconds / alone}
+
+
+def interleaved_steps(options: Options, count: int) -> tuple[float, int]:
+    """Returns the seconds in which several interleaved trainings, warmed up, see a number of images together."""
+    runs, epochs = InterleavedRuns({}, Turns(count)), 1 if options.small else 3
+    is_warm = threading.Barrier(count)
+
+    def work(_: int) -> tuple[float, float, int]:
+        with runs.turns.joined(), runs.own_stream(options.device):
+            setup, size, steps = joint_setup(options, capture_steps=options.device == "cuda", turns=runs.turns)
+            training = train(setup, initial_state(setup))
+            for step in range((1 + epochs) * steps):
+                if step == steps:
+                    with runs.turns.away():
+                        is_warm.wait()
+                    since = time.perf_counter()
+                next(training)  # waits for the device at the end of an epoch
+                runs.turns.pass_on()
+            return since, time.perf_counter(), size * steps * epochs
+
+    with ThreadPoolExecutor(count) as threads:
+        starts, ends, images = zip(*threads.map(work, range(count)), strict=True)
+    return max(ends) - min(starts), sum(images)
+
+
 def fast_training(small: bool) -> Training:
     """Returns the options of training=fast."""
     values: Row = {}
@@ -285,6 +329,7 @@ MEASURES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "joint_step": joint_step,
     "streams": streams,
     "concurrent": concurrent,
+    "interleaved": interleaved,
     "fast_recipe": fast_recipe,
 }
 PARTS: dict[str, Part] = {
@@ -297,6 +342,7 @@ PARTS: dict[str, Part] = {
     "clustering": Part(comparison("clustering_10000", "pool_scoring"), 90),
     "fast_recipe": Part(script("fast_recipe"), 120),
     "concurrent": Part(script("concurrent"), 180),
+    "interleaved": Part(script("interleaved"), 180),
     "protocol": Part(protocol, 600),
 }
 

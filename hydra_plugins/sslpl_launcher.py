@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 
 class SweepLauncher(Launcher):
-    """Plans all runs of a sweep and executes the unfinished ones with another launcher."""
+    """Plans all runs of a sweep and executes the unfinished ones with another launcher, or in this process."""
 
-    def __init__(self, plugin: str, **options: Any) -> None:
+    def __init__(self, plugin: str | None, **options: Any) -> None:
         self.plugin, self.options = plugin, options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -47,6 +47,7 @@ def run_active_learning(setup: Setup, state: State, observer: Observer) -> State
             state.seconds[phase] = state.seconds.get(phase, 0.0) + now - step_start - step.waited
             state.images += step.images if phase in TRAINING_PHASES else 0
             observer.on_step(state, step)
+            setup.turns.pass_on()
             step_start = time.perf_counter()
         state.seconds[phase] = state.seconds.get(phase, 0.0) + time.perf_counter() - step_start
         advance(setup.with_class_names(state.class_names), state)

@@ -19,6 +19,7 @@ from sslpl.query.context import Needs
 from sslpl.schedule import Schedule
 from sslpl.ssl.task_method import TaskMethod
 from sslpl.training import Training
+from sslpl.turns import ALONE, Turns
 from sslpl.types import Dataset, Oracle, QueryStrategy
 
 RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], optionally weight=[B] -> []
@@ -69,6 +70,7 @@ class Setup(NamedTuple):
     world: World = SINGLE_PROCESS  # the processes of the run
     embedded: EmbeddedImages | None = None  # if `dataset` holds the embeddings of a frozen backbone
     announce: Callable[[str], None] = print  # prints a message
+    turns: Turns = ALONE  # with the other runs of this process
 
     @property
     def image_dataset(self) -> Dataset:
@@ -92,6 +94,12 @@ class Setup(NamedTuple):
             return self
         dataset = self.dataset._replace(class_names=class_names)
         return self._replace(dataset=dataset, build=partial(self.build, classes=len(class_names)))
+
+    def with_turns(self, turns: Turns) -> "Setup":
+        """Returns a copy that takes turns with other runs: these overlap on a GPU, where streams within a step slow them."""
+        if turns.runs == 1:
+            return self._replace(turns=turns)
+        return self._replace(turns=turns, acceleration=self.acceleration._replace(overlap=False))
 
     @property
     def num_weak_views(self) -> int:

@@ -1,9 +1,10 @@
 """Runs one sweep through every launcher and compares their results: python tests/check_launchers.py.
 
-Eight runs on digits by Hydra's basic launcher, joblib, submitit_local and Ray must write the same metrics.csv
-(without times), queries.csv and weights. Then a process of each of the last three is killed with signal 9 during its
-run: the same command must give the same results, without training a finished run again. Finally one run receives
-Slurm's preemption signal, and a sweep is ended by Ctrl-C.
+Eight runs on digits by Hydra's basic launcher, joblib, submitit_local, Ray and interleaved in one process must write
+the same metrics.csv (without times), queries.csv and weights. Then a process of each but the first is killed with
+signal 9 during its run, which is the command itself if the runs are interleaved: the same command must give the same
+results, without training a finished run again. Finally one run receives Slurm's preemption signal, and sweeps are ended
+by Ctrl-C and SIGTERM.
 """
 
 import argparse
@@ -31,7 +32,9 @@ LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2"],
     "ray": ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"],
+    "interleaved": ["hydra/launcher=interleaved", "hydra.launcher.at_once=3"],
 }
+KILLED_CODES = {"interleaved": -signal.SIGKILL}  # exit codes after a kill, if not 1
 NO_RETRIES = {"ray": ["hydra.launcher.ray.remote.max_retries=0"]}  # or Ray restarts a lost run itself
 DEADLINE = 600  # seconds that one command may take
 
@@ -111,7 +114,7 @@ def check_killed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]
     skipped_finished = all(after[run] == written for run, written in before.items()) and counts["skipped"] == len(
         before
     )
-    passed = first.code == 1 and len(before) < DISTURBED_JOBS and counts["resumed"] >= 1
+    passed = first.code == KILLED_CODES.get(launcher, 1) and len(before) < DISTURBED_JOBS and counts["resumed"] >= 1
     passed = passed and second.code == 0 and skipped_finished and results(folder) == expected
     message = f"{len(before)} finished, exit code {first.code}; the same command: {dict(counts)}"
     print(f"{'identical' if passed else 'DIFFERENT'}  {launcher}, one process killed: {message}", flush=True)
@@ -120,11 +123,14 @@ def check_killed(folder: Path, launcher: str, expected: dict[str, dict[str, Any]
     return passed
 
 
-def check_interrupted(folder: Path, launcher: str, expected: dict[str, dict[str, Any]]) -> bool:
-    """True if Ctrl-C saves and ends every run, and the same command resumes."""
+def check_interrupted(
+    folder: Path, launcher: str, expected: dict[str, dict[str, Any]], signum: signal.Signals = signal.SIGINT
+) -> bool:
+    """True if a signal to the whole process group, by default Ctrl-C, saves and ends every run, and the same command
+    resumes."""
     process = start(folder, LAUNCHERS[launcher])
     running_process(process, folder, finished=0, cycle=0)  # later, further runs would be finished when all have stopped
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signum)
     first = finish(process)
     before = finished_runs(folder)
     unfinished = [path.parent for path in folder.glob("outputs/*/*/*/status.json") if path.parent.name not in before]
@@ -132,7 +138,7 @@ def check_interrupted(folder: Path, launcher: str, expected: dict[str, dict[str,
     second = run_to_end(folder, LAUNCHERS[launcher])
     counts = state_counts(second.log)
     passed = (
-        first.code == 128 + signal.SIGINT
+        first.code == 128 + signum
         and saved
         and len(before) < DISTURBED_JOBS
         and state_counts(first.log)["finished"] == len(before)
@@ -141,7 +147,7 @@ def check_interrupted(folder: Path, launcher: str, expected: dict[str, dict[str,
     passed = passed and second.code == 0 and results(folder) == expected
     passed = passed and (counts["skipped"], counts["resumed"]) == (len(before), len(unfinished))
     message = f"{dict(state_counts(first.log))}, then {dict(counts)}"
-    print(f"{'identical' if passed else 'DIFFERENT'}  {launcher}, Ctrl-C: {message}", flush=True)
+    print(f"{'identical' if passed else 'DIFFERENT'}  {launcher}, {signum.name}: {message}", flush=True)
     if not passed:
         print(first.log[-4000:], second.log[-4000:], sep="\n---\n")
     return passed
@@ -185,6 +191,12 @@ def main() -> None:
             checks += [lambda launcher=launcher: check_killed(scratch / f"{launcher}-killed", launcher, expected_few)]
         if "joblib" in chosen:
             checks += [lambda: check_interrupted(scratch / "interrupted", "joblib", expected_few)]
+        if "interleaved" in chosen:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                folder = scratch / f"interleaved-{signum.name}"
+                checks += [
+                    lambda folder=folder, signum=signum: check_interrupted(folder, "interleaved", expected_few, signum)
+                ]
         if "submitit_local" in chosen:
             checks += [lambda: check_preempted(scratch / "preempted", expected_few)]
         passed = [len(expected) == JOBS, *(check() for check in checks)]

@@ -130,6 +130,7 @@ def test_every_measurement_on_a_gpu_is_rehearsed_on_a_cpu(monkeypatch: pytest.Mo
     (fast,) = gpu.fast_recipe(options)
     assert fast["seconds"] > fast["train_seconds"] > 0
     assert [row["runs"] for row in gpu.concurrent(options)] == [1, 2]
+    assert [row["runs"] for row in gpu.interleaved(options)] == [1, 2, 1, 2]
     assert [row["step"] for row in gpu.joint_step(options)] == ["eager", "compiled"]
 
 

@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -27,12 +28,16 @@ from sslpl.phases.train import train, training_step
 from sslpl.query.score_then_select import score_then_select
 from sslpl.query.scorers import predicted_loss
 from sslpl.query.selective_clustering import selective_clustering
+from sslpl.run.interleaved import InterleavedRuns
 from sslpl.seeds import build_seeded
 from sslpl.setup import Acceleration, Setup
 from sslpl.ssl import rules
 from sslpl.state import State
 from sslpl.training import Training
+from sslpl.turns import Turns
 from sslpl.types import Features
+
+T = TypeVar("T")
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic products of matrices
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -261,24 +266,82 @@ def test_a_deterministic_run_resumes_bit_for_bit(deterministic: None, accelerate
         assert torch.equal(values, killed.backbone.state_dict()[name]), name
 
 
+def drawn_masks(setup: Setup) -> Tensor:
+    """Returns the dropout masks of some steps, captured if the setup captures steps; passes the turn on after each."""
+    state, masks = initial_state(setup), []
+
+    def step(inputs: Sequence[Tensor], _kind: bool = False) -> Tensor:
+        return torch.nn.functional.dropout(inputs[0])
+
+    steps = CapturedSteps(step, pytest.fail) if setup.capture_steps else step
+    views, labels = torch.ones(1000, device="cuda"), torch.zeros(1, device="cuda")
+    for state.step in range(3 * WARM_UP):
+        with mask_draws(setup, state):
+            masks.append(steps((views, labels)).clone())
+        setup.turns.pass_on()
+    return torch.stack(masks).cpu()
+
+
 def test_captured_steps_draw_the_masks_of_plain_steps() -> None:
-    def drawn(capture_steps: bool) -> Tensor:
-        setup, masks = make_setup(capture_steps=capture_steps), []
-        state = initial_state(setup)
-
-        def step(inputs: Sequence[Tensor], _kind: bool = False) -> Tensor:
-            return torch.nn.functional.dropout(inputs[0])
-
-        steps = CapturedSteps(step, pytest.fail) if capture_steps else step
-        views, labels = torch.ones(1000, device="cuda"), torch.zeros(1, device="cuda")
-        for state.step in range(3 * WARM_UP):
-            with mask_draws(setup, state):
-                masks.append(steps((views, labels)).clone())
-        return torch.stack(masks)
-
-    plain = drawn(capture_steps=False)
-    assert torch.equal(drawn(capture_steps=True), plain)
+    plain = drawn_masks(make_setup(capture_steps=False))
+    assert torch.equal(drawn_masks(make_setup(capture_steps=True)), plain)
     assert len(plain.unique(dim=0)) == 3 * WARM_UP
+
+
+def interleaved(work: Callable[[Setup], T], *setups: Setup) -> list[T]:
+    """Calls a function with several setups in threads that take turns, each on a stream of its own."""
+    torch.cuda.synchronize()  # the images were placed on the default stream
+    runs = InterleavedRuns({}, Turns(len(setups)))
+
+    def in_turn(setup: Setup) -> T:
+        with runs.turns.joined(), runs.own_stream("cuda"):
+            return work(setup.with_turns(runs.turns))
+
+    with ThreadPoolExecutor(len(setups)) as threads:
+        return list(threads.map(in_turn, setups))
+
+
+def test_interleaved_runs_draw_their_own_masks() -> None:
+    setups = [make_setup(capture_steps=True)._replace(seed=seed) for seed in range(3)]
+    single = [drawn_masks(setup) for setup in setups]
+    for alone, in_turn in zip(single, interleaved(drawn_masks, *setups), strict=True):
+        assert torch.equal(in_turn, alone)
+    assert not torch.equal(single[0], single[1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_interleaved_trainings_are_those_of_single_ones(exact: None, dropout: float) -> None:
+    setups = [make_setup(capture_steps=True, dropout=dropout, epochs=8)._replace(seed=seed) for seed in range(3)]
+
+    def weights(setup: Setup) -> dict[str, Tensor]:
+        state = initial_state(setup)
+        for _ in train(setup, state):
+            setup.turns.pass_on()
+        return {name: value.cpu() for name, value in state.backbone.state_dict().items()}
+
+    single = [weights(setup) for setup in setups]
+    for alone, in_turn in zip(single, interleaved(weights, *setups), strict=True):
+        torch.testing.assert_close(in_turn, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_whole_runs_interleave() -> None:
+    setups = [make_setup(capture_steps=True, bfloat16=True)._replace(seed=seed) for seed in range(3)]
+    for state in interleaved(run, *setups):
+        assert [row["labeled"] for row in state.history] == [80, 120, 160]
+        assert len(set(state.pool.labeled.tolist())) == 160
+
+
+def test_an_interleaved_run_whose_steps_cannot_be_captured_goes_on(exact: None) -> None:
+    lines: list[str] = []
+    usual = make_setup(capture_steps=True, epochs=2 * WARM_UP)
+    waiting = usual._replace(build=partial(waiting_build, usual), announce=lines.append)
+    alone = run(waiting._replace(capture_steps=False))
+    fallen, other = interleaved(run, waiting, usual)
+    assert len(lines) == 1
+    assert fallen.uncapturable
+    assert [row["labeled"] for row in other.history] == [80, 120, 160]
+    first = [state.history[0]["test_accuracy"] for state in (alone, fallen)]
+    assert first[0] == pytest.approx(first[1], abs=0.05)
 
 
 class Waiting(torch.nn.Module):
@@ -294,18 +357,18 @@ class Waiting(torch.nn.Module):
         return features
 
 
+def waiting_build(setup: Setup, cycle: int) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+    """Builds networks whose backbone synchronizes with the GPU."""
+    backbone, module = setup.build(cycle)
+    return Waiting(backbone), module
+
+
 def test_a_backbone_that_cannot_be_captured_trains_as_usual(exact: None) -> None:
     def outcome(capture_steps: bool) -> tuple[State, list[str]]:
         lines: list[str] = []
         setup = make_setup(capture_steps=capture_steps, epochs=2 * WARM_UP)
-        build = setup.build
-
-        def waiting(cycle: int) -> tuple[torch.nn.Module, torch.nn.Module | None]:
-            backbone, module = build(cycle)
-            return Waiting(backbone), module
-
         stream = torch.cuda.current_stream()
-        state = run(setup._replace(build=waiting, announce=lines.append))
+        state = run(setup._replace(build=partial(waiting_build, setup), announce=lines.append))
         assert torch.cuda.current_stream() == stream
         return state, lines
 

@@ -193,6 +193,42 @@ def test_a_server_that_fails_later_does_not_hold_the_run(tmp_path, server, failu
     assert time.monotonic() - began < 15
 
 
+def side_by_side(folder, count=3):
+    """Starts a tracker for each of several runs of this process, ends all of them; returns the runs' folders."""
+    started = []
+    for k in range(1, count + 1):
+        (run := folder / f"run{k}").mkdir()
+        started.append((run, WandbTracker()))
+        names = ("digits", "5e771116", "c0ffee")
+        started[-1][1].start(RunInfo(str(k) * 8, f"seed{k}", "sslpm", run, {"seed": k}, {}, *names))
+    deadline = time.monotonic() + 20
+    while len(trackers._Shared.open_ids) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for k, (_, tracker) in enumerate(started):
+        for step in range(3 + k):
+            tracker.log(step, {"train/loss": 1.0})
+    for k, (_, tracker) in enumerate(started):
+        tracker.finish(k, {"aubc": 0.5}, [])
+    return [run for run, _ in started]
+
+
+def test_runs_side_by_side_in_one_process_end_each_in_its_own_state(tmp_path, server):
+    side_by_side(tmp_path)
+    ended = {name: (run.exit_code, len(run.lines)) for name, run in server.runs.items()}
+    assert ended == {"11111111": (0, 3), "22222222": (1, 4), "33333333": (2, 5)}
+    assert trackers._Shared.open_ids == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", [500, 401, "hang"])
+def test_a_server_that_fails_leaves_all_runs_side_by_side_offline(tmp_path, server, failure, capfd):
+    server.failure = failure
+    folders = side_by_side(tmp_path)
+    lines = wandb_lines(capfd.readouterr().err)
+    assert [line.endswith("goes on offline; the run's files are complete without it") for line in lines] == [True] * 3
+    assert [[steps_of(session) for session in records(run)] for run in folders] == [[[*range(n)]] for n in (3, 4, 5)]
+
+
 def raising(*args, **kwargs):
     raise RuntimeError("a bug\nof two lines")
 
@@ -371,6 +407,15 @@ for step in range(5, 8):
     tracker.log(step, {"train/loss": 1.0})
 tracker.finish(0, {"aubc": 0.5}, [])
 """
+SECOND_RUN = """
+second = trackers.WandbTracker()
+(folder := Path(sys.argv[1]) / "second").mkdir()
+second.start(RunInfo("def12345", "seed1", "sslpm", folder, {}, {}, "digits", "5e771116"))
+for step in range(4):
+    second.log(step, {"train/loss": 1.0})
+while len(second._received) < 4:
+    time.sleep(0.1)
+"""
 DIED = "W&B: its own process ended (Connection lost)"
 
 
@@ -388,6 +433,17 @@ def test_when_wandbs_own_process_dies_every_number_is_sent_again(tmp_path, serve
     run = server.runs["abc12345"]
     assert [line["_step"] for _, lines in run.posted for line in lines] == [*range(8)]
     assert (run.exit_code, run.summary["aubc"]) == (0, 0.5)
+
+
+@pytest.mark.slow
+def test_when_wandbs_own_process_dies_both_runs_side_by_side_send_everything_again(tmp_path, server):
+    end = "second.log(4, {'train/loss': 1.0})\nsecond.finish(0, {}, [])"
+    done = in_a_process(SECOND_RUN + "RESTART = True" + DEATH + end, tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = f"{DIED}, and was started again; the run's files are complete without it"
+    assert wandb_lines(done.stderr) == [again, again]
+    sent = {name: [line["_step"] for _, lines in run.posted for line in lines] for name, run in server.runs.items()}
+    assert sent == {"abc12345": [*range(8)], "def12345": [*range(5)]}
 
 
 @pytest.mark.slow

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sslpl.budget import Budget
 from sslpl.config.frozen import build_embedder, embed_dataset, embeds_once
-from sslpl.config.identity import Config
+from sslpl.config.identity import Config, canonical
 from sslpl.data.augmentation import Augmentation
 from sslpl.data.embeddings import Embeddings, NoAugmentation
 from sslpl.data.images import fits_in_memory, place_images
+from sslpl.data.sharing import share_images
 from sslpl.data.variants import PoolVariant, apply_variant
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.models.embedding_head import EmbeddingHead
@@ -50,7 +51,8 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         dataset = embed_dataset(embedder, images, runtime, world)
         build = network_builder(config, images, device, runtime.compile is True, embedder.width)
         embedded = EmbeddedImages(images, embedder.network.cpu())
-    dataset = place_dataset(dataset, device, runtime.held_gib)
+    shared_by = canonical(config["dataset"]) if embedded is None else None
+    dataset = place_dataset(dataset, device, runtime.held_gib, shared_by)
     return Setup(
         dataset,
         build,
@@ -77,14 +79,22 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
     )
 
 
-def place_dataset(dataset: Dataset, device: torch.device, held_gib: float | None) -> Dataset:
+def place_dataset(
+    dataset: Dataset, device: torch.device, held_gib: float | None, shared_by: str | None = None
+) -> Dataset:
     """Returns the dataset with its images in memory, or streamed where a set takes more than `held_gib` GiB.
 
-    None sets no limit of its own: `place_images` has one for each kind of device.
+    None sets no limit of its own: `place_images` has one for each kind of device. Runs of one process that give the
+    same key `shared_by` share the images.
     """
     limit = None if held_gib is None else int(held_gib * 2**30)
-    train, test = (place(images, device, limit) for images in (dataset.train, dataset.test))
-    return dataset._replace(train=train, test=test)
+
+    def placed(images: Images, split: str) -> Images:
+        if shared_by is None:
+            return place(images, device, limit)
+        return share_images((shared_by, split, limit), device, lambda: place(images, device, limit))
+
+    return dataset._replace(train=placed(dataset.train, "train"), test=placed(dataset.test, "test"))
 
 
 def place(images: Images, device: torch.device, limit: int | None) -> Images:

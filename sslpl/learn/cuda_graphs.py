@@ -39,8 +39,13 @@ class CapturedSteps:
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
-        """The stream on which steps are warmed up and captured."""
-        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        """The stream on which steps are warmed up and captured: the run's own, if it has one, else a new one.
+
+        A graph uses the workspaces of its stream, so that two streams of one run need no more than one of each; the
+        default stream cannot be captured.
+        """
+        current = torch.cuda.current_stream()
+        return torch.cuda.Stream() if current == torch.cuda.default_stream() else current  # type: ignore[no-untyped-call]
 
     @cached_property
     def pool(self) -> Any:
@@ -90,7 +95,8 @@ class CapturedSteps:
         # A failed capture leaves its stream as the current one: the outer context restores the previous stream.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            # Another thread, such as one that reads images, may call CUDA meanwhile.
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
         ):
             sums = self.step(inputs, kind)
         return Captured(graph, inputs, sums)

@@ -127,7 +127,7 @@ def unlabeled_losses(
         (target, weight), states = pseudo_labels(world, labeler, weak, positions, sizes)
         counts = pseudo_label_counts(target, weight, to_device(setup.true_labels[index], setup.device))
         # The only GPU synchronization of a group: only strong views whose loss is ranked are augmented and forwarded.
-        rows_by_batch = ranked_rows(weight.cpu(), sizes)
+        rows_by_batch = ranked_rows(setup.turns.wait_for(weight).cpu(), sizes)
         rows = torch.cat(rows_by_batch)
         rows_by_rank = [
             rows[(rows >= begin) & (rows < begin + n)] for begin, n in zip(offsets(lengths), lengths, strict=True)

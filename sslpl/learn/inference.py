@@ -76,7 +76,7 @@ def predict_shard(
             if loss is not None:
                 losses.append(loss)
     predicted = losses.whole() if isinstance(module, LossPredictionModule) else None
-    return Predictions(index, logits.whole(), embeddings.whole(), predicted)
+    return Predictions(index, setup.turns.wait_for(logits.whole()), embeddings.whole(), predicted)
 
 
 def forward_images(

@@ -23,11 +23,13 @@ class FrozenBackbone:
 
     def __init__(self, backbone: nn.Module, bfloat16: bool) -> None:
         self.network = copy.deepcopy(backbone).eval().requires_grad_(False)
-        self.autocast = bfloat16 and not foldable(self.network)
+        # The fused ReLU of a folded convolution would turn NaN into 0, and hide that weights are not finite.
+        folds = all(bool(values.isfinite().all()) for values in self.network.state_dict().values())
+        self.autocast = bfloat16 and not (folds and foldable(self.network))
         # A head alone, for embeddings, stays in float32 as it does in every other network.
-        folds = any(isinstance(part, ConvNorm) for part in self.network.modules())
-        self.dtype = torch.bfloat16 if bfloat16 and folds and not self.autocast else torch.float32
-        for convolution in fold_batch_norms(self.network):
+        has_pairs = any(isinstance(part, ConvNorm) for part in self.network.modules())
+        self.dtype = torch.bfloat16 if bfloat16 and has_pairs and not self.autocast else torch.float32
+        for convolution in fold_batch_norms(self.network) if folds else []:
             convolution.to(self.dtype).to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Features:

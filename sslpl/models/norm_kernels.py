@@ -77,7 +77,7 @@ def normalize_kernel(
     if ADD:
         value += tl.load(residual + at, mask=valid).to(tl.float32)
     if RELU:
-        value = tl.maximum(value, 0.0)
+        value = tl.where(value < 0.0, 0.0, value)  # unlike a maximum, keeps NaN
     tl.store(y + at, value.to(y.dtype.element_ty), mask=valid)
 
 
@@ -91,10 +91,10 @@ def masked_gradient(
     deviation = tl.load(x + at, mask=valid, other=0.0).to(tl.float32) - center[None, :]
     if RELU:
         if ADD:
-            positive = tl.load(y + at, mask=valid, other=0.0).to(tl.float32) > 0.0
+            output = tl.load(y + at, mask=valid, other=0.0).to(tl.float32)
         else:
-            positive = deviation * slope[None, :] + shift[None, :] > 0.0
-        gradient = tl.where(positive, gradient, 0.0)
+            output = deviation * slope[None, :] + shift[None, :]
+        gradient = tl.where(output <= 0.0, 0.0, gradient)
     return gradient, deviation
 
 

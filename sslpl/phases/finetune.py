@@ -48,7 +48,8 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
         if epoch + 1 < training.finetune_epochs:  # while a GPU is still busy with this epoch
             inputs = draw_finetune_epoch(setup, state, epoch + 1)
         state.epoch, state.step = epoch + 1, 0
-        metrics = finetune_metrics(sums, epoch, largest_prediction(module, supervised))
+        largest = setup.turns.wait_for(largest_prediction(module, supervised))
+        metrics = finetune_metrics(sums, epoch, largest)
         sums[:EPOCH_SUMS] = 0  # losses are averaged over the epoch, pseudo-labels over the phase
         yield Step(images, metrics)
     state.teacher = None

@@ -61,7 +61,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
             state.snapshots.append(with_estimated_statistics(setup, state, weights_of(state.backbone)))
         if epoch + 1 < training.epochs:  # while a GPU is still busy with this epoch
             draws = draw_joint_epoch(setup, state, index, epoch + 1)
-        totals = JointSums(*sums.tolist())
+        totals = JointSums(*setup.turns.wait_for(sums).tolist())
         check_joint_losses(totals, epoch)
         metrics = {"train/epoch": float(epoch)} | joint_means(totals) | validate_epoch(setup, state, task)
         state.sums, state.epoch, state.step = None, epoch + 1, 0
@@ -75,7 +75,7 @@ def train(setup: Setup, state: State) -> Iterator[Step]:
 
 def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
     """Trains a small head in a single step, which a resumed run repeats from its start."""
-    totals = JointSums(*train_head(setup, state, training).tolist())
+    totals = JointSums(*setup.turns.wait_for(train_head(setup, state, training)).tolist())
     check_joint_losses(totals, epoch=0)
     state.epoch = 1
     metrics = {"train/epoch": 0.0} | joint_means(totals) | validate_epoch(setup, state)

@@ -153,7 +153,7 @@ class Recorder:
 
     def _shared_signal(self) -> int | None:
         """Returns the signal that any process has received so far; a later one is seen after the next step."""
-        stop = all_reduce_max(self.setup.world, self.signal)
+        stop = all_reduce_max(self.setup.world, self.signal or self.setup.turns.signal)
         if stop and self.setup.world.size > 1:
             self.progress.message(f"{signal.Signals(stop).name}: saving")
         return stop

@@ -155,6 +155,7 @@ def read_provenance(path: Path) -> dict[str, str]:
         "torch": versions.get("torch"),
         "device": content.get("device_name"),
         "precision": content.get("precision"),
+        "number of interleaved runs": content.get("interleaved", 1),
     }
     return {key: str(value or "unknown") for key, value in facts.items()}
 

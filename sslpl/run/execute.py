@@ -20,8 +20,8 @@ from sslpl.recording.progress import Progress
 from sslpl.recording.recorder import Recorder
 from sslpl.recording.signals import FollowerObserver, Interrupted, listen_for_signals
 from sslpl.recording.terminal import Terminal, print_result
-from sslpl.run.finish import end_early, failure_message, finish_run, pause_run
-from sslpl.run.outcome import Outcome, RunFailed
+from sslpl.run.finish import end_early, failure_message, finish_run, finish_tracker, pause_run
+from sslpl.run.outcome import Outcome, RunFailed, Slot
 from sslpl.runtime import Runtime
 from sslpl.schedule import RESUMABLE_PHASES
 from sslpl.setup import Setup
@@ -29,18 +29,19 @@ from sslpl.state import State
 from sslpl.types import InvalidLabels, RunInfo, Tracker, UserError, WaitingForLabels
 
 
-def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
+def execute(plan: Plan, setup: Setup, runtime: Runtime, slot: Slot) -> Outcome:
     """Runs the loop from its last checkpoint, if there is one, and writes a status whatever happens."""
     settings: dict[str, Any] = {"choices": plan.choices, "precision": "bfloat16" if setup.bfloat16 else "float32"}
     settings["compiled"] = setup.capture_steps or runtime.compile
     settings["label"] = plan.method_name  # in full: the folder's name may be shortened
+    settings["interleaved"] = slot.turns.runs
     origin, changes = resumed_provenance(plan.folder, provenance(setup.device, setup.world) | settings)
     run = run_info(plan, origin)
     tracker: Tracker = instantiate(plan.config["tracker"])
     console, state = Terminal(), None
-    progress = Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=name)
+    progress = Progress(runtime.progress, cycles=setup.budget.cycles, console=console, name=slot.name)
     with progress, ExitStack() as stack:
-        setup = setup._replace(announce=progress.message)
+        setup = setup.with_turns(slot.turns)._replace(announce=progress.message)
         recorder = Recorder(run, setup, tracker, progress, runtime.checkpoint_minutes)
         stack.enter_context(serving(setup, recorder))
         try:
@@ -57,18 +58,18 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, name: str) -> Outcome:
         except (WaitingForLabels, InvalidLabels) as pause:
             return Outcome("waiting", note=pause_run(pause, recorder, tracker, state))
         except (Interrupted, KeyboardInterrupt):
-            end_early(run.folder, tracker, "interrupted", state)
+            end_early(recorder, tracker, "interrupted", state)
             raise
         except Exception as error:
             with suppress(OSError):
                 tracebacks = published_failure(setup.world, TRACEBACK), traceback.format_exc()
                 write_whole(run.folder / "error.log", "\n".join(filter(None, tracebacks)))
-            end_early(run.folder, tracker, "failed", state, error=failure_message(error))
+            end_early(recorder, tracker, "failed", state, error=failure_message(error))
             raise RunFailed(failure_message(error)) from error
-    if runtime.progress != "none" and not name:
+    if runtime.progress != "none" and not slot.name:
         print_result(console, state.history, run.folder, area)
     summary = {"aubc": area, "final_accuracy": float(state.history[-1]["test_accuracy"] or 0.0)}
-    tracker.finish(0, summary, [run.folder / "queries.csv"])
+    finish_tracker(recorder, tracker, 0, summary, [run.folder / "queries.csv"])
     return Outcome("resumed" if resumed else "finished", area)
 
 

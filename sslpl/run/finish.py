@@ -1,7 +1,7 @@
 """Ends a run: finished, waiting for labels, or early; writes its status and final files."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def pause_run(
     assert state is not None
     assert state.selection is not None
     recorder.pause(state)
-    end_early(recorder.run.folder, tracker, "waiting", state, code=0, images=len(state.selection.index))
+    end_early(recorder, tracker, "waiting", state, code=0, images=len(state.selection.index))
     if isinstance(pause, InvalidLabels):
         raise pause
     return str(pause)
@@ -64,13 +64,21 @@ def model_signature(config: Mapping[str, Any], setup: Setup, state: State) -> ch
 
 
 def end_early(
-    folder: Path, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
+    recorder: Recorder, tracker: Tracker, status: str, state: State | None, code: int = 1, **details: str | int
 ) -> None:
     """Writes the status of a run that ends early, if the disk allows it, and finishes its tracker."""
     with suppress(OSError):
         position = {"cycle": state.cycle, "phase": state.phase} if state is not None else {}
-        write_status(folder, status, **position, **details)
-    tracker.finish(code, {}, [])
+        write_status(recorder.run.folder, status, **position, **details)
+    finish_tracker(recorder, tracker, code, {}, [])
+
+
+def finish_tracker(
+    recorder: Recorder, tracker: Tracker, code: int, summary: Mapping[str, float], files: Sequence[Path]
+) -> None:
+    """Finishes the tracker of a run; other runs of this process work while it waits for the upload."""
+    with recorder.setup.turns.away():
+        tracker.finish(code, summary, files)
 
 
 def failure_message(error: Exception) -> str:

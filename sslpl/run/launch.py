@@ -47,7 +47,7 @@ def launch(plan: Plan, wait: bool = False, slot: Slot = THIS_PROCESS) -> Outcome
             return Outcome("running")
         outcome = on_rank_zero(world, lambda: finished_outcome(plan))
         if outcome is None:
-            outcome = execute(plan, setup, runtime, slot.name) if world.is_rank_zero else follow(plan, setup)
+            outcome = execute(plan, setup, runtime, slot) if world.is_rank_zero else follow(plan, setup)
     if outcome.note:
         print(outcome.note, flush=True)
     return outcome

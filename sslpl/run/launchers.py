@@ -1,8 +1,8 @@
-"""Plans the runs of a sweep, executes them in other processes by a launcher of Hydra, and collects their results."""
+"""Plans the runs of a sweep, executes them by a launcher, and collects their results."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from sslpl.recording import lock
 from sslpl.recording.status import read_status
 from sslpl.run.errors import FAILED, SIGNAL_BASE, ErrorReport, catch_errors, error_report, print_error, stopped_by
 from sslpl.run.gpus import concurrent_runs
+from sslpl.run.interleaved import run_interleaved, runs_at_once
 from sslpl.run.jobs import Command, Job, JobResult, job_plan, print_waiting
 from sslpl.run.launch import finished_outcome
 from sslpl.run.monitor import monitored
@@ -30,6 +31,7 @@ from sslpl.runtime import threads_per_job
 from sslpl.types import UserError
 
 LOST_JOB = ErrorReport("the job returned no result; rerun the same command to resume", FAILED)
+Executor = Callable[[Mapping[int, Plan]], tuple[dict[int, JobResult], int | None]]  # see `run_with_launcher`
 # Options with which Ray starts a local cluster; it refuses them for an existing one.
 LOCAL_CLUSTER_OPTIONS = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
 
@@ -37,7 +39,7 @@ LOCAL_CLUSTER_OPTIONS = ("num_cpus", "num_gpus", "object_store_memory", "include
 class LauncherConfig(NamedTuple):
     """The settings of a sweep from Hydra and from the launcher's config."""
 
-    plugin: str
+    plugin: str | None  # None: in this process
     options: dict[str, Any]
     context: HydraContext
     config: DictConfig
@@ -53,13 +55,13 @@ def launch_sweep(
 ) -> list[JobReturn]:
     """Executes every run of a sweep; returns the area under the budget curve of each, or None, to Hydra's sweeper."""
     command.refuse_sweep()
-    plugin = launcher_class(sweep)
+    execute = executor(sweep, overrides, first)
     plans = [print_error(plan_job(sweep, command, job, number)) for number, job in enumerate(overrides, first)]
     results: dict[int, JobResult] = {i: plan for i, plan in enumerate(plans) if isinstance(plan, ErrorReport)}
     areas = []
     try:
         while todo := unfinished_plans(plans, results):
-            new_results, signum = run_with_launcher(plugin, sweep, todo, {i: overrides[i] for i in todo}, first)
+            new_results, signum = execute(todo)
             results |= new_results
             if signum is not None:
                 raise stopped_by(signum)
@@ -71,10 +73,20 @@ def launch_sweep(
     return [JobReturn(overrides=job, status=JobStatus.COMPLETED, _return_value=area) for job, area in pairs]
 
 
-def launcher_class(sweep: LauncherConfig) -> type[Launcher]:
+def executor(sweep: LauncherConfig, overrides: Sequence[Sequence[str]], first: int) -> Executor:
+    """Returns the function that executes plans of a sweep, in this process or with Hydra's launcher.
+
+    UserError if an option is invalid or the launcher is not installed.
+    """
+    if sweep.plugin is None:
+        return partial(run_interleaved, at_once=runs_at_once(sweep.options))
+    return partial(run_with_launcher, launcher_class(sweep, sweep.plugin), sweep, overrides, first)
+
+
+def launcher_class(sweep: LauncherConfig, name: str) -> type[Launcher]:
     """Imports Hydra's launcher; UserError if it is not installed."""
     try:
-        plugin: type[Launcher] = get_class(sweep.plugin)
+        plugin: type[Launcher] = get_class(name)
     except Exception as error:
         install = "pip install 'sslpl[launchers]'"
         raise UserError(f"hydra/launcher={sweep.launcher}: cannot be imported; {install} ({error})") from error
@@ -114,12 +126,12 @@ def unfinished_plans(plans: Sequence[Plan | ErrorReport], results: dict[int, Job
 def run_with_launcher(
     plugin: type[Launcher],
     sweep: LauncherConfig,
-    todo: dict[int, Plan],
-    overrides: dict[int, Sequence[str]],
+    overrides: Sequence[Sequence[str]],
     first: int,
+    todo: Mapping[int, Plan],
 ) -> tuple[dict[int, JobResult], int | None]:
     """Executes plans with the launcher; returns their results by index, and the signal that stopped them, if any."""
-    plans, runtime = list(todo.values()), sweep.config.runtime
+    plans, jobs_overrides, runtime = list(todo.values()), [overrides[i] for i in todo], sweep.config.runtime
     gpus = torch.cuda.device_count() if runtime.device in ("auto", "cuda") else 0
     requested = sweep.options.get("n_jobs")
     jobs = min(concurrent_runs(requested, gpus, runtime.jobs_per_gpu, cpu_count()), len(plans))
@@ -129,10 +141,10 @@ def run_with_launcher(
         launcher.setup(hydra_context=sweep.context, task_function=task, config=without_sweep_folder(sweep.config))
         if sweep.launcher == "submitit_local":  # which would start all jobs at the same time
             with ThreadPoolExecutor(jobs) as pool:
-                batches = pool.map(lambda job: launcher_results(launcher, [job], first), overrides.values())
+                batches = pool.map(lambda job: launcher_results(launcher, [job], first), jobs_overrides)
                 returned = [value for batch in batches for value in batch]
         else:
-            returned = launcher_results(launcher, list(overrides.values()), first)
+            returned = launcher_results(launcher, jobs_overrides, first)
     results = {i: job_result(value, todo[i]) for i, value in zip(todo, returned, strict=True)}
     # The exception that ended a launcher is that of many jobs: it is printed a single time.
     distinct = {id(value): result for value, result in zip(returned, results.values(), strict=True)}

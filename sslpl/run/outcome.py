@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from sslpl.distributed.world import SINGLE_PROCESS, World
+from sslpl.turns import ALONE, Turns
 
 
 class Outcome(NamedTuple):
@@ -15,11 +16,13 @@ class Outcome(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where a plan is executed: a GPU, the name that its printed lines begin with, and the processes that share it."""
+    """Where a plan is executed: a GPU, the name that its printed lines begin with, the processes that share it, and the
+    turns that it takes with other runs of its process."""
 
     device: str | None = None
     name: str = ""
     world: World = SINGLE_PROCESS
+    turns: Turns = ALONE
 
 
 THIS_PROCESS = Slot()

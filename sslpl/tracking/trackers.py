@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Literal, NamedTuple
+from threading import Lock, Thread
+from typing import Any, Literal, NamedTuple, TextIO
 
 from sslpl.tracking.environment import environment_mode, unreadable_variables, without_variables
 from sslpl.tracking.history import History, sync_command, unsent_folders
@@ -27,6 +27,15 @@ FINISH_SECONDS = 20  # the longest time that a run waits for its tracker
 FAILING_SECONDS = 10  # the same once W&B has failed
 LONGEST_NAME = 128  # the most characters that W&B accepts
 AXES = {"*": "labeled", "train/*": "global_step", "finetune/*": "global_step"}
+
+
+class _Shared:
+    """What the trackers of this process share, because wandb's own process and the environment are those of all."""
+
+    opening = Lock()  # held by the tracker that opens its W&B run
+    open_ids: set[str] = set()  # noqa: RUF012  # of the W&B runs that have not ended
+    problem = ""  # for which the first of them went offline
+    closed = 0  # how often wandb's own process was ended, to be started again
 
 
 class _Row(NamedTuple):
@@ -109,19 +118,28 @@ class WandbTracker:
 
     def _track(self, info: RunInfo, died: str | None = None) -> str | None:
         """Opens the run and sends it everything; returns how wandb's own process died unless it had `died` before."""
-        run = None
+        run, closed = None, _Shared.closed
         try:
-            if (run := self._open(info)) is not None:
+            with _Shared.opening:
+                closed = _Shared.closed
+                if not _Shared.open_ids:
+                    _Shared.problem = ""
+                if (run := self._open(info)) is not None:
+                    _Shared.open_ids.add(run.id)
+            if run is not None:
                 self._send(run, info)
         except (Exception, SystemExit) as error:  # nothing that wandb raises may stop the run
             self._failed_at, problem = time.monotonic(), _first_line(error)
             if _service_died(error):
                 problem = f"its own process ended ({problem})"
-                _abandon(run)
+                _abandon(run, closed)
                 if died is None:
                     self._unfinished_folder = Path(run.dir).parent if run is not None and run.offline else None
                     return problem
             self._report(f"{died or problem}; {self._lost_metrics(info)}")
+        finally:
+            if run is not None:
+                _Shared.open_ids.discard(run.id)
         return None
 
     def _open(self, info: RunInfo) -> Any:
@@ -135,11 +153,15 @@ class WandbTracker:
                 mode, problem = self._choose_mode(unreadable)
                 if mode == "disabled":
                     return None
-                if mode == "online":
+                if mode == "online" and _Shared.open_ids and _Shared.problem:
+                    problem = _Shared.problem
+                elif mode == "online":
                     return self._announce(self._init(info, "online"))
             except Exception as error:
                 problem, self._failed_at = _first_line(error), time.monotonic()
-                _close_service()  # it would keep the id of the run that failed to open
+                if not _Shared.open_ids:  # or it would keep the id of the run that failed to open
+                    _close_service()
+                    _Shared.problem = problem
             run = self._open_offline(info, problem)
         if problem:
             self._report(f"{problem}; goes on offline")
@@ -154,7 +176,7 @@ class WandbTracker:
             raise RuntimeError(problem) from error
 
     def _announce(self, run: Any) -> Any:
-        print(f"W&B: offline, in {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}", flush=True)
+        _print(f"W&B: offline, in {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}")
         return run
 
     def _choose_mode(self, unreadable: Mapping[str, str]) -> tuple[str, str]:
@@ -233,7 +255,7 @@ class WandbTracker:
             history.write(path)  # before the row, so that a kill in between loses the row instead of doubling it
             run.log({**metrics, "global_step": item.step}, step=item.step, commit=True)
         if waiting := unsent_folders(history, info.folder):
-            print(f"W&B: recorded offline, to send it: {sync_command(waiting)}", flush=True)
+            _print(f"W&B: recorded offline, to send it: {sync_command(waiting)}")
 
     def _items(self) -> Iterator[_Row | _End]:
         """Yields all items that this process has queued, from the first one on, also when called again."""
@@ -300,7 +322,12 @@ def group_name(info: RunInfo) -> str:
 
 
 def _warn(problem: str) -> None:
-    print(f"W&B: {problem}; the run's files are complete without it", file=sys.stderr, flush=True)
+    _print(f"W&B: {problem}; the run's files are complete without it", sys.stderr)
+
+
+def _print(line: str, file: TextIO | None = None) -> None:
+    """Prints a line at once, because the threads of several trackers may print at the same time."""
+    print(f"{line}\n", end="", file=file, flush=True)
 
 
 def _service_died(error: BaseException) -> bool:
@@ -309,18 +336,24 @@ def _service_died(error: BaseException) -> bool:
     return bool(names & {"ConnectionError", "MailboxClosedError", "HandleAbandonedError"})
 
 
-def _abandon(run: Any) -> None:
-    """Abandons a W&B run whose service has died, because its threads would print tracebacks."""
-    if run is not None:
-        with suppress(Exception, SystemExit):
-            run.finish()
-    _close_service()
+def _abandon(run: Any, closed: int) -> None:
+    """Abandons a W&B run whose service has died, because its threads would print tracebacks.
+
+    Ends the service, unless that was done since it had been `closed` times: then other runs use a new one.
+    """
+    with _Shared.opening:
+        if run is not None:
+            with suppress(Exception, SystemExit):
+                run.finish()
+        if closed == _Shared.closed:
+            _close_service()
 
 
 def _close_service() -> None:
     """Ends wandb's own process if it runs; nothing is raised or printed if it has died."""
     import wandb
 
+    _Shared.closed += 1
     with suppress(Exception, SystemExit):
         wandb.teardown()
 
