@@ -254,10 +254,10 @@ def interleaved(options: Options) -> Iterator[Row]:
     alone = None
     for count in counts:
         with TemporaryDirectory(prefix="sslpl-gpu-") as name:
-            launcher = ("-m", "hydra/launcher=interleaved", f"hydra.launcher.at_once={count}")
+            launcher = ("hydra/launcher=interleaved", f"hydra.launcher.at_once={count}")
             seeds = f"seed={','.join(map(str, range(count)))}"
             since = time.perf_counter()
-            subprocess.run(run_command(options, name, *launcher, seeds), check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(run_command(options, name, *launcher, seeds, "-m"), check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - since
         alone = alone or seconds
         yield {"runs": count, "seconds": seconds, "times_one_run": seconds / alone}
@@ -270,7 +270,8 @@ def interleaved_steps(options: Options, count: int) -> tuple[float, int]:
 
     def work(_: int) -> tuple[float, float, int]:
         with runs.turns.joined(), runs.own_stream(options.device):
-            setup, size, steps = joint_setup(options, capture_steps=options.device == "cuda", turns=runs.turns)
+            setup, size, steps = joint_setup(options, capture_steps=options.device == "cuda")
+            setup = setup.with_turns(runs.turns)
             training = train(setup, initial_state(setup))
             for step in range((1 + epochs) * steps):
                 if step == steps:

@@ -96,7 +96,7 @@ class Setup(NamedTuple):
         return self._replace(dataset=dataset, build=partial(self.build, classes=len(class_names)))
 
     def with_turns(self, turns: Turns) -> "Setup":
-        """Returns a copy that takes turns with other runs: these overlap on a GPU, where streams within a step slow them."""
+        """Returns a copy that takes turns with other runs: they overlap on a GPU, where streams in a step cost time."""
         if turns.runs == 1:
             return self._replace(turns=turns)
         return self._replace(turns=turns, acceleration=self.acceleration._replace(overlap=False))
