@@ -59,7 +59,7 @@ def library_convolution(images, weight, stride, padding):
 def ways(packed: bool, library: bool = False, fused: bool = True) -> Iterator[None]:
     """Context manager that chooses how convolutions are computed."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(cpu_convolution, "has_amx", return_value=packed))
+        stack.enter_context(mock.patch.object(cpu_convolution, "HAS_AMX", packed))
         if library:
             stack.enter_context(mock.patch.object(convolution, "convolve", library_convolution))
         if not fused:

@@ -145,6 +145,7 @@ def finetune_step(bench: BenchmarkOptions) -> Row:
     budget = Budget(size * steps, 1, 1, 1.0)
     setup = make_setup(dataset, bench.device, training, budget, ssl=half_confident)
     state = initial_state(setup)
+    state.enter("finetune")
     calibrate(setup, state.backbone)
     trainer = conventional.Trainer(*conventional.build_networks(setup), training, bench.device)
     trainer.backbone.load_state_dict(state.backbone.state_dict())

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as sslpl d
 
 import torch
 
-from benchmarks import hot_paths, imports, whole_runs
+from benchmarks import hot_paths, imports, measure, whole_runs
 from benchmarks.measure import Row, print_table
 from benchmarks.setups import SMALL, BenchmarkOptions, Sizes
 from sslpl.provenance import provenance
@@ -53,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, help="timed repetitions (default: that of each benchmark)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="times the processor, for a busy machine and --threads 1"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="writes the rows as one array")
     parser.add_argument("--root", help="folder of Fashion-MNIST (whole_run) or CIFAR-100 (protocol)")
     parser.add_argument(
@@ -73,6 +77,8 @@ def main() -> int:
     device = Runtime(device=arguments.device).prepare()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.processor_time:
+        measure.clock = time.process_time
     schedule = (arguments.pool, arguments.cycles, arguments.epochs, arguments.finetune_epochs)
     bench = BenchmarkOptions(
         device, SMALL if arguments.small else Sizes(), arguments.repeats, arguments.root, *schedule

@@ -147,3 +147,20 @@ def test_ways_of_convolving_on_a_cpu_are_compared(
     torch.set_num_threads(threads)
     out = capsys.readouterr().out
     assert all(way in out for way in ("float32", "library", "products", "packed", "plain", "fused"))
+
+
+@pytest.mark.slow
+def test_a_step_of_the_fine_tune_is_compared_with_the_conventional_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import measure, run
+
+    monkeypatch.setattr(measure, "clock", measure.clock)
+    file, threads = tmp_path / "rows.json", torch.get_num_threads()
+    options = ["--small", "--repeats", "2", "--threads", "1", "--processor-time", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["run.py", "finetune_step", *options])
+    assert run.main() == 0
+    torch.set_num_threads(threads)
+    (row,) = json.loads(file.read_text())
+    assert row["ratio"] == row["baseline_seconds"] / row["ours_seconds"] > 0

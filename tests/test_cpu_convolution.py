@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sslpl.models import conv_norm, cpu_convolution
+from sslpl.models.backbone import small_cnn
 from sslpl.models.conv_norm import conv_relu
 from sslpl.models.convolution import Conv2d
 from sslpl.models.cpu_convolution import (
@@ -29,7 +30,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 @pytest.fixture(params=[False, True], ids=["no_amx", "amx"])
 def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the CPU is taken for one with AMX, so that small maps are packed."""
-    monkeypatch.setattr(cpu_convolution, "has_amx", lambda: request.param)
+    monkeypatch.setattr(cpu_convolution, "HAS_AMX", request.param)
     return bool(request.param)
 
 
@@ -126,7 +127,7 @@ def test_the_first_loss_of_a_packed_network_is_that_of_the_library_and_its_gradi
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
     results = []
     for packed in (False, True):
-        monkeypatch.setattr(cpu_convolution, "has_amx", lambda packed=packed: packed)
+        monkeypatch.setattr(cpu_convolution, "HAS_AMX", packed)
         torch.manual_seed(0)
         network = resnet18(num_classes=3, in_channels=3).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,6 +137,22 @@ def test_the_first_loss_of_a_packed_network_is_that_of_the_library_and_its_gradi
     (loss, grads), (packed_loss, packed_grads) = results
     torch.testing.assert_close(packed_loss, loss, rtol=1e-3, atol=1e-3)
     assert torch.linalg.vector_norm(packed_grads - grads) < 0.02 * torch.linalg.vector_norm(grads)
+
+
+def test_convolutions_are_compiled_without_a_break(amx: bool) -> None:
+    torch.manual_seed(0)
+    network, images = small_cnn(num_classes=3, in_channels=1), torch.randn(4, 1, 8, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    results = []
+    for forward in (network, compiled):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward(images).logits.float()
+        logits.sum().backward()
+        results.append((logits.detach(), *(weight.grad for weight in network.parameters())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
 def test_gaps_between_packed_maps_are_zero_and_as_wide_as_the_padding() -> None:

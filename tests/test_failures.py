@@ -15,7 +15,7 @@ from conftest import TINY, Killed, Result, run_folder, timeless
 
 from sslpl import provenance, query, state
 from sslpl.clustering import linkage
-from sslpl.config import identity
+from sslpl.config import build, identity
 from sslpl.phases import train
 from sslpl.recording import checkpoint, folder, recorder, terminal
 from sslpl.run import execute
@@ -130,6 +130,17 @@ def test_a_resumed_run_prints_what_has_changed(sslpl: Command, interrupted_run: 
     assert done.code == 0
     assert "it goes on with another machine" in done.out
     assert "this run began with git" in done.out
+
+
+def test_a_run_resumed_on_a_cpu_of_another_precision_says_so(
+    sslpl: Command, interrupted_run: Path, monkeypatch: Patch
+) -> None:
+    began = json.loads((interrupted_run / "provenance.json").read_text())["precision"]
+    now = "float32" if began == "bfloat16" else "bfloat16"
+    monkeypatch.setattr(build, "has_bfloat16", lambda _device: now == "bfloat16")
+    done = sslpl(*RUN, "runtime.progress=plain")
+    assert done.code == 0
+    assert f"this run began with precision {began}: it goes on with {now}" in done.out
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])

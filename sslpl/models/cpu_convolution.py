@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 TINY_OUTPUT = 16  # pixels: for outputs of up to 4x4 the library's bfloat16 weight gradient is slower
 PACKED_SIDE = 8  # the longest side of outputs that are packed for training, and
 FROZEN_PACKED_SIDE = 4  # for frozen convolutions
 ROW = 32  # outputs that a packed row has at most
+# On a CPU with matrix units packing pays, on others it loses up to 40%. A constant, because `torch.compile` cannot call
+# the function, whose public form is missing in older versions of torch.
+HAS_AMX = bool(torch.cpu._is_amx_tile_supported())
 
 
 def convolve(images: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -32,7 +36,8 @@ def convolve(images: Tensor, weight: Tensor, stride: int, padding: int) -> Tenso
     tiny = needs_weight_grad and height * width <= TINY_OUTPUT
     if kernel == 1 and padding == 0 and (tiny or stride > 1):
         return pointwise(images, weight, stride)
-    packed = has_amx() and max(height, width) <= PACKED_SIDE and keeps_size(kernel, padding)
+    # The compiler mistakes the strides of packed gradients.
+    packed = HAS_AMX and max(height, width) <= PACKED_SIDE and keeps_size(kernel, padding) and not is_compiling()
     if tiny or packed:
         result: Tensor = SmallMaps.apply(images.bfloat16(), weight, stride, padding, tiny, packed)
         return result
@@ -48,11 +53,6 @@ def output_sides(images: Tensor, kernel: int, stride: int, padding: int) -> tupl
 def keeps_size(kernel: int, padding: int) -> bool:
     """True if a convolution of stride 1 keeps the size of its maps, as `Packing` needs."""
     return kernel == 2 * padding + 1 > 1
-
-
-def has_amx() -> bool:
-    """Returns True if the CPU has matrix units, on which packing pays: on others it loses up to 40%."""
-    return bool(torch.cpu._is_amx_tile_supported())  # its public form is missing in older versions of torch
 
 
 def pointwise(images: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -148,7 +148,7 @@ def pack(maps: Tensor, count: int, pitch: int) -> Tensor:
     rows[:full, :, :, :width] = whole.transpose(1, 2)
     if rest:
         rows[full, :, :rest, :width] = pixels[full * count :].transpose(0, 1)
-    return rows.view(len(rows), height, count * pitch, channels).permute(0, 3, 1, 2)
+    return rows.reshape(len(rows), height, count * pitch, channels).permute(0, 3, 1, 2)
 
 
 def unpack(rows: Tensor, batch: int, count: int, width: int) -> Tensor:
@@ -193,7 +193,7 @@ def can_fuse(conv: nn.Conv2d, images: Tensor) -> bool:
         images.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
         and images.dtype == conv.weight.dtype
         and fused_operators_work(images.dtype)
     )
@@ -203,7 +203,7 @@ def fused_forward(conv: nn.Conv2d, images: Tensor, residual: Tensor | None = Non
     """Computes relu(conv(images) + residual) by one operator, in bfloat16 with one rounding; `can_fuse` must hold."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
     sides = output_sides(images, kernel, stride, padding)
-    if not (has_amx() and max(sides) <= FROZEN_PACKED_SIDE and keeps_size(kernel, padding)):
+    if not (HAS_AMX and max(sides) <= FROZEN_PACKED_SIDE and keeps_size(kernel, padding)):
         return convolution_relu(conv, images, residual)
     packing = Packing.of(images, kernel, stride, padding)
     packed_residual = None if residual is None else packing.pack_outputs(residual)
