@@ -1,9 +1,10 @@
 """Labels in the real Label Studio, while the server and the run are killed: `make check`.
 
 Its package is installed into an environment of its own, and its server started on loopback. Three batches of a run are
-labeled over the REST API, as its page does; the server is restarted in the second batch, and in the third the run is
-killed and resumed with the other kind of token. In the end every image has one task and one answer, and the run has
-these labels. The time from the last label to the next batch is measured, without that of the training.
+labeled over the REST API, as its page does, and one image on the page itself if there is a Chromium; the server is
+restarted in the second batch, and in the third the run is killed and resumed with the other kind of token. In the end
+every image has one task and one answer, and the run has these labels. The time from the last label to the next batch is
+measured, without that of the training.
 
 `python tests/check_label_studio.py FOLDER` uses the environment in a folder, which is made if it is not there.
 """
@@ -17,12 +18,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import requests
 from check_labeling import write_digits
+from chromium import browser_page, find_chromium
 from label_studio_person import Person, choice
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +56,8 @@ class Server:
     """A Label Studio with one account, which can be killed and started again."""
 
     def __init__(self, command: Path, folder: Path) -> None:
-        self.command, self.folder, self.token = command, folder, secrets.token_hex(20)
+        self.command, self.folder = command, folder
+        self.token, self.password = secrets.token_hex(20), secrets.token_hex(8)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -61,7 +66,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
-        account = ("--username", EMAIL, "--password", secrets.token_hex(8), "--user-token", self.token)
+        account = ("--username", EMAIL, "--password", self.password, "--user-token", self.token)
         options = (
             "--no-browser",
             "--internal-host",
@@ -171,6 +176,39 @@ def personal_access_token(person: Person) -> str:
     return str(person.request("POST", "api/token/")["token"])
 
 
+def accept_guess(browser: str, server: Server, link: str, is_done: Callable[[], bool]) -> None:
+    """Logs in, opens the labeling page and submits what it shows, an image with the model's guess."""
+    submit = "[...document.querySelectorAll('button')].find((button) => button.innerText.trim() === 'Submit')"
+    with browser_page(browser) as page:
+        page.resize(1300, 900)
+        page.open(f"{server.url}/user/login/")
+        for field, text in (("email", EMAIL), ("password", server.password)):
+            page.evaluate(f"document.getElementById('{field}').focus()")
+            page.type(text)
+        page.press("Enter")
+        page.wait("!location.pathname.includes('login') && document.readyState === 'complete'")
+        page.open(link)
+        page.wait(f"Boolean({submit}) && Boolean(document.querySelector('input:checked'))", 120)
+        page.evaluate(f"{submit}.click()")
+        end = time.monotonic() + 60
+        while not is_done():
+            assert time.monotonic() < end, "the page has submitted nothing"
+            time.sleep(0.2)
+
+
+def label_on_page(browser: str, server: Server, person: Person, project: int, truth: dict[str, str]) -> None:
+    """Labels one image on the page of the server with the model's guess, which counts as its true class."""
+    asked = {task["id"] for task in person.open_tasks(project)}
+
+    def labeled() -> list[dict[str, Any]]:
+        return [task for task in person.tasks(project) if task["id"] in asked and task["annotations"]]
+
+    accept_guess(browser, server, f"{server.url}/projects/{project}/data?labeling=1", lambda: bool(labeled()))
+    (task,) = labeled()
+    (guess,) = task["predictions"][0]["result"][0]["value"]["choices"]
+    truth[Path(task["data"]["path"]).name] = guess
+
+
 def label_batches(run: Run, server: Server, person: Person, truth: dict[str, str]) -> list[float]:
     """Labels all batches; returns the seconds from the last label of each to the next batch, without the training."""
     project, seconds, labeled = run.project(), list[float](), 0.0
@@ -178,6 +216,9 @@ def label_batches(run: Run, server: Server, person: Person, truth: dict[str, str
         tasks = person.wait_for_tasks(project, PER_CYCLE, 240, run.has_ended)
         if batch > 0:
             seconds.append(time.monotonic() - labeled - run.phase_seconds())
+        if batch == 1 and (browser := find_chromium()) is not None:
+            label_on_page(browser, server, person, project, truth)
+            tasks = person.open_tasks(project)
         for number, task in enumerate(tasks):
             if (batch, number) == (1, 2):
                 server.kill()

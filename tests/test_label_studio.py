@@ -1,5 +1,6 @@
 """A run that asks a running Label Studio: tasks and answers are neither lost nor doubled, its errors are waited out."""
 
+import itertools
 import json
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,9 +50,12 @@ PROGRESS = RunProgress("label", 0, 3, 0, None, ())
 def in_a_hurry(monkeypatch: Patch) -> None:
     """Sets the token, waits for nothing, and disables plots, which are tested elsewhere."""
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", LEGACY)
+    monkeypatch.setattr(
+        session, "time", SimpleNamespace(monotonic=itertools.count().__next__)
+    )  # each step takes a second
     monkeypatch.setattr(session, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(session, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(label_studio_oracle, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(label_studio_oracle, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(recorder, "learning_curve", lambda *_: None)
 
 
@@ -217,7 +222,6 @@ def test_a_run_that_is_killed_at_any_request_loses_and_doubles_nothing(
 
     number, was_killed = 0, True
     while was_killed:
-        print("number", number, time.monotonic(), flush=True)
         number, was_killed = number + 1, False
         folder = tmp_path / str(number)
         studio.forget()
@@ -250,7 +254,7 @@ def test_restarts_and_errors_of_the_server_are_waited_out_with_a_line(dataset: D
     assert lines[1].endswith("; trying again every 0 s")
     with serving(state, port):
         assert run.ask([5, 2]) is None
-        assert lines[2:] == [f"2 images to label at {url}/projects/1/data?labeling=1", "Label Studio answers again"]
+        assert lines[2:] == ["Label Studio answers again", f"2 images to label at {url}/projects/1/data?labeling=1"]
         state.broken = 3
         assert run.ask([5, 2]) is None
         assert lines[4:] == [lines[4], "Label Studio answers again"]

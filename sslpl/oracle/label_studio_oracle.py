@@ -45,7 +45,8 @@ class LabelStudioOracle:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        unexpected = parts.query or parts.fragment or "@" in parts.netloc
+        if parts.scheme not in ("http", "https") or not parts.hostname or unexpected:
             raise UserError(f"oracle.url={self.url}: must be the address of a Label Studio, as http://127.0.0.1:8080")
 
     def prepare(self, dataset: Dataset) -> Dataset:
@@ -103,6 +104,10 @@ class LabelStudioOracle:
         from sslpl.oracle.label_studio_client import Client
         from sslpl.oracle.label_studio_project import find_project, make_project
 
+        if urlsplit(self.url).scheme == "http" and urlsplit(self.url).hostname not in LOCAL_HOSTS:
+            print_notice(
+                f"oracle.url={self.url}: the connection is not encrypted; others may read the token and images"
+            )
         client, file = Client(self.url, read_token()), folder / "labeling" / PROJECT
         client.get("api/current-user/whoami")
         run, made = read_project(file)
@@ -112,10 +117,6 @@ class LabelStudioOracle:
             project = make_project(client, f"sslpl {folder.name}", run, self.guesses)
         project.prepare(class_names, self.new_classes)
         write_json(file, {"run": run, "project": project.number})
-        if urlsplit(self.url).scheme == "http" and urlsplit(self.url).hostname not in LOCAL_HOSTS:
-            print_notice(
-                f"oracle.url={self.url}: the connection is not encrypted; others may read the token and images"
-            )
         announce(f"label at {project.link}")
         return project
 

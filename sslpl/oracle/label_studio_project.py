@@ -109,6 +109,8 @@ class Project:
         if missing:
             self.client.upload(f"api/projects/{self.number}/import?commit_to_project=false", missing)
             found = self._uploads()
+        if not found.keys() >= {*names.values()}:
+            raise LabelStudioError(f"{self.link}: the server does not list the uploaded images yet")
         return {i: found[name] for i, name in names.items()}
 
     def _uploads(self) -> dict[str, str]:
