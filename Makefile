@@ -3,7 +3,7 @@
 # make lint   style and types
 # make check  slower checks on real processes: the tests marked slow, the documentation and its links, the report in a
 #             browser, a wheel in a fresh environment, every sweep, kills, launchers, one run in several processes, a
-#             labeling campaign with files and one in a browser
+#             labeling campaign with files, one in a browser and one in Label Studio
 # make docs   the documentation, built into site/
 #
 # Needs Python 3.11 or later with pip, and make. PYTHON=python3.12 names another interpreter.
@@ -47,6 +47,7 @@ check: $(STAMP)
 	$(BIN)/python tests/check_launchers.py
 	$(BIN)/python tests/check_campaign.py
 	$(BIN)/python tests/check_labeling.py
+	$(BIN)/python tests/check_label_studio.py
 	$(BIN)/python tests/check_distributed.py
 
 docs: $(STAMP)

@@ -30,7 +30,7 @@ ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "finetune_clip"): lambda _: None,
 }
 # Keys of an oracle that decide how people label and what is accepted, not the labels.
-LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share")
+LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share", "url", "project", "images")
 LOCATION_KEYS = ("root", "csv", "file", "download")  # keys of a dataset that say where its files are
 
 

@@ -23,7 +23,11 @@ GROUPS = (
     *("tracker", "runtime", "method"),
 )  # groups of which each needs an option
 # Oracles that ask people: the option of each target.
-PEOPLE = {"sslpl.oracle.FileOracle": "file", "sslpl.oracle.BrowserOracle": "browser"}
+PEOPLE = {
+    "sslpl.oracle.FileOracle": "file",
+    "sslpl.oracle.BrowserOracle": "browser",
+    "sslpl.oracle.LabelStudioOracle": "label_studio",
+}
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 

@@ -1,10 +1,12 @@
-"""Oracles: a simulated annotator, and people who label through files or on a page that the run serves."""
+"""Oracles: a simulated annotator, and people who label through files, on a page of the run or in Label Studio."""
 
 from sslpl.oracle.browser import BrowserOracle
+from sslpl.oracle.label_studio_oracle import LabelStudioOracle
 from sslpl.oracle.oracles import FileOracle, SimulatedOracle
 
 __all__ = [
     "BrowserOracle",
     "FileOracle",
+    "LabelStudioOracle",
     "SimulatedOracle",
 ]

@@ -99,8 +99,8 @@ def labeling_app(
         try:
             is_small = request.url.path.startswith("/small/")
             path, side = file_of(index), request.query_params.get("side", "")
-            side_or_most = int(side) if side.isdecimal() and 0 < int(side) < MAX_SIDE else MAX_SIDE
-            content, media_type = (small_picture(path), "image/jpeg") if is_small else picture_file(path, side_or_most)
+            limit = int(side) if side.isdecimal() and 0 < int(side) <= MAX_SIDE else None
+            content, media_type = (small_picture(path), "image/jpeg") if is_small else picture_file(path, limit)
         except Exception as error:  # Pillow raises anything for a damaged file
             return problem(404, f"cannot be read ({type(error).__name__})")
         return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -12,17 +12,18 @@ BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp
 MAX_BYTES, MAX_SIDE, SMALL_SIDE = 8 * 2**20, 2400, 200  # of what is sent; sides in pixels
 
 
-def picture_file(path: Path, side: int) -> tuple[bytes, str]:
-    """Returns an image file and its media type, unchanged if browsers show its format and few of its pixels are wasted.
+def picture_file(path: Path, side: int | None = None) -> tuple[bytes, str]:
+    """Returns an image file and its media type, unchanged if browsers show its format and its size suits them.
 
-    Otherwise it is sent as a JPEG whose longer side has at most `side` pixels, which a browser shows sooner. Pillow may
-    raise any exception for a damaged file.
+    Otherwise it is a JPEG whose longer side has at most `side` pixels, which a browser shows sooner. None allows any
+    number of pixels in a file of at most MAX_BYTES. Pillow may raise any exception for a damaged file.
     """
     with Image.open(path) as image:
         media_type, longest = BROWSER_FORMATS.get(image.format or ""), max(image.size)
-    if media_type is not None and path.stat().st_size <= MAX_BYTES and longest <= 1.25 * side:
+    fits = path.stat().st_size <= MAX_BYTES and (side is None or longest <= 1.25 * side)
+    if media_type is not None and fits:
         return path.read_bytes(), media_type
-    return reduced(path, min(side, MAX_SIDE)), "image/jpeg"
+    return reduced(path, min(side or MAX_SIDE, MAX_SIDE)), "image/jpeg"
 
 
 @lru_cache(maxsize=50)
