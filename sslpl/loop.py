@@ -10,14 +10,14 @@ from sslpl.memory import peak_memory_mib
 from sslpl.phases.ensemble import train_ensemble
 from sslpl.phases.evaluate import evaluate
 from sslpl.phases.finetune import finetune
-from sslpl.phases.label import add_labels, exclude_random, label, label_initial_pool
+from sslpl.phases.label import exclude_random, label, label_initial_pool, record_labels
 from sslpl.phases.query import initial_selection, query
 from sslpl.phases.train import train
 from sslpl.pool import LabelPool
 from sslpl.schedule import FINISHED, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import Ledger, Row, State, weights_of
-from sslpl.types import Step
+from sslpl.types import UNLABELED, Step
 
 
 class Observer(Protocol):
@@ -65,10 +65,10 @@ def initial_state(setup: Setup) -> State:
         state.previous_weights = weights_of(state.backbone)
     selection = initial_selection(setup, state)
     labels = setup.dataset.train_labels[selection.index]
-    if bool((labels < 0).any()):
+    if bool((labels == UNLABELED).any()):
         state.selection, state.phase = selection, "start"
     else:
-        add_labels(setup, state, selection, labels, cycle=0)
+        record_labels(setup, state, selection, labels, cycle=0)
         exclude_random(setup, state)
     return state
 

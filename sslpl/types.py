@@ -97,7 +97,7 @@ class Dataset(NamedTuple):
     """The pool and the test set, with their classes, normalization and augmentation settings."""
 
     train: Images
-    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 if unknown
+    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 if unknown, -2 if of no class
     test: Images
     test_labels: Tensor  # [M] int64
     class_names: tuple[str, ...]

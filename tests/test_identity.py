@@ -72,6 +72,7 @@ SCIENCE = [
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
     "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3", "oracle=file",
     "backbone.weights=a.pt budget.initial_pool=query method=typiclust",
+    "dataset.open_set=0.2", "dataset.open_set=[3]",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "test_time_augmentation"): lambda _: "none",
     ("training", "precise_batch_norm"): lambda _: False,
     ("training", "finetune_clip"): lambda _: None,
+    ("dataset", "open_set"): lambda _: 0.0,
 }
 # Keys of an oracle that decide how people label and what is accepted, not the labels.
 LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share")

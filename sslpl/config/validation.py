@@ -135,7 +135,25 @@ def check_protocol(config: Config) -> None:
         check_hidden_labels(config, oracle)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0")
+    if dataset.get("open_set"):
+        check_open_set(config)
     check_initial_query(config)
+
+
+def check_open_set(config: Config) -> None:
+    """Checks that nothing requires a class of every image, which those of an open set do not have."""
+    chosen = config["dataset"]["open_set"]
+    if (kind := config["budget"].get("initial_pool")) in ("balanced", "imbalanced"):
+        raise UserError(
+            f"budget.initial_pool={kind}: must be random or query with dataset.open_set={chosen}, "
+            "because it needs a class of every image"
+        )
+    for path, node in target_nodes("query", config["query"]):
+        if node.get("oracle_baseline"):
+            raise UserError(
+                f"{path}.oracle_baseline=true: must be false with dataset.open_set={chosen}, because it needs a class "
+                "of every image"
+            )
 
 
 def check_initial_query(config: Config) -> None:
@@ -161,6 +179,7 @@ def check_hidden_labels(config: Config, oracle: str) -> None:
     allowed = (
         ("dataset", dataset, "imbalance", ("none",)),
         ("dataset", dataset, "label_noise", (0.0,)),
+        ("dataset", dataset, "open_set", (0.0,)),
         ("budget", budget, "initial_pool", ("random", "query")),
     )
     for group, node, key, values in allowed:

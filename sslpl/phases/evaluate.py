@@ -7,14 +7,14 @@ import torch
 from sslpl.learn.inference import predict
 from sslpl.learn.metrics import loss_rank_correlation, test_metrics
 from sslpl.setup import Setup
-from sslpl.state import State
+from sslpl.state import Row, State
 from sslpl.types import Step
 
 
 def evaluate(setup: Setup, state: State) -> Iterator[Step]:
     """Computes the test metrics, and the rank correlation of predicted and true losses of the unlabeled images."""
     data, networks = setup.dataset, (state.backbone, state.module)
-    state.row.update(cycle=state.cycle, labeled=len(state.pool.labeled))
+    state.row.update(cycle=state.cycle, **label_counts(state))
     views = setup.training.test_time_augmentation
     test = predict(setup, *networks, data.test, torch.arange(len(data.test)), views)
     state.row.update(test_metrics(test, data.test_labels))
@@ -23,3 +23,22 @@ def evaluate(setup: Setup, state: State) -> Iterator[Step]:
         unlabeled = state.predictions = predict(setup, *networks, data.train, state.pool.unlabeled)
         state.row["loss_rank_correlation"] = loss_rank_correlation(unlabeled, setup.true_labels[unlabeled.index])
         yield Step(len(unlabeled.index))
+
+
+def label_counts(state: State) -> Row:
+    """Returns how many labels were paid for and, if images were rejected, how many, and their share of the last batch.
+
+    Rejected images cost a label, and are counted as labels.
+    """
+    rejected = len(state.pool.rejected)
+    labels = len(state.pool.labeled) + rejected
+    if not rejected:
+        return {"labeled": labels}
+    earlier: Row = state.history[-1] if state.history else {}
+    new_labels = labels - int(earlier.get("labeled") or 0)
+    new_rejected = max(0, rejected - int(earlier.get("rejected") or 0))  # people may have taken some back
+    return {
+        "labeled": labels,
+        "rejected": rejected,
+        "wasted_label_rate": min(1.0, new_rejected / new_labels) if new_labels > 0 else None,
+    }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the report uses this module, and importing torch would take
 COLUMNS = (
     "cycle",
     "labeled",
+    "rejected",
+    "wasted_label_rate",
     "test_accuracy",
     "test_macro_f1",
     "test_nll",

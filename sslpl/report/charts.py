@@ -19,6 +19,7 @@ METRICS: tuple[tuple[str, str, str, Range], ...] = (
     ("loss_rank_correlation", "Rank correlation of predicted and true loss", "", (-1.0, 1.0)),
     ("pseudo_label_rate", "Share of unlabeled images with a pseudo-label", "percent", SHARE),
     ("pseudo_label_accuracy", "Accuracy of the pseudo-labels", "percent", SHARE),
+    ("wasted_label_rate", "Share of wasted labels in each batch: images of no class", "percent", SHARE),
 )
 
 
