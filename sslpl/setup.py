@@ -68,7 +68,7 @@ class Setup(NamedTuple):
     @property
     def has_unknown_labels(self) -> bool:
         """True if the label of an image is unknown, so that human annotators are asked."""
-        return bool((self.dataset.train_labels == UNLABELED).any())
+        return bool((self.true_labels == UNLABELED).any())
 
     def with_class_names(self, class_names: tuple[str, ...]) -> "Setup":
         """Returns a copy with the class names known so far; the same setup if there are no new ones."""

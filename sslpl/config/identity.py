@@ -29,6 +29,9 @@ ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "precise_batch_norm"): lambda _: False,
     ("training", "finetune_clip"): lambda _: None,
     ("dataset", "open_set"): lambda _: 0.0,
+    ("oracle", "annotators"): lambda _: 1,
+    ("oracle", "max_answers"): lambda _: None,
+    ("oracle", "aggregate"): lambda _: "majority",
 }
 # Keys of an oracle that decide how people label and what is accepted, not the labels.
 LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share")

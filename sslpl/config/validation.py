@@ -24,6 +24,7 @@ GROUPS = (
 )  # groups of which each needs an option
 # Oracles that ask people: the option of each target.
 PEOPLE = {"sslpl.oracle.FileOracle": "file", "sslpl.oracle.BrowserOracle": "browser"}
+CROWD = "sslpl.oracle.CrowdOracle"
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -135,6 +136,8 @@ def check_protocol(config: Config) -> None:
         check_hidden_labels(config, oracle)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0")
+    if config.get("oracle", {}).get("_target_") == CROWD:
+        check_crowd(config)
     if dataset.get("open_set"):
         check_open_set(config)
     check_initial_query(config)
@@ -142,18 +145,27 @@ def check_protocol(config: Config) -> None:
 
 def check_open_set(config: Config) -> None:
     """Checks that nothing requires a class of every image, which those of an open set do not have."""
-    chosen = config["dataset"]["open_set"]
-    if (kind := config["budget"].get("initial_pool")) in ("balanced", "imbalanced"):
+    setting = f"dataset.open_set={config['dataset']['open_set']}"
+    check_without_hidden_labels(config, setting, "because it needs a class of every image")
+
+
+def check_crowd(config: Config) -> None:
+    """Checks that nothing reads the hidden labels past the simulated people, and that errors have one source."""
+    check_without_hidden_labels(config, "oracle=crowd", "because only the answers of the people are known")
+    if noise := config["dataset"].get("label_noise"):
         raise UserError(
-            f"budget.initial_pool={kind}: must be random or query with dataset.open_set={chosen}, "
-            "because it needs a class of every image"
+            f"dataset.label_noise={noise}: must be 0.0 with oracle=crowd, whose errors oracle.accuracy and "
+            "oracle.confusion set"
         )
+
+
+def check_without_hidden_labels(config: Config, setting: str, reason: str) -> None:
+    """Checks that neither the initial pool nor the strategy reads hidden labels."""
+    if (kind := config["budget"].get("initial_pool")) in ("balanced", "imbalanced"):
+        raise UserError(f"budget.initial_pool={kind}: must be random or query with {setting}, {reason}")
     for path, node in target_nodes("query", config["query"]):
         if node.get("oracle_baseline"):
-            raise UserError(
-                f"{path}.oracle_baseline=true: must be false with dataset.open_set={chosen}, because it needs a class "
-                "of every image"
-            )
+            raise UserError(f"{path}.oracle_baseline=true: must be false with {setting}, {reason}")
 
 
 def check_initial_query(config: Config) -> None:

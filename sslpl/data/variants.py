@@ -32,7 +32,7 @@ class PoolVariant:
 
 
 def apply_variant(dataset: Dataset, variant: PoolVariant, seed: int) -> Dataset:
-    """Returns the dataset with class imbalance and an open set, equal for all seeds, and label noise, drawn from the seed.
+    """Returns the dataset with class imbalance and an open set, equal for all seeds, and label noise drawn from it.
 
     Methods that share a seed share the wrong labels. The dataset keeps the true labels for analysis only.
     """

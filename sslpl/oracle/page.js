@@ -229,7 +229,7 @@ function ending(run) {
 function held(overview) {
   if (overview.needs_label) return ["At least one image needs a class", "Nothing can be learned from a first batch without a class: take a second look."];
   const who = Object.entries(overview.held).map(([name, count]) => `${name} (${count})`).join(", ");
-  return ["Nothing left for you in this batch", who ? `The last images are with ${who}.` : "The run goes on in a moment."];
+  return ["Nothing left for you in this batch", who ? `The last images are with ${who}.` : overview.open && overview.annotators > 1 ? "Images are left for other people: every image is answered by several." : "The run goes on in a moment."];
 }
 
 function training(run) {

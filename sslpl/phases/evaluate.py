@@ -3,18 +3,22 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from sslpl.learn.inference import predict
 from sslpl.learn.metrics import loss_rank_correlation, test_metrics
+from sslpl.oracle.agreement import annotator_kappa
 from sslpl.setup import Setup
 from sslpl.state import Row, State
-from sslpl.types import Step
+from sslpl.types import UNLABELED, Annotations, Step
 
 
 def evaluate(setup: Setup, state: State) -> Iterator[Step]:
     """Computes the test metrics, and the rank correlation of predicted and true losses of the unlabeled images."""
     data, networks = setup.dataset, (state.backbone, state.module)
     state.row.update(cycle=state.cycle, **label_counts(state))
+    if state.annotations is not None:
+        state.row.update(annotation_metrics(state, state.annotations, setup.true_labels))
     views = setup.training.test_time_augmentation
     test = predict(setup, *networks, data.test, torch.arange(len(data.test)), views)
     state.row.update(test_metrics(test, data.test_labels))
@@ -41,4 +45,18 @@ def label_counts(state: State) -> Row:
         "labeled": labels,
         "rejected": rejected,
         "wasted_label_rate": min(1.0, new_rejected / new_labels) if new_labels > 0 else None,
+    }
+
+
+def annotation_metrics(state: State, annotations: Annotations, truth: Tensor) -> Row:
+    """Returns how many answers were paid for, the agreement of the people, and the share of labels that are right.
+
+    The latter is None if a true label [pool] of a labeled image is unknown (-1).
+    """
+    true_labels = truth[state.ledger.index]
+    known = len(true_labels) > 0 and not bool((true_labels == UNLABELED).any())
+    return {
+        "answers": len(annotations.label),
+        "annotator_kappa": annotator_kappa(annotations),
+        "label_accuracy": (state.ledger.label == true_labels).double().mean().item() if known else None,
     }

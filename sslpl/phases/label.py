@@ -79,6 +79,7 @@ def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -
         if state.unaveraged_weights is not None:
             state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, new_backbone))
         state.backbone = grow_head(weights_of(state.backbone), new_backbone)
+    state.annotations = answer.annotations
     if answer.source:
         state.label_batches.append(LabelBatch(cycle, answer.time, answer.source))
     record_labels(setup, state, state.selection, answer.label, cycle)
@@ -110,7 +111,15 @@ def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
     reason = strategy_name(setup.query) if trained else "random, to begin with"
     names = state.class_names
     return LabelRequest(
-        setup.image_dataset, setup.folder, cycle, state.selection, reason, names, probabilities if trained else None
+        setup.image_dataset,
+        setup.folder,
+        cycle,
+        state.selection,
+        reason,
+        names,
+        probabilities if trained else None,
+        setup.seed,
+        state.annotations,
     )
 
 

@@ -131,6 +131,10 @@ class Recorder:
             if len(state.pool.rejected):
                 rejected = image_names(self.setup.dataset, state.pool.rejected)
                 write_whole(folder / "labeling" / "rejected.csv", run_tables.rejected_csv(rejected))
+        if state.annotations is not None:
+            names = image_names(self.setup.dataset, state.annotations.index)
+            table = run_tables.annotations_csv(state.annotations, names, state.class_names)
+            write_whole(folder / "labeling" / "annotations.csv", table)
         if not state.history:
             return
         write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))

@@ -20,6 +20,8 @@ METRICS: tuple[tuple[str, str, str, Range], ...] = (
     ("pseudo_label_rate", "Share of unlabeled images with a pseudo-label", "percent", SHARE),
     ("pseudo_label_accuracy", "Accuracy of the pseudo-labels", "percent", SHARE),
     ("wasted_label_rate", "Share of wasted labels in each batch: images of no class", "percent", SHARE),
+    ("annotator_kappa", "Agreement of the annotators (kappa)", "", (-1.0, 1.0)),
+    ("label_accuracy", "Share of right labels", "percent", SHARE),
 )
 
 
@@ -49,6 +51,7 @@ def chart_data(comparison: DatasetComparison, styles: Mapping[str, Style]) -> di
     charts += [
         chart("Balance of the classes in each query", "percent", SHARE, balance),
         chart("Test accuracy over time", "percent", SHARE, seconds, "seconds"),
+        chart("Test accuracy over answers", "percent", SHARE, accuracy_over(comparison, "answers"), "answers"),
     ]
     shown = [chart for chart in charts if chart["series"] or chart.get("partial")]
     legend = [{"name": arm.name, **styles[arm.name]._asdict()} for arm in [*arms, *comparison.ceilings]]
@@ -90,3 +93,13 @@ def accuracy_over_time(arm: Arm) -> Points:
         seconds += sum(row.get(phase, 0.0) for row in rows for phase in PHASE_SECONDS) / len(rows)
         curve.append((seconds, estimate([row["test_accuracy"] for row in rows])))
     return curve_points(curve, SHARE)
+
+
+def accuracy_over(comparison: DatasetComparison, column: str) -> dict[str, Points]:
+    """Returns, by arm, the test accuracy of each cycle against the mean of a column; arms without it are left out."""
+    curves = {}
+    for arm in comparison.arms:
+        cycles = [rows for rows in zip(*(run.rows for run in arm.runs), strict=False) if all(column in r for r in rows)]
+        points = [(sum(r[column] for r in rows) / len(rows), [r["test_accuracy"] for r in rows]) for rows in cycles]
+        curves[arm.name] = curve_points([(x, estimate(values)) for x, values in points], SHARE)
+    return curves

@@ -28,7 +28,7 @@ ESTIMATES = ("aubc", "final_accuracy", "loss_rank_correlation")
 PARTS = ("mean", "std", "low", "high")
 CURVES = (
     *("test_accuracy", "test_nll", "test_ece", ESTIMATES[2]),
-    *("pseudo_label_rate", "pseudo_label_accuracy", "wasted_label_rate"),
+    *("pseudo_label_rate", "pseudo_label_accuracy", "wasted_label_rate", "annotator_kappa", "label_accuracy"),
 )
 
 
