@@ -12,6 +12,7 @@ from sslpl.phases.evaluate import evaluate
 from sslpl.phases.finetune import finetune
 from sslpl.phases.label import exclude_random, label, label_initial_pool, record_labels
 from sslpl.phases.query import initial_selection, query
+from sslpl.phases.stop import stop_reason
 from sslpl.phases.train import train
 from sslpl.pool import LabelPool
 from sslpl.schedule import FINISHED, TRAINING_PHASES
@@ -85,10 +86,13 @@ def advance(setup: Setup, state: State) -> None:
     """Moves `state` from a finished phase to the next one, of the next cycle after the last phase of a cycle."""
     schedule = setup.schedule(state.module is not None)
     next_phase = schedule.phase_after(state.phase, state.cycle)
-    if next_phase is not None:
+    reason = stop_reason(setup, state) if state.phase == "evaluate" and next_phase is not None else None
+    if next_phase is not None and reason is None:
         state.enter(next_phase)
         return
-    is_last_cycle = schedule.is_last(state.cycle)
+    if reason is not None and setup.world.is_rank_zero:
+        setup.announce(f"stops: {reason}")
+    is_last_cycle = reason is not None or schedule.is_last(state.cycle)
     close_cycle(state)
     state.enter(FINISHED if is_last_cycle else "train")
     state.previous_weights = weights_of(state.backbone) if setup.needs.previous else None

@@ -220,6 +220,7 @@ class LabelAnswer(NamedTuple):
     time: str = ""  # when they were read, UTC
     earlier: EarlierLabels | None = None
     annotations: Annotations | None = None  # if an image is asked about several times: all of them so far
+    seconds: float | None = None  # that people have spent on all answers so far; None: not measured
 
 
 class RunProgress(NamedTuple):
@@ -231,6 +232,7 @@ class RunProgress(NamedTuple):
     labeled: int
     seconds_left: float | None  # until the next batch, without the time of labeling; None if it is not known yet
     curve: tuple[tuple[int, float], ...]  # labels and test accuracy (0 to 1) of each cycle so far
+    forecast: str = ""  # of the next batch and of the target
 
 
 class Oracle(Protocol):

@@ -178,7 +178,8 @@ def label_answer(
         torch.tensor([*labels], dtype=torch.int64), torch.tensor([*labels.values()], dtype=torch.int64)
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return LabelAnswer(batch, tuple(classes), f"labeling/{LOG}", now, earlier, annotations)
+    seconds = sum(answer.seconds for answer in answers if answer.seconds is not None)
+    return LabelAnswer(batch, tuple(classes), f"labeling/{LOG}", now, earlier, annotations, seconds)
 
 
 def say_farewell(labeling: Labeling) -> None:

@@ -255,6 +255,8 @@ function drawProgress() {
   $("count").textContent = overview.size ? `${done} of ${overview.size}` + (overview.skipped ? `, ${overview.skipped} skipped` : "") : "";
   const last = run.curve.at(-1);
   $("accuracy").textContent = last ? `${(100 * last[1]).toFixed(1)}% with ${last[0].toLocaleString("en")} labels` : "not measured yet";
+  $("forecast-row").hidden = !run.forecast;
+  $("forecast").textContent = run.forecast.replace(/^forecast /, "").replaceAll("with ", "at ");
   $("pace").textContent = overview.seconds === null ? "–" : `${overview.seconds.toFixed(1)} s`;
   const people = Math.max(1, Object.keys(overview.held).length);
   $("left").textContent = overview.labeling && overview.seconds !== null ? duration((overview.seconds * overview.open) / people) : "–";

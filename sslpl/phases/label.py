@@ -79,7 +79,7 @@ def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -
         if state.unaveraged_weights is not None:
             state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, new_backbone))
         state.backbone = grow_head(weights_of(state.backbone), new_backbone)
-    state.annotations = answer.annotations
+    state.annotations, state.labeling_seconds = answer.annotations, answer.seconds
     if answer.source:
         state.label_batches.append(LabelBatch(cycle, answer.time, answer.source))
     record_labels(setup, state, state.selection, answer.label, cycle)

@@ -111,7 +111,7 @@ function hover(figure, svg, chart, series, styles, { X, xs, top, bottom }) {
     const x = xs.reduce((best, other) => (Math.abs(X(other) - at) < Math.abs(X(best) - at) ? other : best), xs[0]);
     const rows = series.flatMap(([name, line]) => line.filter((p) => p[0] === x).map((p) => [name, p]));
     if (!rows.length) return leave();
-    tip.replaceChildren(element("b", "", null, `${number(x, chart.axis === "seconds" && x < 100 ? 2 : 0)} ${chart.axis}`));
+    tip.replaceChildren(element("b", "", null, `${number(x, chart.axis === "seconds" && x < 100 || chart.axis.startsWith("hours") ? 2 : 0)} ${chart.axis}`));
     for (const [name, [, mean, , , n, half]] of rows.sort((a, b) => b[1][1] - a[1][1])) {
       const row = element("div", "", tip);
       element("span", "dot", row).style.setProperty("--c", styles[name].color);
