@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from sslpl.class_balance import geometric_frequencies
-from sslpl.types import Amount, Count, Ratio, ShareBelowOne, UserError
+from sslpl.types import Amount, Count, Positive, PositiveOrZero, Ratio, Share, ShareBelowOne, UserError
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class Budget:
     validation: ShareBelowOne = 0.0  # share of each batch of labels that is held out
     initial_pool: Literal["random", "balanced", "imbalanced", "query"] = "random"  # query: selected by the strategy
     initial_ratio: Ratio | None = None  # imbalanced: share of the first class over that of the last
+    seconds: Positive | None = None  # of labeling; the run ends before a batch that would exceed them
+    seconds_per_label: PositiveOrZero | None = None  # where the time is not measured
+    target: Share | None = None  # test accuracy that forecasts look for
+    stop: Literal["never", "stable_predictions", "expected_gain"] = "never"
+    stop_kappa: Share = 0.99
+    stop_gain: Share = 0.001
 
     def in_images(self, pool_size: int, classes: int = 1, known: int = 0) -> "Budget":
         """Returns the budget in images; UserError if it is inconsistent or does not fit the pool or the classes.

@@ -10,14 +10,15 @@ from sslpl.memory import peak_memory_mib
 from sslpl.phases.ensemble import train_ensemble
 from sslpl.phases.evaluate import evaluate
 from sslpl.phases.finetune import finetune
-from sslpl.phases.label import add_labels, exclude_random, label, label_initial_pool
+from sslpl.phases.label import exclude_random, label, label_initial_pool, record_labels
 from sslpl.phases.query import initial_selection, query
+from sslpl.phases.stop import stop_reason
 from sslpl.phases.train import train
 from sslpl.pool import LabelPool
 from sslpl.schedule import FINISHED, TRAINING_PHASES
 from sslpl.setup import Setup
 from sslpl.state import Ledger, Row, State, weights_of
-from sslpl.types import Step
+from sslpl.types import UNLABELED, Step
 
 
 class Observer(Protocol):
@@ -66,10 +67,10 @@ def initial_state(setup: Setup) -> State:
         state.previous_weights = weights_of(state.backbone)
     selection = initial_selection(setup, state)
     labels = setup.dataset.train_labels[selection.index]
-    if bool((labels < 0).any()):
+    if bool((labels == UNLABELED).any()):
         state.selection, state.phase = selection, "start"
     else:
-        add_labels(setup, state, selection, labels, cycle=0)
+        record_labels(setup, state, selection, labels, cycle=0)
         exclude_random(setup, state)
     return state
 
@@ -86,10 +87,13 @@ def advance(setup: Setup, state: State) -> None:
     """Moves `state` from a finished phase to the next one, of the next cycle after the last phase of a cycle."""
     schedule = setup.schedule(state.module is not None)
     next_phase = schedule.phase_after(state.phase, state.cycle)
-    if next_phase is not None:
+    reason = stop_reason(setup, state) if state.phase == "evaluate" and next_phase is not None else None
+    if next_phase is not None and reason is None:
         state.enter(next_phase)
         return
-    is_last_cycle = schedule.is_last(state.cycle)
+    if reason is not None and setup.world.is_rank_zero:
+        setup.announce(f"stops: {reason}")
+    is_last_cycle = reason is not None or schedule.is_last(state.cycle)
     close_cycle(state)
     state.enter(FINISHED if is_last_cycle else "train")
     state.previous_weights = weights_of(state.backbone) if setup.needs.previous else None

@@ -20,7 +20,7 @@ from sslpl.schedule import Schedule
 from sslpl.ssl.task_method import TaskMethod
 from sslpl.training import Training
 from sslpl.turns import ALONE, Turns
-from sslpl.types import Dataset, Oracle, QueryStrategy
+from sslpl.types import UNLABELED, Dataset, Oracle, QueryStrategy
 
 RankingLoss = Callable[..., Tensor]  # predicted [B], target [B], optionally weight=[B] -> []
 SSLMethod = Callable[..., Any]  # weak logits -> PseudoLabel, or the class of a stateful method
@@ -86,7 +86,7 @@ class Setup(NamedTuple):
     @property
     def has_unknown_labels(self) -> bool:
         """True if the label of an image is unknown, so that human annotators are asked."""
-        return bool((self.dataset.train_labels < 0).any())
+        return bool((self.true_labels == UNLABELED).any())
 
     def with_class_names(self, class_names: tuple[str, ...]) -> "Setup":
         """Returns a copy with the class names known so far; the same setup if there are no new ones."""

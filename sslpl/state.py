@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslpl.pool import LabelPool, without
-from sslpl.types import Predictions, Selection
+from sslpl.types import Annotations, Predictions, Selection
 
 Row = dict[str, float | int | None]
 Weights = dict[str, Tensor]
@@ -75,6 +75,9 @@ class State:
     history: list[Row] = field(default_factory=list)  # metrics of the finished cycles
     class_names: tuple[str, ...] = ()  # known so far
     label_batches: list[LabelBatch] = field(default_factory=list)  # from human annotators
+    annotations: Annotations | None = None  # the answers behind the labels, if an image has several
+    labeling_seconds: float | None = None  # that people have spent on answers; None: not measured
+    stop_predictions: Tensor | None = None  # classes that the last cycle's backbone predicted, for a stopping rule
     uncapturable: bool = False  # steps could not be captured as CUDA graphs in this process; not saved
 
     def enter(self, phase: str) -> None:
@@ -133,6 +136,9 @@ class State:
             "history": self.history,
             "class_names": list(self.class_names),
             "label_batches": [tuple(batch) for batch in self.label_batches],
+            "labeling_seconds": self.labeling_seconds,
+            "stop_predictions": self.stop_predictions,
+            "annotations": tuple(self.annotations) if self.annotations is not None else None,
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -156,6 +162,9 @@ class State:
         self.row, self.seconds, self.history = saved["row"], saved["seconds"], saved["history"]
         self.images, self.class_names = saved["images"], tuple(saved["class_names"])
         self.label_batches = [LabelBatch(*batch) for batch in saved["label_batches"]]
+        self.labeling_seconds, self.stop_predictions = saved.get("labeling_seconds"), saved.get("stop_predictions")
+        annotations = saved.get("annotations")
+        self.annotations = None if annotations is None else Annotations(*annotations)
 
 
 def weights_of(network: nn.Module) -> Weights:

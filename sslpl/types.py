@@ -97,7 +97,7 @@ class Dataset(NamedTuple):
     """The pool and the test set, with their classes, normalization and augmentation settings."""
 
     train: Images
-    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 if unknown
+    train_labels: Tensor  # [N] int64, hidden until an oracle reveals them; -1 if unknown, -2 if of no class
     test: Images
     test_labels: Tensor  # [M] int64
     class_names: tuple[str, ...]
@@ -181,6 +181,15 @@ class QueryStrategy(Protocol):
     def __call__(self, context: QueryContext, n: int, rng: Generator) -> Selection: ...
 
 
+class Annotations(NamedTuple):
+    """Every answer of several annotators in a run so far, in the order in which they were given."""
+
+    index: Tensor  # type: ignore[assignment]  # [A] int64, positions in the pool
+    person: Tensor  # [A] int64, positions in `people`
+    label: Tensor  # [A] int64; -2: of no class
+    people: tuple[str, ...]
+
+
 class LabelRequest(NamedTuple):
     """A request to an oracle for the labels of n images."""
 
@@ -191,6 +200,8 @@ class LabelRequest(NamedTuple):
     reason: str  # how they were selected
     class_names: tuple[str, ...]  # known so far
     probabilities: Callable[[], Tensor] | None  # -> [n, classes], by the current backbone; None if untrained
+    seed: int = 0  # of the run
+    annotations: Annotations | None = None  # of earlier requests, if an image is asked about several times
 
 
 class EarlierLabels(NamedTuple):
@@ -208,6 +219,8 @@ class LabelAnswer(NamedTuple):
     source: str = ""  # where the labels were read from
     time: str = ""  # when they were read, UTC
     earlier: EarlierLabels | None = None
+    annotations: Annotations | None = None  # if an image is asked about several times: all of them so far
+    seconds: float | None = None  # that people have spent on all answers so far; None: not measured
 
 
 class RunProgress(NamedTuple):
@@ -219,6 +232,7 @@ class RunProgress(NamedTuple):
     labeled: int
     seconds_left: float | None  # until the next batch, without the time of labeling; None if it is not known yet
     curve: tuple[tuple[int, float], ...]  # labels and test accuracy (0 to 1) of each cycle so far
+    forecast: str = ""  # of the next batch and of the target
 
 
 class Oracle(Protocol):

@@ -36,9 +36,13 @@ def write_run(
     dirty: bool = False,
     correlation: float | None = None,
     choices: dict[str, str] | None = None,
+    columns: dict[str, list[float]] | None = None,
     **values: dict[str, Any],
 ) -> Path:
-    """Writes the folder of a run with an accuracy per cycle; `values` are merged into groups of its config."""
+    """Writes the folder of a run with an accuracy per cycle; `values` are merged into groups of its config.
+
+    `columns` are further columns of its metrics, a value per cycle.
+    """
     config = {key: {**group, **values.get(key, {})} for key, group in CONFIG.items()}
     config |= {"method": label.partition("+")[0], "seed": seed}
     folder = root / dataset / label / f"seed{seed}-{identity.run_id(config)}"
@@ -60,6 +64,7 @@ def write_run(
             "loss_rank_correlation": correlation,
             "train_seconds": 2.0,
             "query_seconds": 1.0,
+            **{key: column[k] for key, column in (columns or {}).items()},
         }
         for k, (n, a) in enumerate(zip(labeled, accuracy, strict=True))
     ]

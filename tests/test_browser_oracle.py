@@ -13,6 +13,7 @@ from conftest import Result, run_folder, timeless
 from labeling_page import PageClient, item, label_until_end, wait_for_link
 from PIL import Image
 from test_oracle import FILES, QUICK, read, truth
+from test_oracle import NAMES as DIGITS
 
 from sslpl.config.identity import scientific_config
 from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
@@ -387,3 +388,98 @@ def test_a_resumed_run_keeps_its_link(tmp_path: Path) -> None:
 def test_how_people_label_is_not_part_of_the_id() -> None:
     oracle = {"_target_": "sslpl.oracle.BrowserOracle", "port": 1, "host": "::1", "share": True, "guesses": False}
     assert scientific_config({"dataset": {}, "oracle": oracle})["oracle"] == {"_target_": "sslpl.oracle.BrowserOracle"}
+
+
+# Several answers about each image
+
+
+@pytest.fixture
+def pair(tmp_path: Path, clock: Clock) -> Labeling:
+    """Returns a labeling of three images that two people answer, and a third one where they disagree."""
+    log = AnswerLog(tmp_path / LOG, by_person=True)
+    labeling = Labeling(log, NAMES, CLASSES, new_classes=True, clock=clock, annotators=2, max_answers=3)
+    labeling.open_batch(Batch(0, (0, 1, 2), (None,) * 3, CLASSES))
+    return labeling
+
+
+def say(labeling: Labeling, name: str, **labels: str) -> None:
+    """Answers about images, as in image0="A"."""
+    items = [
+        {
+            "id": f"{name}-{image}-0",
+            "action": "label",
+            "index": int(image[-1]),
+            "label": CLASSES["ABCDEFGH".index(said)],
+        }
+        for image, said in labels.items()
+    ]
+    assert all(result["ok"] for result in give(labeling, *items, name=name))
+
+
+def test_every_image_goes_to_different_people_until_they_agree(pair: Labeling) -> None:
+    say(pair, "ada", image0="A", image1="A", image2="B")
+    assert indices(pair.take(page("ada"))) == []
+    assert pair.overview()["open"] == 3
+    assert sorted(indices(pair.take(page("bob")))) == [0, 1, 2]
+    assert all(record["answer"] is None for record in pair.take(page("bob")))  # nobody sees the others' answers
+    assert pair.review("bob") == []
+    say(pair, "bob", image0="A", image1="B", image2="B")
+    assert not pair.wait(0)
+    assert [indices(pair.take(page(name))) for name in ("ada", "bob", "Ada", "eve")] == [[], [], [], [1]]
+    say(pair, "eve", image1="B")
+    assert pair.wait(0)
+    assert len(pair.close_batch()) == 7
+
+
+def test_a_name_is_one_person_however_it_is_written(pair: Labeling) -> None:
+    say(pair, "ada", image0="A")
+    assert indices(pair.take(Submission(tab="another-tab", person=" Ada "))) == [1, 2]
+    (result,) = give(pair, {"id": "ada-again-0", "action": "label", "index": 0, "label": CLASSES[1]}, name="ADA")
+    assert not result["ok"]  # it replaces an answer that the page has not seen
+
+
+def test_an_own_answer_is_corrected_alone(pair: Labeling, tmp_path: Path, clock: Clock) -> None:
+    say(pair, "ada", image0="A", image1="A", image2="A")
+    say(pair, "bob", image0="A", image1="A", image2="B")
+    change = {"id": "bob-image2-1", "action": "label", "index": 2, "label": CLASSES[0], "replaces": "bob-image2-0"}
+    assert give(pair, change, name="bob")[0]["ok"]
+    assert pair.wait(0)
+    pair.log.close()
+    again = Labeling(
+        AnswerLog(tmp_path / LOG, by_person=True), NAMES, CLASSES, True, clock, annotators=2, max_answers=3
+    )
+    again.open_batch(Batch(0, (0, 1, 2), (None,) * 3, CLASSES))
+    assert again.wait(0)
+    assert len(again.close_batch()) == 6
+
+
+def test_the_answers_of_several_people_become_labels(pair: Labeling, tmp_path: Path) -> None:
+    say(pair, "ada", image0="A", image1="A", image2="B")
+    say(pair, "bob", image0="A", image1="B", image2="B")
+    say(pair, "eve", image1="B")
+    answer = label_answer(request(tmp_path, [0, 1, 2], 0), NAMES, pair.close_batch(), "majority")
+    assert answer.label.tolist() == [0, 1, 1]
+    assert answer.annotations is not None
+    assert answer.annotations.people == ("ada", "bob", "eve")
+    assert len(answer.annotations.label) == 7
+
+
+def test_two_people_label_a_run(sslpl: Command) -> None:
+    def label(name: str, wrong: int) -> int:
+        def said(path: str) -> str:
+            return truth(path) if wrong == 0 or int(path[-7:-4]) % wrong else DIGITS[0]
+
+        return label_until_end(wait_for_link(Path("outputs")), said, name)
+
+    with ThreadPoolExecutor(3) as threads:
+        counts = [threads.submit(label, name, wrong) for name, wrong in (("Ada", 0), ("Bob", 3), ("Eve", 0))]
+        done = sslpl(*QUICK, *BROWSER, "oracle.annotators=2")
+    assert done.code == 0, done.err
+    assert sum(count.result() for count in counts) >= 2 * 32
+    rows = timeless(run_folder())
+    answers, _ = read_answers(run_folder() / "labeling" / LOG)
+    assert [row["labeled"] for row in rows] == ["24", "32"]
+    assert int(rows[-1]["answers"]) == len(answers) >= 64
+    people = {path: [a.person for a in answers if a.path == path] for path in {a.path for a in answers}}
+    assert len(people) == 32
+    assert all(len(set(names)) == len(names) >= 2 for names in people.values())

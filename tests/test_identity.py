@@ -72,6 +72,9 @@ SCIENCE = [
     "budget.initial_pool=imbalanced budget.initial_ratio=5", "budget.initial_pool=imbalanced budget.initial_ratio=6",
     "task_ssl=fixmatch", "task_ssl=uda", "task_ssl=fixmatch task_ssl.ratio=3", "oracle=file",
     "backbone.weights=a.pt budget.initial_pool=query method=typiclust",
+    "dataset.open_set=0.2", "dataset.open_set=[3]", "oracle=crowd", "oracle=crowd oracle.annotators=2",
+    "budget.seconds=60 budget.seconds_per_label=1", "budget.seconds_per_label=2", "budget.stop=expected_gain",
+    "budget.stop=stable_predictions",
     "dataset.label_noise=0.1", "dataset.imbalance=stepped dataset.imbalance_ratio=5",
     "dataset.imbalance=long_tailed dataset.imbalance_ratio=5", "dataset.imbalance=stepped dataset.imbalance_ratio=6",
 ]  # fmt: skip
@@ -102,7 +105,7 @@ def test_every_value_counts_except_where_and_how_a_run_executes(overrides: list[
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = "something else"
-        locations = (("dataset", "root"), ("dataset", "download"))
+        locations = (("dataset", "root"), ("dataset", "download"), ("budget", "target"))
         ignored = path[0] in ("runtime", "tracker") or path in locations
         assert (identity.run_id(changed) == run["id"]) == ignored, path
 

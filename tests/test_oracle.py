@@ -227,6 +227,7 @@ def test_a_sweep_goes_on_while_runs_wait(sslpl: Command) -> None:
     ("overrides", "said"),
     [
         (["oracle=file", "dataset.label_noise=0.1"], "dataset.label_noise=0.1: must be 0.0 with oracle=file"),
+        (["oracle=browser", "dataset.open_set=0.3"], "dataset.open_set=0.3: must be 0.0 with oracle=browser"),
         (["oracle=file", "dataset.imbalance=stepped", "dataset.imbalance_ratio=2"], "imbalance=stepped: must be none"),
         (["oracle=file", "budget.initial_pool=balanced"], "initial_pool=balanced: must be random or query with"),
         (["oracle=file", "method=random", "query=class_balanced_random", "query.oracle_baseline=true"],

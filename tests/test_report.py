@@ -445,3 +445,25 @@ def test_every_format_holds_every_kind_of_cell() -> None:
     ]
     assert r"a\_b & 3 (of 4) & $\mathbf{-1.50}$ (-2.00 to -1.00) & $60.00 \pm 0.50$ &  & x<y \\" in render_latex(table)
     assert [next(iter(column.cells)) for column in render_terminal(table).columns] == text.split(" | ")
+
+
+def test_what_labels_cost_and_how_good_they_are_has_charts(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        columns = {
+            "labeling_seconds": [1800.0 + 1800 * seed, 3600.0],
+            "answers": [40.0, 80.0],
+            "wasted_label_rate": [0.25, 0.5],
+            "annotator_kappa": [0.6, 0.7],
+            "label_accuracy": [0.9, 0.95],
+        }
+        write_run(tmp_path, "random", seed, [0.5, 0.7], columns=columns)
+        write_run(tmp_path, "entropy", seed, [0.5, 0.8])
+    (comparison,) = compare_datasets(read_runs([tmp_path])[0])
+    charts = {chart["title"]: chart for chart in chart_data(comparison, arm_styles([comparison]))["charts"]}
+    hours, answers = (charts[f"Test accuracy over {what}"] for what in ("the time of labeling", "answers"))
+    assert [name for name, _ in hours["series"]] == [name for name, _ in answers["series"]] == ["random"]
+    assert [point[:2] for point in hours["series"][0][1]] == [[0.75, 0.5], [1.0, 0.7]]
+    assert [point[0] for point in answers["series"][0][1]] == [40, 80]
+    wasted = charts["Share of wasted labels in each batch: images of no class"]
+    assert [point[1] for point in wasted["series"][0][1]] == [0.25, 0.5]
+    assert {"Agreement of the annotators (kappa)", "Share of right labels"} <= set(charts)

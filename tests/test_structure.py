@@ -14,7 +14,7 @@ FLOORS = (
     ("sslpl", "types", "seeds", "files", "csv_text", "memory", "messages", "lbfgs", "process_state"),
     ("fingerprints", "arguments", "turns"),
     ("distributed", "class_balance", "ranking", "calibration"),
-    ("pool", "budget", "trimming", "training"),
+    ("pool", "budget", "trimming", "training", "forecast", "stopping"),
     ("schedule",),
     ("data", "models", "clustering", "ssl"),
     ("query", "oracle"),

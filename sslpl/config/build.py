@@ -27,7 +27,7 @@ from sslpl.query.limits import check_pool
 from sslpl.runtime import Runtime, has_bfloat16
 from sslpl.seeds import build_seeded
 from sslpl.setup import Acceleration, EmbeddedImages, Setup, acceleration_on
-from sslpl.types import Dataset, Images, Oracle, UserError
+from sslpl.types import UNLABELED, Dataset, Images, Oracle, UserError
 
 SAMPLE_PIXELS = 2**20  # of the images from which a backbone's first weights are computed
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
     training, ranking, ssl, query = (instantiate(config[name]) for name in ("training", "ranking", "ssl", "query"))
     oracle: Oracle = instantiate(config["oracle"])
     dataset = images = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
-    labeled = int((dataset.train_labels >= 0).sum()) % len(dataset.train)  # 0 if all labels are known
+    labeled = int((dataset.train_labels != UNLABELED).sum()) % len(dataset.train)  # 0 if all labels are known
     budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), labeled)
     bfloat16 = training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device))
     build, embedded = network_builder(config, images, device, compiled=runtime.compile is True), None
@@ -121,7 +121,7 @@ def build_augmentation(dataset: Dataset, device: torch.device) -> Augmentation:
 
 
 def read_dataset(node: Config, seed: int) -> Dataset:
-    """Reads a dataset and applies the variant (imbalance, label noise) of its config."""
+    """Reads a dataset and applies the variant (imbalance, open set, label noise) of its config."""
     reader, variant = split_config(node, PoolVariant)
     dataset: Dataset = instantiate(reader)
     return apply_variant(dataset, variant, seed)

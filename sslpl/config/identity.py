@@ -28,6 +28,15 @@ ADDED_KEYS: dict[tuple[str, str], Callable[[Config], Any]] = {
     ("training", "test_time_augmentation"): lambda _: "none",
     ("training", "precise_batch_norm"): lambda _: False,
     ("training", "finetune_clip"): lambda _: None,
+    ("dataset", "open_set"): lambda _: 0.0,
+    ("budget", "seconds"): lambda _: None,
+    ("budget", "seconds_per_label"): lambda _: None,
+    ("budget", "stop"): lambda _: "never",
+    ("budget", "stop_kappa"): lambda _: 0.99,
+    ("budget", "stop_gain"): lambda _: 0.001,
+    ("oracle", "annotators"): lambda _: 1,
+    ("oracle", "max_answers"): lambda _: None,
+    ("oracle", "aggregate"): lambda _: "majority",
 }
 # Keys of an oracle that decide how people label and what is accepted, not the labels.
 LABELING_KEYS = ("partial", "new_classes", "guesses", "port", "host", "share", "url", "project", "images")
@@ -44,6 +53,8 @@ def scientific_config(config: Config) -> Config:
     if "backbone" in science:
         ignored = "weights_fingerprint" if science["backbone"].get("weights_fingerprint") is None else "weights"
         science["backbone"] = {key: value for key, value in science["backbone"].items() if key != ignored}
+    if "budget" in science:  # a forecast changes nothing
+        science["budget"] = {key: value for key, value in science["budget"].items() if key != "target"}
     oracle = science.get("oracle", {})
     science["oracle"] = {key: value for key, value in oracle.items() if key not in LABELING_KEYS}
     return without_added_keys(science)

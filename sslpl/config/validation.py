@@ -28,6 +28,7 @@ PEOPLE = {
     "sslpl.oracle.BrowserOracle": "browser",
     "sslpl.oracle.LabelStudioOracle": "label_studio",
 }
+CROWD = "sslpl.oracle.CrowdOracle"
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -139,7 +140,42 @@ def check_protocol(config: Config) -> None:
         check_hidden_labels(config, oracle)
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0")
+    if config.get("oracle", {}).get("_target_") == CROWD:
+        check_crowd(config)
+    if dataset.get("open_set"):
+        check_open_set(config)
     check_initial_query(config)
+    is_measured = (config.get("oracle") or {}).get("_target_") == "sslpl.oracle.BrowserOracle"
+    if budget.get("seconds") is not None and not is_measured and not budget.get("seconds_per_label"):
+        raise UserError(
+            f"budget.seconds={budget['seconds']}: needs budget.seconds_per_label above 0, because only oracle=browser "
+            "measures the time of a label"
+        )
+
+
+def check_open_set(config: Config) -> None:
+    """Checks that nothing requires a class of every image, which those of an open set do not have."""
+    setting = f"dataset.open_set={config['dataset']['open_set']}"
+    check_without_hidden_labels(config, setting, "because it needs a class of every image")
+
+
+def check_crowd(config: Config) -> None:
+    """Checks that nothing reads the hidden labels past the simulated people, and that errors have one source."""
+    check_without_hidden_labels(config, "oracle=crowd", "because only the answers of the people are known")
+    if noise := config["dataset"].get("label_noise"):
+        raise UserError(
+            f"dataset.label_noise={noise}: must be 0.0 with oracle=crowd, whose errors oracle.accuracy and "
+            "oracle.confusion set"
+        )
+
+
+def check_without_hidden_labels(config: Config, setting: str, reason: str) -> None:
+    """Checks that neither the initial pool nor the strategy reads hidden labels."""
+    if (kind := config["budget"].get("initial_pool")) in ("balanced", "imbalanced"):
+        raise UserError(f"budget.initial_pool={kind}: must be random or query with {setting}, {reason}")
+    for path, node in target_nodes("query", config["query"]):
+        if node.get("oracle_baseline"):
+            raise UserError(f"{path}.oracle_baseline=true: must be false with {setting}, {reason}")
 
 
 def check_initial_query(config: Config) -> None:
@@ -165,6 +201,7 @@ def check_hidden_labels(config: Config, oracle: str) -> None:
     allowed = (
         ("dataset", dataset, "imbalance", ("none",)),
         ("dataset", dataset, "label_noise", (0.0,)),
+        ("dataset", dataset, "open_set", (0.0,)),
         ("budget", budget, "initial_pool", ("random", "query")),
     )
     for group, node, key, values in allowed:

@@ -55,6 +55,8 @@ def checked_config(cfg: DictConfig) -> Config:
     config = typed_config(config)
     if not has_images(config):
         raise UserError("dataset=embeddings: must be a dataset of images")
+    if open_set := config["dataset"].get("open_set"):
+        raise UserError(f"dataset.open_set={open_set}: must be 0.0; set it in the runs on the embeddings")
     if config["backbone"].get("weights") is None:
         raise UserError(
             "backbone.weights=null: must be imagenet or a file of weights, because embeddings of random weights are "

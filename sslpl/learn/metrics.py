@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sslpl.calibration import calibration_error
-from sslpl.types import Predictions
+from sslpl.types import UNLABELED, Predictions
 
 
 def true_losses(predictions: Predictions, labels: Tensor) -> Tensor:
@@ -41,11 +41,13 @@ def test_metrics(predictions: Predictions, labels: Tensor) -> dict[str, float | 
 def loss_rank_correlation(predictions: Predictions, labels: Tensor) -> float | None:
     """Returns the Spearman correlation of predicted and true loss; None if undefined or if a label is unknown (-1).
 
-    For analysis only.
+    Images of no class (-2) have no true loss and are left out. For analysis only.
     """
-    if predictions.predicted_loss is None or len(predictions.index) < 2 or bool((labels < 0).any()):
+    has_class = labels >= 0
+    if predictions.predicted_loss is None or int(has_class.sum()) < 2 or bool((labels == UNLABELED).any()):
         return None
-    predicted, true = predictions.predicted_loss.cpu(), true_losses(predictions, labels)
+    predicted = predictions.predicted_loss.cpu()[has_class]
+    true = true_losses(predictions, labels.clamp(min=0))[has_class]
     if any(bool((values == values[0]).all()) for values in (predicted, true)):  # undefined, and scipy would warn
         return None
     from scipy.stats import spearmanr  # imported late: it takes a second

@@ -32,15 +32,18 @@ class Answer(NamedTuple):
 
 
 class AnswerLog:
-    """The append-only log of answers, and what holds for each image after all of them."""
+    """The append-only log of answers, and what holds for each image after all of them.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    With `by_person` every person has an answer of their own about an image, and otherwise the last one holds.
+    """
+
+    def __init__(self, path: Path, by_person: bool = False) -> None:
+        self.path, self.by_person = path, by_person
         self.ids: set[str] = set()
         self.new_classes: list[str] = []  # in the order of their addition
         self.finished: set[int] = set()  # cycles whose batches end without their skipped images
-        self._last_id: dict[str, str] = {}  # by path
-        self._history: dict[str, list[Answer]] = {}  # by path, without undone answers
+        self._last_id: dict[str, dict[str, str]] = {}  # by path and person
+        self._history: dict[str, dict[str, list[Answer]]] = {}  # by path and person, without undone answers
         path.parent.mkdir(parents=True, exist_ok=True)
         answers, size = read_answers(path)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -65,18 +68,26 @@ class AnswerLog:
         for answer in answers:
             self._apply(answer)
 
-    def current(self, path: str) -> Answer | None:
-        """Returns the answer that holds for an image; None if it has none."""
-        history = self._history.get(path)
+    def is_known(self, path: str) -> bool:
+        """True if a line is about an image."""
+        return path in self._last_id
+
+    def answers(self, path: str) -> list[Answer]:
+        """Returns the answers that hold for an image: at most one, or one of each person."""
+        return [history[-1] for history in self._history.get(path, {}).values() if history]
+
+    def current(self, path: str, person: str = "") -> Answer | None:
+        """Returns the answer about an image that the next one, of a person, replaces; None if there is none."""
+        history = self._history.get(path, {}).get(self._owner(person))
         return history[-1] if history else None
 
-    def last_id(self, path: str) -> str:
-        """Returns the id of the last line about an image, which the next one replaces; empty if there is none."""
-        return self._last_id.get(path, "")
+    def last_id(self, path: str, person: str = "") -> str:
+        """Returns the id of the line about an image that the next one of a person replaces; empty if there is none."""
+        return self._last_id.get(path, {}).get(self._owner(person), "")
 
     def all_current(self) -> Iterator[Answer]:
-        """Yields the answer that holds for each image, in the order of the images' first answers."""
-        return (history[-1] for history in self._history.values() if history)
+        """Yields the answers that hold, in the order of the images' first answers."""
+        return (answer for path in self._history for answer in self.answers(path))
 
     def close(self) -> None:
         """Closes the file."""
@@ -89,12 +100,16 @@ class AnswerLog:
         elif answer.action == "finish":
             self.finished.add(answer.cycle)
         else:
-            history = self._history.setdefault(answer.path, [])
+            owner = self._owner(answer.person)
+            history = self._history.setdefault(answer.path, {}).setdefault(owner, [])
             if answer.action != "undo":
                 history.append(answer)
             elif history:
                 history.pop()
-            self._last_id[answer.path] = answer.id
+            self._last_id.setdefault(answer.path, {})[owner] = answer.id
+
+    def _owner(self, person: str) -> str:
+        return person.strip().casefold() if self.by_person else ""
 
 
 def read_answers(path: Path) -> tuple[list[Answer], int]:

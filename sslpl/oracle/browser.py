@@ -15,11 +15,22 @@ from pydantic import Field
 
 from sslpl.data.embeddings import Embeddings
 from sslpl.messages import print_notice
+from sslpl.oracle.aggregation import Aggregate, annotations_of, checked_max_answers, consensus
 from sslpl.oracle.answer_log import LOG, Answer, AnswerLog
 from sslpl.oracle.label_request import PICTURES, batch_folder, image_names, top_predictions, write_pictures
 from sslpl.oracle.labeling import Batch, Labeling, Record
 from sslpl.oracle.oracles import hidden_labels
-from sslpl.types import REJECTED, UNLABELED, Dataset, EarlierLabels, LabelAnswer, LabelRequest, RunProgress, UserError
+from sslpl.types import (
+    REJECTED,
+    UNLABELED,
+    Count,
+    Dataset,
+    EarlierLabels,
+    LabelAnswer,
+    LabelRequest,
+    RunProgress,
+    UserError,
+)
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 WAIT_SECONDS = 0.25  # after which a waiting run looks for signals
@@ -37,9 +48,13 @@ class BrowserOracle:
     host: str = "127.0.0.1"
     port: Port = 8765  # 0: any free one
     share: bool = False  # allows other hosts than this computer
+    annotators: Count = 1  # people who answer about each image, each without the others' answers
+    max_answers: Count | None = None  # answers that a disputed image gets at most; None: one more
+    aggregate: Aggregate = "majority"  # how several answers become a label
     labeling: Labeling | None = field(default=None, init=False, repr=False)  # while the page is served
 
     def __post_init__(self) -> None:
+        checked_max_answers(self.annotators, self.max_answers)
         if self.host not in LOCAL_HOSTS and not self.share:
             raise UserError(
                 f"oracle.host={self.host}: must be 127.0.0.1 unless oracle.share=true, which lets everybody who "
@@ -67,9 +82,17 @@ class BrowserOracle:
         from sslpl.oracle import labeling_server
 
         names = image_names(dataset, torch.arange(len(dataset.train)))
-        log, link_file = AnswerLog(folder / "labeling" / LOG), folder / "labeling" / LINK
+        log = AnswerLog(folder / "labeling" / LOG, by_person=self.annotators > 1)
+        link_file = folder / "labeling" / LINK
         listener, token = self._listen(labeling_server.bound_socket), read_token(link_file)
-        labeling = self.labeling = Labeling(log, names, dataset.class_names, self.new_classes)
+        labeling = self.labeling = Labeling(
+            log,
+            names,
+            dataset.class_names,
+            self.new_classes,
+            annotators=self.annotators,
+            max_answers=checked_max_answers(self.annotators, self.max_answers),
+        )
         end = ""
 
         def status() -> Record:
@@ -108,7 +131,8 @@ class BrowserOracle:
             labeling.open_batch(prepare_batch(request))
         if not labeling.wait(WAIT_SECONDS):
             return None
-        return label_answer(request, labeling.names, labeling.close_batch())
+        how = self.aggregate if self.annotators > 1 else None
+        return label_answer(request, labeling.names, labeling.close_batch(), how)
 
     def _listen(self, bind: Callable[[str, int], socket.socket]) -> socket.socket:
         try:
@@ -130,19 +154,32 @@ def prepare_batch(request: LabelRequest) -> Batch:
     return Batch(request.cycle, index, tuple(top_predictions(request)), request.class_names)
 
 
-def label_answer(request: LabelRequest, names: Sequence[str], answers: Sequence[Answer]) -> LabelAnswer:
-    """Returns the labels of a request and those of earlier ones, and the classes with the new ones that have images."""
+def label_answer(
+    request: LabelRequest, names: Sequence[str], answers: Sequence[Answer], how: Aggregate | None = None
+) -> LabelAnswer:
+    """Returns the labels of a request and those of earlier ones, and the classes with the new ones that have images.
+
+    `how` aggregates the answers about each image; None if there is one about each.
+    """
     classes = list(request.class_names)
     classes += dict.fromkeys(answer.label for answer in answers if answer.label and answer.label not in classes)
     label_of = {name: label for label, name in enumerate(classes)} | {"": REJECTED}
     index_of = {name: index for index, name in enumerate(names)}
-    labels = {index_of[answer.path]: label_of[answer.label] for answer in answers if answer.path in index_of}
+    known = [answer for answer in answers if answer.path in index_of]
+    labels, annotations = {index_of[answer.path]: label_of[answer.label] for answer in known}, None
+    if how is not None and known:
+        people = list(dict.fromkeys(answer.person.casefold() for answer in known))
+        given = [(index_of[a.path], people.index(a.person.casefold()), label_of[a.label]) for a in known]
+        annotations = annotations_of(given, people)
+        index, label = consensus(annotations, len(classes), how)
+        labels = dict(zip(index.tolist(), label.tolist(), strict=True))
     batch = torch.tensor([labels.pop(index, UNLABELED) for index in request.selection.index.tolist()])
     earlier = EarlierLabels(
         torch.tensor([*labels], dtype=torch.int64), torch.tensor([*labels.values()], dtype=torch.int64)
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return LabelAnswer(batch, tuple(classes), f"labeling/{LOG}", now, earlier)
+    seconds = sum(answer.seconds for answer in answers if answer.seconds is not None)
+    return LabelAnswer(batch, tuple(classes), f"labeling/{LOG}", now, earlier, annotations, seconds)
 
 
 def say_farewell(labeling: Labeling) -> None:

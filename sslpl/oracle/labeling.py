@@ -8,6 +8,7 @@ from statistics import median
 from threading import Condition
 from typing import Any, NamedTuple
 
+from sslpl.oracle.aggregation import needs_answer
 from sslpl.oracle.answer_log import Answer, AnswerLog
 from sslpl.oracle.label_table import differs_by_case
 from sslpl.oracle.submissions import Item, Submission
@@ -42,8 +43,14 @@ class Labeling:
         class_names: Sequence[str],
         new_classes: bool,
         clock: Callable[[], float] = time.monotonic,
+        annotators: int = 1,
+        max_answers: int = 1,
     ) -> None:
         self.log, self.names, self.new_classes = log, names, new_classes
+        self.annotators, self.max_answers = (
+            annotators,
+            max_answers,
+        )  # answers about an image, a disputed one
         self._index_of = {name: index for index, name in enumerate(names)}
         self._known_classes, self._clock, self._changed = tuple(class_names), clock, Condition()
         self._batch: Batch | None = None
@@ -103,7 +110,7 @@ class Labeling:
             for item, result in zip(submission.items, results, strict=True):
                 if item.index in self._guess or self._path(item):
                     self._update_open(item.index)
-                    result["image"] = self._record(item.index)
+                    result["image"] = self._record(item.index, submission.person)
             self._changed.notify_all()
             return results
 
@@ -114,12 +121,16 @@ class Labeling:
             self._expire()
             if self._is_closed:
                 return []
+            person = submission.person
             free = [index for index in self._open if self._leases.get(index, submission.tab) == submission.tab]
-            free.sort(key=lambda index: (self._skipped_at(index), index != submission.showing, self._open[index]))
+            free = [index for index in free if not self._has_answered(index, person)]
+            free.sort(
+                key=lambda index: (self._skipped_at(index, person), index != submission.showing, self._open[index])
+            )
             chosen = (same_guess(free, self._guess) if submission.grid else free)[: submission.want]
             self._leases = {index: tab for index, tab in self._leases.items() if tab != submission.tab}
             self._leases |= dict.fromkeys(chosen, submission.tab)
-            return [self._record(index) for index in chosen]
+            return [self._record(index, person) for index in chosen]
 
     def leave(self, tab: str) -> None:
         """Gives the images of a page to others."""
@@ -131,12 +142,14 @@ class Labeling:
         """Returns answered images for a second look: unsure ones, one's own that differ from the guess, recent ones."""
         with self._changed:
             answers = [answer for answer in self.log.all_current() if answer.action in ANSWERED]
+            if self.log.by_person:  # nobody sees the others' answers
+                answers = [answer for answer in answers if self.log.current(answer.path, person) == answer]
             answers.sort(key=lambda answer: answer.time, reverse=True)
             answers.sort(
                 key=lambda answer: (not answer.unsure, answer.person != person, answer.guess in ("", answer.label))
             )
             known = [self._index_of[answer.path] for answer in answers if answer.path in self._index_of]
-            return [self._record(index) for index in known[:MAX_REVIEWED]]
+            return [self._record(index, person) for index in known[:MAX_REVIEWED]]
 
     def overview(self) -> Record:
         """Returns the classes and the progress of the batch."""
@@ -154,6 +167,7 @@ class Labeling:
                 "open": len(self._open),
                 "skipped": sum(map(self._is_skipped, self._open)),
                 "needs_label": self._needs_label(),
+                "annotators": self.annotators,
                 "rejected": sum(answer.action == "reject" for answer in answers),
                 "answers": len(answers),
                 "people": dict(Counter(answer.person for answer in own)),
@@ -164,7 +178,7 @@ class Labeling:
     def is_asked(self, index: int) -> bool:
         """True if an image was in a batch, so that a page may show it."""
         with self._changed:
-            return index in self._guess or bool(0 <= index < len(self.names) and self.log.last_id(self.names[index]))
+            return self._is_asked(index)
 
     def cycle_of(self, index: int) -> int:
         """Returns the cycle in whose batch an image was asked for."""
@@ -191,8 +205,8 @@ class Labeling:
         path = self._path(item)
         if not path:
             raise Refusal("This image was not asked for.")
-        current, is_open = self.log.current(path), not self._is_closed and item.index in self._places
-        if item.replaces != self.log.last_id(path):
+        current, is_open = self.log.current(path, person), not self._is_closed and item.index in self._places
+        if item.replaces != self.log.last_id(path, person):
             raise Refusal(f"{current.person if current else 'Somebody'} was faster: this image has another answer now.")
         if item.action in ("skip", "undo") and not is_open:
             raise Refusal("The run has taken this batch: choose another class instead.")
@@ -218,9 +232,9 @@ class Labeling:
 
     def _cycle_of(self, index: int) -> int:
         """Returns the cycle in whose batch an image was asked for; that of the current batch without an answer."""
-        answer = self.log.current(self.names[index]) if 0 <= index < len(self.names) else None
-        if answer is not None and index not in self._places:
-            return answer.cycle
+        answers = self.log.answers(self.names[index]) if 0 <= index < len(self.names) else []
+        if answers and index not in self._places:
+            return answers[0].cycle
         return 0 if self._batch is None else self._batch.cycle
 
     def _new_class(self, name: str) -> str:
@@ -241,26 +255,35 @@ class Labeling:
 
     def _path(self, item: Item) -> str:
         """Returns the path of an item's image; empty if it was not asked for."""
-        is_asked = item.index in self._guess or (
-            0 <= item.index < len(self.names) and self.log.last_id(self.names[item.index])
-        )
-        return self.names[item.index] if is_asked else ""
+        return self.names[item.index] if self._is_asked(item.index) else ""
+
+    def _is_asked(self, index: int) -> bool:
+        return index in self._guess or (0 <= index < len(self.names) and self.log.is_known(self.names[index]))
 
     def _classes(self) -> list[str]:
         return [*self._known_classes, *(name for name in self.log.new_classes if name not in self._known_classes)]
 
     def _is_answered(self, index: int) -> bool:
-        answer = self.log.current(self.names[index])
+        """True if an image has as many answers as it needs."""
+        answers = self.log.answers(self.names[index])
+        given = [answer.label for answer in answers if answer.action in ANSWERED]
+        return not needs_answer(given, self.annotators, self.max_answers)
+
+    def _has_answered(self, index: int, person: str) -> bool:
+        answer = self.log.current(self.names[index], person)
         return answer is not None and answer.action in ANSWERED
 
     def _is_skipped(self, index: int) -> bool:
-        answer = self.log.current(self.names[index])
+        """True if somebody has skipped an image of the batch."""
+        return any(map(self._is_skip, self.log.answers(self.names[index])))
+
+    def _is_skip(self, answer: Answer | None) -> bool:
         return self._batch is not None and answer is not None and answer[3:5] == ("skip", self._batch.cycle)
 
-    def _skipped_at(self, index: int) -> str:
-        """Returns when an image of the batch was skipped; empty if it was not."""
-        answer = self.log.current(self.names[index])
-        return answer.time if answer is not None and self._is_skipped(index) else ""
+    def _skipped_at(self, index: int, person: str) -> str:
+        """Returns when a person has skipped an image of the batch; empty if they have not."""
+        answer = self.log.current(self.names[index], person)
+        return answer.time if answer is not None and self._is_skip(answer) else ""
 
     def _update_open(self, index: int) -> None:
         if self._is_closed or index not in self._places:
@@ -275,17 +298,17 @@ class Labeling:
         """True if no image of the first batch has a class: nothing could be trained on it."""
         if self._batch is None or self._batch.cycle > 0:
             return False
-        answers = (self.log.current(self.names[index]) for index in self._places)
-        return not any(answer is not None and answer.action == "label" for answer in answers)
+        answers = (answer for index in self._places for answer in self.log.answers(self.names[index]))
+        return not any(answer.action == "label" for answer in answers)
 
     def _is_complete(self) -> bool:
         if self._is_closed or self._batch is None or self._needs_label():
             return False
         return not self._open or (self._batch.cycle in self.log.finished and all(map(self._is_skipped, self._open)))
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int, person: str) -> Record:
         path, guess = self.names[index], self._guess.get(index)
-        answer = self.log.current(path)
+        answer = self.log.current(path, person)
         shown = {} if answer is None else answer._asdict()
         guess = guess or ((answer.guess, answer.confidence or 0.0) if answer and answer.guess else None)
         return {
@@ -293,8 +316,8 @@ class Labeling:
             "path": path,
             "guess": guess[0] if guess else None,
             "confidence": guess[1] if guess else None,
-            "replaces": self.log.last_id(path),
-            "skipped": self._is_skipped(index),
+            "replaces": self.log.last_id(path, person),
+            "skipped": self._is_skip(answer),
             "answer": {key: shown[key] for key in ("action", "label", "person", "unsure", "note") if shown} or None,
         }
 

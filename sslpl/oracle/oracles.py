@@ -27,7 +27,7 @@ class SimulatedOracle:
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Returns the dataset unchanged; UserError if an image has no label."""
-        missing = int((dataset.train_labels < 0).sum())
+        missing = int((dataset.train_labels == UNLABELED).sum())
         if missing:
             raise UserError(
                 f"oracle=simulated: {missing:,} of {len(dataset.train):,} images of the pool have no label to tell "
@@ -36,7 +36,7 @@ class SimulatedOracle:
         return dataset
 
     def __call__(self, request: LabelRequest) -> LabelAnswer:
-        """Returns the dataset's labels of the selected images."""
+        """Returns the dataset's labels of the selected images; those of no class are rejected."""
         return LabelAnswer(request.dataset.train_labels[request.selection.index], request.class_names)
 
 

@@ -230,7 +230,7 @@ function ending(run) {
 function held(overview) {
   if (overview.needs_label) return ["At least one image needs a class", "Nothing can be learned from a first batch without a class: take a second look."];
   const who = Object.entries(overview.held).map(([name, count]) => `${name} (${count})`).join(", ");
-  return ["Nothing left for you in this batch", who ? `The last images are with ${who}.` : "The run goes on in a moment."];
+  return ["Nothing left for you in this batch", who ? `The last images are with ${who}.` : overview.open && overview.annotators > 1 ? "Images are left for other people: every image is answered by several." : "The run goes on in a moment."];
 }
 
 function training(run) {
@@ -256,6 +256,8 @@ function drawProgress() {
   $("count").textContent = overview.size ? `${done} of ${overview.size}` + (overview.skipped ? `, ${overview.skipped} skipped` : "") : "";
   const last = run.curve.at(-1);
   $("accuracy").textContent = last ? `${(100 * last[1]).toFixed(1)}% with ${last[0].toLocaleString("en")} labels` : "not measured yet";
+  $("forecast-row").hidden = !run.forecast;
+  $("forecast").textContent = run.forecast.replace(/^forecast /, "").replaceAll("with ", "at ");
   $("pace").textContent = overview.seconds === null ? "–" : `${overview.seconds.toFixed(1)} s`;
   const people = Math.max(1, Object.keys(overview.held).length);
   $("left").textContent = overview.labeling && overview.seconds !== null ? duration((overview.seconds * overview.open) / people) : "–";

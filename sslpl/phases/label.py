@@ -16,7 +16,7 @@ from sslpl.seeds import rng, shuffled
 from sslpl.setup import Setup
 from sslpl.state import LabelBatch, Ledger, State, weights_of
 from sslpl.trimming import trim_size, trimmed_positions
-from sslpl.types import REJECTED, LabelAnswer, LabelRequest, Selection, Step
+from sslpl.types import REJECTED, LabelAnswer, LabelRequest, Selection, Step, UserError
 
 
 def label_initial_pool(setup: Setup, state: State) -> Iterator[Step]:
@@ -68,8 +68,6 @@ def ask_oracle(setup: Setup, state: State, cycle: int) -> Generator[Step, None, 
 def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -> None:
     """Records the labels of the selection, its rejected images, and new classes, for which the head is enlarged."""
     assert state.selection is not None
-    index, score = state.selection
-    is_labeled = answer.label >= 0
     if len(answer.class_names) > len(state.class_names):
         state.class_names = answer.class_names
         build = setup.with_class_names(answer.class_names).build
@@ -81,11 +79,24 @@ def record_answer(setup: Setup, state: State, answer: LabelAnswer, cycle: int) -
         if state.unaveraged_weights is not None:
             state.unaveraged_weights = weights_of(grow_head(state.unaveraged_weights, new_backbone))
         state.backbone = grow_head(weights_of(state.backbone), new_backbone)
+    state.annotations, state.labeling_seconds = answer.annotations, answer.seconds
     if answer.source:
         state.label_batches.append(LabelBatch(cycle, answer.time, answer.source))
-    add_labels(setup, state, Selection(index[is_labeled], score[is_labeled]), answer.label[is_labeled], cycle)
-    state.pool = state.pool.reject(index[answer.label == REJECTED].cpu())
+    record_labels(setup, state, state.selection, answer.label, cycle)
     state.selection = None
+
+
+def record_labels(setup: Setup, state: State, selection: Selection, labels: Tensor, cycle: int) -> None:
+    """Adds the images of a selection that have a class to the labeled ones, and rejects those of no class (-2).
+
+    UserError if no image of the initial pool has a class: there would be nothing to train on.
+    """
+    is_labeled = labels >= 0
+    if cycle == 0 and not bool(is_labeled.any()):
+        raise UserError(f"budget.initial={len(labels)}: no image of the initial pool has a class; raise it")
+    labeled = Selection(selection.index[is_labeled], selection.score[is_labeled])
+    add_labels(setup, state, labeled, labels[is_labeled], cycle)
+    state.pool = state.pool.reject(selection.index[labels == REJECTED].cpu())
 
 
 def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
@@ -100,7 +111,15 @@ def label_request(setup: Setup, state: State, cycle: int) -> LabelRequest:
     reason = strategy_name(setup.query) if trained else "random, to begin with"
     names = state.class_names
     return LabelRequest(
-        setup.image_dataset, setup.folder, cycle, state.selection, reason, names, probabilities if trained else None
+        setup.image_dataset,
+        setup.folder,
+        cycle,
+        state.selection,
+        reason,
+        names,
+        probabilities if trained else None,
+        setup.seed,
+        state.annotations,
     )
 
 

@@ -14,14 +14,14 @@ from sslpl.query.context import Context, Weights
 from sslpl.seeds import rng, seeded_draws, shuffled
 from sslpl.setup import Setup
 from sslpl.state import State
-from sslpl.types import Predictions, Selection, Step
+from sslpl.types import UNLABELED, Predictions, Selection, Step
 
 
 def initial_selection(setup: Setup, state: State) -> Selection:
     """Returns the initial pool: the labeled images if only some have labels, else a random or a stratified sample, or
     the selection of the strategy, which sees no label."""
     labels, initial = setup.dataset.train_labels, int(setup.budget.initial)
-    known, generator = (labels >= 0).nonzero().flatten(), rng(setup.seed, "initial")
+    known, generator = (labels != UNLABELED).nonzero().flatten(), rng(setup.seed, "initial")
     if 0 < len(known) < state.pool.size:
         index = shuffled(known, state.pool.size, generator)
     elif setup.budget.initial_pool == "query":

@@ -141,14 +141,14 @@ class Progress:
         elif self._mode == "live":
             self.console.print(line, markup=False, highlight=False)
 
-    def cycle_done(self, row: Row) -> None:
-        """Prints the line of a finished cycle from its row of metrics."""
+    def cycle_done(self, row: Row, note: str = "") -> None:
+        """Prints the line of a finished cycle from its row of metrics, and a note at its end."""
         seconds = [row[key] or 0.0 for key in METRIC_COLUMNS if key.endswith("_seconds") and format_cell(row, key)]
         parts = [f"cycle {format_cell(row, 'cycle')}/{self._cycles}", f"{format_cell(row, 'labeled')} labeled"]
         for name, key in (("accuracy", "test_accuracy"), ("loss rank correlation", "loss_rank_correlation")):
             parts += [f"{name} {text}"] if (text := format_cell(row, key)) else []
         self._phase, self._next_line = PhaseCounters(), math.inf
-        self.message("  ".join([*parts, duration(sum(seconds))]))
+        self.message("  ".join([*parts, duration(sum(seconds)), *([note] if note else [])]))
 
     def _position(self) -> str:
         phase = self._phase

@@ -4,11 +4,22 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
+from sslpl.budget import Budget
 from sslpl.distributed.collectives import all_reduce_max
 from sslpl.distributed.world import SINGLE_PROCESS, World
 from sslpl.files import write_json, write_whole
+from sslpl.forecast import (
+    Forecast,
+    TargetForecast,
+    forecast_batches,
+    forecast_line,
+    forecast_summary,
+    forecast_target,
+)
 from sslpl.learn.divergence import check_losses
 from sslpl.loop import cycle_row
 from sslpl.oracle.label_request import image_names
@@ -19,7 +30,7 @@ from sslpl.recording.signals import Interrupted, listen_for_signals
 from sslpl.recording.status import write_status
 from sslpl.schedule import FINISHED, RESUMABLE_PHASES, TRAINING_PHASES
 from sslpl.setup import Setup
-from sslpl.state import State
+from sslpl.state import Row, State
 from sslpl.tracking.trackers import metric_names
 from sslpl.types import RunInfo, RunProgress, Step, Tracker
 
@@ -27,6 +38,7 @@ from sslpl.types import RunInfo, RunProgress, Step, Tracker
 CHECKPOINT_COST_FACTOR = 50
 # The learning curve is drawn again once this many times the seconds of a drawing have passed, and at the end.
 PLOT_COST_FACTOR = 20
+FORECAST_BATCHES = 3
 FIRST_PLOT_SECONDS = 1.0  # what the first drawing may cost, with the import of Matplotlib
 
 
@@ -88,7 +100,7 @@ class Recorder:
         if cycle_ends:
             self.file(state)
             if state.history:
-                self.progress.cycle_done(state.history[-1])
+                self.progress.cycle_done(state.history[-1], forecast_line(*self._forecasts(state.history)))
             if state.label_batches and state.label_batches[-1].cycle == state.cycle:
                 count = int((state.ledger.cycle == state.cycle).sum())
                 rejected = len(state.pool.rejected)
@@ -104,7 +116,10 @@ class Recorder:
         self._save(state)
         self.file(state)
         if state.phase == "label":
-            write_whole(self.run.folder / "metrics.csv", run_tables.metrics_csv([*state.history, cycle_row(state)]))
+            rows = [*state.history, cycle_row(state)]
+            write_whole(self.run.folder / "metrics.csv", run_tables.metrics_csv(rows))
+            if line := forecast_line(*self._forecasts(rows)):
+                self.progress.message(line)
 
     def run_progress(self) -> RunProgress:
         """Returns how far the run is; another thread may call it at any time."""
@@ -114,7 +129,14 @@ class Recorder:
         rows = [row for row in [*state.history, state.row] if row.get("test_accuracy") is not None]
         curve = tuple((int(row["labeled"] or 0), float(row["test_accuracy"] or 0.0)) for row in rows)
         left = self.progress.seconds_to_next_query()
-        return RunProgress(state.phase, state.cycle, cycles, len(state.pool.labeled), left, curve)
+        forecast = forecast_line(*self._forecasts(rows))
+        return RunProgress(state.phase, state.cycle, cycles, len(state.pool.labeled), left, curve, forecast)
+
+    def _forecasts(self, rows: Sequence[Row]) -> tuple[list[Forecast], TargetForecast | None]:
+        """Returns the forecasts of the next batches and of the target from the rows of the finished cycles."""
+        labeled, accuracy = (tuple(float(row[key] or 0) for row in rows) for key in ("labeled", "test_accuracy"))
+        data = self.setup.dataset
+        return forecasts_of(labeled, accuracy, len(data.test), self.setup.budget, len(data.train))
 
     def signals(self, world: World = SINGLE_PROCESS) -> AbstractContextManager[None]:
         """Returns a context that stops the run on a signal (see `sslpl.recording.signals.listen_for_signals`)."""
@@ -131,10 +153,15 @@ class Recorder:
             if len(state.pool.rejected):
                 rejected = image_names(self.setup.dataset, state.pool.rejected)
                 write_whole(folder / "labeling" / "rejected.csv", run_tables.rejected_csv(rejected))
+        if state.annotations is not None:
+            names = image_names(self.setup.dataset, state.annotations.index)
+            table = run_tables.annotations_csv(state.annotations, names, state.class_names)
+            write_whole(folder / "labeling" / "annotations.csv", table)
         if not state.history:
             return
         write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))
-        write_json(folder / "summary.json", run_tables.summary(state.history))
+        summary = run_tables.summary(state.history) | forecast_summary(*self._forecasts(state.history))
+        write_json(folder / "summary.json", summary)
         if state.phase == FINISHED or self._plot_is_due():
             self._plot(state)
         steps = self.setup.schedule(state.module is not None).tracker_steps
@@ -167,6 +194,19 @@ class Recorder:
         checkpoint.save(self.run.folder / "checkpoint", state.to_dict())
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - start
+
+
+@lru_cache(maxsize=8)  # a labeling page asks again and again
+def forecasts_of(
+    labeled: tuple[float, ...], accuracy: tuple[float, ...], test_images: int, budget: Budget, pool: int
+) -> tuple[list[Forecast], TargetForecast | None]:
+    """Returns the forecasts of a run's next batches, within the pool, and of its target."""
+    per_cycle = int(budget.per_cycle)
+    batches = min(FORECAST_BATCHES, int(pool - labeled[-1]) // per_cycle) if labeled else 0
+    forecasts = forecast_batches(labeled, accuracy, test_images, per_cycle, batches)
+    if budget.target is None or not labeled:
+        return forecasts, None
+    return forecasts, forecast_target(labeled, accuracy, test_images, per_cycle, pool, budget.target)
 
 
 def images_per_epoch(state: State) -> int:

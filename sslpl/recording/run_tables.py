@@ -9,11 +9,18 @@ from sslpl.csv_text import csv_text
 
 if TYPE_CHECKING:  # the report uses this module, and importing torch would take seconds
     from sslpl.state import Ledger, Row, State
+    from sslpl.types import Annotations
 
 
 COLUMNS = (
     "cycle",
     "labeled",
+    "rejected",
+    "wasted_label_rate",
+    "answers",
+    "annotator_kappa",
+    "label_accuracy",
+    "labeling_seconds",
     "test_accuracy",
     "test_macro_f1",
     "test_nll",
@@ -21,6 +28,7 @@ COLUMNS = (
     "loss_rank_correlation",
     "pseudo_label_rate",
     "pseudo_label_accuracy",
+    "prediction_kappa",
     "train_seconds",
     "finetune_seconds",
     "evaluate_seconds",
@@ -51,6 +59,16 @@ def labels_csv(state: "State", paths: Sequence[str]) -> str:
         for cycle, path, label in zip(cycles, paths, labels, strict=True)
     )
     return csv_text(("cycle", "path", "class", "label", "time", "source"), rows)
+
+
+def annotations_csv(annotations: "Annotations", paths: Sequence[str], class_names: Sequence[str]) -> str:
+    """Returns annotations.csv: a row per answer with the image's path, the person and the class; empty: no class."""
+    people, labels = annotations.person.tolist(), annotations.label.tolist()
+    rows = (
+        (path, annotations.people[person], class_names[label] if label >= 0 else "")
+        for path, person, label in zip(paths, people, labels, strict=True)
+    )
+    return csv_text(("path", "person", "class"), rows)
 
 
 def rejected_csv(paths: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ KEY_COLUMNS = ["cycle", "labeled"]
 METRIC_COLUMNS = [
     *("test_accuracy", "test_macro_f1", "test_nll", "test_ece", "loss_rank_correlation"),
     *("pseudo_label_rate", "pseudo_label_accuracy"),
+    *("wasted_label_rate", "annotator_kappa", "label_accuracy"),
     *("train_seconds", "finetune_seconds", "evaluate_seconds", "query_seconds"),
 ]
 

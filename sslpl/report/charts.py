@@ -19,6 +19,9 @@ METRICS: tuple[tuple[str, str, str, Range], ...] = (
     ("loss_rank_correlation", "Rank correlation of predicted and true loss", "", (-1.0, 1.0)),
     ("pseudo_label_rate", "Share of unlabeled images with a pseudo-label", "percent", SHARE),
     ("pseudo_label_accuracy", "Accuracy of the pseudo-labels", "percent", SHARE),
+    ("wasted_label_rate", "Share of wasted labels in each batch: images of no class", "percent", SHARE),
+    ("annotator_kappa", "Agreement of the annotators (kappa)", "", (-1.0, 1.0)),
+    ("label_accuracy", "Share of right labels", "percent", SHARE),
 )
 
 
@@ -45,9 +48,12 @@ def chart_data(comparison: DatasetComparison, styles: Mapping[str, Style]) -> di
     }
     balance = {arm.name: curve_points(query_balance(arm, class_count(comparison)), SHARE) for arm in comparison.arms}
     seconds = {arm.name: accuracy_over_time(arm) for arm in comparison.arms}
+    hours = accuracy_over(comparison, "labeling_seconds", 3600)
     charts += [
         chart("Balance of the classes in each query", "percent", SHARE, balance),
         chart("Test accuracy over time", "percent", SHARE, seconds, "seconds"),
+        chart("Test accuracy over answers", "percent", SHARE, accuracy_over(comparison, "answers"), "answers"),
+        chart("Test accuracy over the time of labeling", "percent", SHARE, hours, "hours of labeling"),
     ]
     shown = [chart for chart in charts if chart["series"] or chart.get("partial")]
     legend = [{"name": arm.name, **styles[arm.name]._asdict()} for arm in [*arms, *comparison.ceilings]]
@@ -89,3 +95,17 @@ def accuracy_over_time(arm: Arm) -> Points:
         seconds += sum(row.get(phase, 0.0) for row in rows for phase in PHASE_SECONDS) / len(rows)
         curve.append((seconds, estimate([row["test_accuracy"] for row in rows])))
     return curve_points(curve, SHARE)
+
+
+def accuracy_over(comparison: DatasetComparison, column: str, unit: float = 1) -> dict[str, Points]:
+    """Returns, by arm, the test accuracy of each cycle against the mean of a column, divided by a unit.
+
+    Arms without the column have no points.
+    """
+    curves = {}
+    for arm in comparison.arms:
+        cycles = [rows for rows in zip(*(run.rows for run in arm.runs), strict=False) if all(column in r for r in rows)]
+        means = [sum(row[column] for row in rows) / len(rows) / unit for rows in cycles]
+        accuracies = [estimate([row["test_accuracy"] for row in rows]) for rows in cycles]
+        curves[arm.name] = curve_points([*zip(means, accuracies, strict=True)], SHARE)
+    return curves

@@ -26,7 +26,10 @@ from sslpl.report.statistics import Estimate
 Rows = Iterator[list[Any]]
 ESTIMATES = ("aubc", "final_accuracy", "loss_rank_correlation")
 PARTS = ("mean", "std", "low", "high")
-CURVES = ("test_accuracy", "test_nll", "test_ece", ESTIMATES[2], "pseudo_label_rate", "pseudo_label_accuracy")
+CURVES = (
+    *("test_accuracy", "test_nll", "test_ece", ESTIMATES[2]),
+    *("pseudo_label_rate", "pseudo_label_accuracy", "wasted_label_rate", "annotator_kappa", "label_accuracy"),
+)
 
 
 def csv_files(comparisons: Comparisons) -> dict[str, str]:

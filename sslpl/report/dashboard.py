@@ -31,6 +31,11 @@ CYCLES = {
         "Share of unlabeled images with a pseudo-label": "pseudo_label_rate",
         "Accuracy of the pseudo-labels": "pseudo_label_accuracy",
     },
+    "Labels": {
+        "Share of wasted labels in each batch: images of no class": "wasted_label_rate",
+        "Agreement of the annotators (kappa)": "annotator_kappa",
+        "Share of right labels": "label_accuracy",
+    },
     "Time by phase": {f"Seconds of a cycle: {phase}": f"{phase}_seconds" for phase in PHASES},
 }
 EPOCHS = {

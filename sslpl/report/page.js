@@ -15,6 +15,7 @@ const element = (name, className, parent, text) => {
   if (parent) parent.append(made);
   return made;
 };
+const isTime = (chart) => chart.axis === "seconds" || chart.axis.startsWith("hours");
 const number = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits });
 
 // The multiples of a 1-2-2.5-5 step in a range, about as many as asked for.
@@ -59,7 +60,7 @@ function draw(figure, chart, styles, hidden) {
   const ends = points.flatMap((p) => p.slice(2, 4)).filter((value) => typeof value === "number");
   const [y0, y1] = limits(means, ends);
   const xs = [...new Set(points.map((p) => p[0]))].sort((a, b) => a - b);
-  let [x0, x1] = chart.axis === "seconds" ? [0, Math.max(...xs)] : [Math.min(...xs), Math.max(...xs)];
+  let [x0, x1] = isTime(chart) ? [0, Math.max(...xs)] : [Math.min(...xs), Math.max(...xs)];
   if (!(x1 > x0)) [x0, x1] = Number.isFinite(x0) ? [x0 - 1, x0 + 1] : [0, 1];
   const left = 58, right = 16, top = 12, bottom = 44;
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
@@ -71,7 +72,7 @@ function draw(figure, chart, styles, hidden) {
     const text = chart.unit === "percent" ? `${+(100 * y).toFixed(4)}%` : `${+y.toFixed(6)}`.replace("-", "\u2212");
     shape("text", { x: left - 8, y: Y(y) + 4, "text-anchor": "end" }, svg, text);
   }
-  for (const x of axisTicks(chart.axis === "seconds" ? [] : xs, x0, x1, width - left - right)) {
+  for (const x of axisTicks(isTime(chart) ? [] : xs, x0, x1, width - left - right)) {
     shape("line", { class: "grid", x1: X(x), x2: X(x), y1: top, y2: height - bottom }, svg);
     shape("text", { x: X(x), y: height - bottom + 18, "text-anchor": "middle" }, svg, number(x, 6));
   }
@@ -111,7 +112,7 @@ function hover(figure, svg, chart, series, styles, { X, xs, top, bottom }) {
     const x = xs.reduce((best, other) => (Math.abs(X(other) - at) < Math.abs(X(best) - at) ? other : best), xs[0]);
     const rows = series.flatMap(([name, line]) => line.filter((p) => p[0] === x).map((p) => [name, p]));
     if (!rows.length) return leave();
-    tip.replaceChildren(element("b", "", null, `${number(x, chart.axis === "seconds" && x < 100 ? 2 : 0)} ${chart.axis}`));
+    tip.replaceChildren(element("b", "", null, `${number(x, isTime(chart) && x < 100 ? 2 : 0)} ${chart.axis}`));
     for (const [name, [, mean, , , n, half]] of rows.sort((a, b) => b[1][1] - a[1][1])) {
       const row = element("div", "", tip);
       element("span", "dot", row).style.setProperty("--c", styles[name].color);

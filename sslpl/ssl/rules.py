@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, mse_loss, one_hot
 
-from sslpl.types import Count, Positive, PseudoLabel, Share, ShareBelowOne
+from sslpl.types import UNLABELED, Count, Positive, PseudoLabel, Share, ShareBelowOne
 
 Divergence = Literal["cross_entropy", "kl", "mse"]
 
@@ -113,7 +113,8 @@ def confident_rows(weight: Tensor) -> Tensor:
 def pseudo_label_counts(target: Tensor, weight: Tensor, truth: Tensor) -> Tensor:
     """Returns weight, weight if correct, and 1 for each pseudo-label, [B, 3]; the true labels are for analysis only.
 
-    If a true label is unknown (-1), the second value is NaN, and so are the sums over it.
+    If a true label is unknown (-1), the second value is NaN, and so are the sums over it; an image of no class (-2) has
+    no correct pseudo-label.
     """
-    correct = (target.argmax(dim=1) == truth).to(weight.dtype).masked_fill(truth < 0, torch.nan)
+    correct = (target.argmax(dim=1) == truth).to(weight.dtype).masked_fill(truth == UNLABELED, torch.nan)
     return torch.stack([weight, weight * correct, torch.ones_like(weight)], dim=1)
