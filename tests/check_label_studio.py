@@ -92,7 +92,7 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while time.monotonic() < end and self.process.poll() is None:
             with suppress(requests.RequestException):
                 if requests.get(f"{self.url}/health", timeout=5).ok:

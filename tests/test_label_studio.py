@@ -38,7 +38,7 @@ from sslpl.oracle.label_studio_project import (
     superfluous,
 )
 from sslpl.recording import recorder
-from sslpl.types import Dataset, LabelAnswer, LabelRequest, RunProgress, Selection
+from sslpl.types import Dataset, LabelAnswer, LabelRequest, RunProgress, Selection, UserError
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -503,48 +503,64 @@ def test_a_password_file_does_not_replace_the_token(
     assert Client(server.url, LEGACY).get("api/current-user/whoami")["id"] == 1
 
 
-def refused(done: Result) -> str:
-    """Returns the only line of a command that was refused before it began."""
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    return done.err
-
-
-def test_bad_input_gets_one_line(sslpl: Command, server: FakeLabelStudio, monkeypatch: Patch) -> None:
-    command = (*QUICK, *STUDIO)
-    at = f"oracle.url={server.url}"
-    other = server.make_project(content={"title": "other", "label_config": "<View><Header value='x'/></View>"})["id"]
+def test_bad_input_gets_one_line(sslpl: Command) -> None:
     cases = (
         (
-            ("oracle.url=http://127.0.0.1:9",),
+            "oracle.url=http://127.0.0.1:9",
             "oracle.url=http://127.0.0.1:9: no answer from http://127.0.0.1:9: Connection",
         ),
-        ((f"{at}/nothing",), "/nothing: must be the address of a Label Studio; GET"),
-        (
-            ("oracle.url=127.0.0.1:8080",),
-            "oracle.url=127.0.0.1:8080: must be the address of a Label Studio, as http://",
-        ),
-        (
-            (at, "oracle.project=99"),
-            f"oracle.project=99: must be the number of a project at {server.url}; null makes one",
-        ),
-        (
-            (at, f"oracle.project={other}"),
-            f"oracle.project={other}: must be a project without a labeling interface, or",
-        ),
-        ((at, "oracle.project=mine"), "oracle.project=mine: must be "),
-        ((at, "oracle.images=inline"), "oracle.images=inline: must be "),
-        ((at, "budget.initial_pool=balanced"), "must be random or query with oracle=label_studio"),
+        ("oracle.project=mine", "oracle.project=mine: must be "),
+        ("oracle.images=inline", "oracle.images=inline: must be "),
+        ("budget.initial_pool=balanced", "must be random or query with oracle=label_studio"),
     )
-    for arguments, message in cases:
-        assert message in refused(sslpl(*command, *arguments))
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
-    assert "LABEL_STUDIO_API_KEY: must be a token of an account at oracle.url=" in refused(sslpl(*command, at))
+    for argument, message in cases:
+        done = sslpl(*QUICK, *STUDIO, argument)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert message in done.err
+
+
+def refusal(dataset: Dataset, folder: Path, **options: Any) -> str:
+    """Returns why an oracle cannot be used."""
+
+    def use() -> None:
+        oracle = LabelStudioOracle(**options)
+        with oracle.serve(oracle.prepare(dataset), folder, print, lambda: PROGRESS):
+            pass
+
+    with pytest.raises(UserError) as error:
+        use()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_server_that_cannot_be_used_is_named(server: FakeLabelStudio, dataset: Dataset, tmp_path: Path) -> None:
+    other = server.make_project(content={"title": "other", "label_config": "<View><Header value='x'/></View>"})["id"]
+    unknown = f"oracle.project=99: must be the number of a project at {server.url}; null makes one"
+    assert refusal(dataset, tmp_path, url=server.url, project=99) == unknown
+    message = refusal(dataset, tmp_path, url=server.url, project=other)
+    assert message.startswith(f"oracle.project={other}: must be a project without a labeling interface, or one whose")
+    message = refusal(dataset, tmp_path, url=f"{server.url}/nothing")
+    assert message.startswith(f"oracle.url={server.url}/nothing: must be the address of a Label Studio; GET")
+    for wrong in ("127.0.0.1:8080", "http://", "http://ada:secret@127.0.0.1", "ftp://127.0.0.1"):
+        assert f"oracle.url={wrong}: must be the address of a Label Studio, as" in refusal(dataset, tmp_path, url=wrong)
+
+
+def test_a_missing_or_wrong_token_is_named(
+    server: FakeLabelStudio, dataset: Dataset, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    for token in ("wrong", PERSONAL + "x"):
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
+        message = refusal(dataset, tmp_path, url=server.url)
+        assert message.startswith(f"LABEL_STUDIO_API_KEY: must be a token of an account at oracle.url={server.url}; it")
+        assert token not in message
     for token in ("", "not a token", "tökén"):
         monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
-        assert "LABEL_STUDIO_API_KEY: must be set in the environment" in refused(sslpl(*command, at))
+        assert "LABEL_STUDIO_API_KEY: must be set in the environment" in refusal(dataset, tmp_path, url=server.url)
+
+
+def test_a_missing_package_is_named(dataset: Dataset, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(sys.modules, "sslpl.oracle.label_studio_client", None)
-    assert "pip install 'sslpl[label_studio]'" in refused(sslpl(*command, at))
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", LEGACY)
+    assert "oracle=label_studio: needs a package; pip install 'sslpl[label_studio]'" in refusal(dataset, tmp_path)
 
 
 def test_data_without_images_to_show_is_refused(dataset: Dataset) -> None:

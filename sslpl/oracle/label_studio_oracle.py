@@ -55,7 +55,7 @@ class LabelStudioOracle:
             import sslpl.oracle.label_studio_client  # noqa: F401
         except ImportError as error:
             raise UserError("oracle=label_studio: needs a package; pip install 'sslpl[label_studio]'") from error
-        read_api_key()
+        api_token()
         if isinstance(dataset.train, Embeddings):
             raise UserError("oracle=label_studio: the dataset must have images to show; choose oracle=file")
         if self.images == "local_files" and not dataset.paths:
@@ -108,7 +108,7 @@ class LabelStudioOracle:
             print_notice(
                 f"oracle.url={self.url}: the connection is not encrypted; others may read the token and images"
             )
-        client, file = Client(self.url, read_api_key()), folder / "labeling" / PROJECT
+        client, file = Client(self.url, api_token()), folder / "labeling" / PROJECT
         client.get("api/current-user/whoami")
         run, made = read_project(file)
         write_json(file, {"run": run, "project": made})  # before the project exists, so that it is found after a kill
@@ -138,7 +138,7 @@ class LabelStudioOracle:
         return UserError(f"oracle.url={self.url}: must be the address of a Label Studio; {error}")
 
 
-def read_api_key() -> str:
+def api_token() -> str:
     """Returns the token of the environment; UserError if there is none."""
     token = os.environ.get(TOKEN, "").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:

@@ -67,13 +67,13 @@ class Project:
 
     def tasks(self, batch: str) -> list[Record]:
         """Returns the tasks of a batch."""
-        return [*self.client.tasks(task_filter(("data.batch", "equal", "String", batch)), self.number)]
+        return [*self.client.tasks(task_query(("data.batch", "equal", "String", batch)), self.number)]
 
     def changed_tasks(self, since: str = "") -> list[Record]:
         """Returns the run's tasks of all batches, or those that have changed since a time on the server."""
         changed = [("updated_at", "greater", "Datetime", since)] if since else []
         return [
-            *self.client.tasks(task_filter(("data.batch", "contains", "String", f"{self.run}/"), *changed), self.number)
+            *self.client.tasks(task_query(("data.batch", "contains", "String", f"{self.run}/"), *changed), self.number)
         ]
 
     def import_some(
@@ -153,8 +153,8 @@ def make_project(client: Client, name: str, run: str, guesses: bool) -> Project:
     return Project(client, client.post("api/projects", settings)["id"], run)
 
 
-def task_filter(*conditions: tuple[str, str, str, str]) -> str:
-    """Returns a filter of the data manager: column, operator, type and value of each condition."""
+def task_query(*conditions: tuple[str, str, str, str]) -> str:
+    """Returns a query of the data manager: column, operator, type and value of each condition."""
     keys = ("filter", "operator", "type", "value")
     items = [dict(zip(keys, (f"filter:tasks:{column}", *rest), strict=True)) for column, *rest in conditions]
     return json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]})
