@@ -36,6 +36,7 @@ from sslpl.distributed.world import SINGLE_PROCESS
 from sslpl.learn.inference import predict
 from sslpl.learn.prediction_table import PredictionTable
 from sslpl.query.context import Context, Weights
+from sslpl.turns import ALONE
 from sslpl.types import Features, Predictions
 
 SCORING = "scoring"
@@ -138,7 +139,7 @@ def prepare_call(name: str, pool: Context, n: int, overrides: list[str]) -> part
     if name == SCORING:
         augmentation = SimpleNamespace(normalize=to_float)
         setup = SimpleNamespace(
-            device=torch.device("cpu"), bfloat16=False, augmentation=augmentation, world=SINGLE_PROCESS
+            device=torch.device("cpu"), bfloat16=False, augmentation=augmentation, world=SINGLE_PROCESS, turns=ALONE
         )
         images = torch.randint(256, (len(pool.unlabeled), 1, 8, 8), generator=rng, dtype=torch.uint8)
         network = TwoLayers(pool.predictions.embedding.shape[1], pool.num_classes)

@@ -120,7 +120,7 @@ def pointwise_by_convolution(images: Tensor, weight: Tensor, stride: int) -> Ten
 
 def test_copied_weights_train_as_autocast_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_convolution, "TINY_OUTPUT", 0)  # whose gradient is computed in another way on a CPU
-    monkeypatch.setattr(cpu_convolution, "has_amx", lambda: False)
+    monkeypatch.setattr(cpu_convolution, "HAS_AMX", False)
     monkeypatch.setattr(cpu_convolution, "pointwise", pointwise_by_convolution)
     plain, copied = trained(Acceleration()), trained(Acceleration(copied_weights=True, overlap=True))
     for network in ("backbone", "module"):

@@ -28,6 +28,7 @@ from sslpl.query.kmeans import kmeans
 from sslpl.query.probcover import probcover
 from sslpl.query.score_then_select import score_then_select
 from sslpl.query.selective_clustering import selective_clustering
+from sslpl.turns import ALONE
 from sslpl.types import Predictions, QueryStrategy, UserError
 
 Command = Callable[..., Result]
@@ -76,7 +77,7 @@ class TestTables:
     def test_predictions_do_not_depend_on_where_they_lie(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = context(pool=60, labeled=10)
         setup = type("Setup", (), {"dataset": type("Data", (), {"class_names": tuple(range(seen.num_classes))})})()
-        setup.world = SINGLE_PROCESS
+        setup.world, setup.turns = SINGLE_PROCESS, ALONE
         setup.bfloat16, setup.device = False, seen.device
         setup.augmentation = type("Augmentation", (), {"normalize": seen.normalize})
         monkeypatch.setattr(inference, "inference_batch_size", lambda *_: 16)
