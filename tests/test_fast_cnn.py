@@ -86,7 +86,9 @@ def test_a_run_whitens_by_its_pool_and_shares_the_filters_between_seeds() -> Non
 
 
 def test_a_run_with_the_fast_backbone(sslpl: Callable[..., Result]) -> None:
-    done = sslpl(*TINY, "backbone=fast_cnn", "backbone.width=4", "training=fast", "training.min_steps=4")
+    # Four steps are so few that rounding decides whether the fine-tune diverges: in float32 it does not.
+    fast = ("backbone=fast_cnn", "backbone.width=4", "training=fast", "training.min_steps=4")
+    done = sslpl(*TINY, *fast, "training.precision=float32")
     assert done.code == 0, done.err
     saved = torch.load(run_folder() / "checkpoint" / "weights.pt", weights_only=True)["backbone"]
     assert saved["stem.conv.weight"].shape == (8, 1, 2, 2)
