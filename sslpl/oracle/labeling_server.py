@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.cookies import SimpleCookie
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
@@ -49,70 +49,88 @@ def labeling_app(
     `file_of` returns the file of an image that was asked for, `status` what the page shows of the run. `hosts` are the
     names by which a browser may address the server (against DNS rebinding), None allows any.
     """
+    requests = PageRequests(labeling, file_of, status, token)
+    routes = [Route(path, requests.static) for path in PAGE]
+    routes += [Route(path, requests.image) for path in ("/image/{index:int}", "/small/{index:int}")]
+    routes += [
+        Route("/api/answers", requests.answers, methods=["POST"]),
+        Route("/api/leave", requests.leave, methods=["POST"]),
+        Route("/api/review", requests.review),
+    ]
+    return guarded(Starlette(routes=routes), token, hosts)
 
-    def static(request: Request) -> Response:
+
+class PageRequests(NamedTuple):
+    """Answers the requests of the page."""
+
+    labeling: Labeling
+    file_of: Callable[[int], Path]
+    status: Callable[[], Record]
+    token: str
+
+    def static(self, request: Request) -> Response:
+        """Sends a file of the page, and the token as a cookie with the first."""
         name, media_type = PAGE[request.url.path]
         response = Response((Path(__file__).parent / name).read_bytes(), media_type=media_type)
         response.headers["Cache-Control"] = "no-cache"
         if request.url.path == "/":
-            response.set_cookie(cookie_name(request), token, httponly=True, samesite="strict", max_age=30 * 86400)
+            response.set_cookie(cookie_name(request), self.token, httponly=True, samesite="strict", max_age=30 * 86400)
         return response
 
-    def shown(submission: Submission) -> Record:
-        """Returns what every answer to a page contains; the queue first, because taking images renews the leases."""
-        queue = labeling.take(submission)
-        return {"queue": queue, "overview": labeling.overview(), "run": status()}
-
-    def state(submission: Submission) -> Record:
-        results = labeling.submit(submission) if submission.items else []
-        return {"results": results, **shown(submission)}
-
-    async def answers(request: Request) -> Response:
+    async def answers(self, request: Request) -> Response:
+        """Saves the answers of a window, and sends it the images that are next."""
         if not request.headers.get("content-type", "").startswith("application/json"):
             return problem(415, "must be JSON")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                return problem(413, "is too long")
+        body = await read_body(request)
+        if body is None:
+            return problem(413, "is too long")
         try:
-            submission = Submission.model_validate_json(bytes(body))
+            submission = Submission.model_validate_json(body)
         except ValidationError as error:
             first = error.errors()[0]
             return problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
         try:
-            return JSONResponse(await run_in_threadpool(state, submission))
+            return JSONResponse(await run_in_threadpool(self._save, submission))
         except OSError as error:
             return problem(507, f"the answer could not be saved ({error.strerror or error}); it is sent again")
 
-    def leave(request: Request) -> Response:
-        labeling.leave(request.query_params.get("tab", ""))
+    def _save(self, submission: Submission) -> Record:
+        results = self.labeling.submit(submission) if submission.items else []
+        queue = self.labeling.take(submission)  # before the overview, because taking images renews the leases
+        return {"results": results, "queue": queue, "overview": self.labeling.overview(), "run": self.status()}
+
+    def leave(self, request: Request) -> Response:
+        """Gives the images of a window that is closed to the others."""
+        self.labeling.leave(request.query_params.get("tab", ""))
         return Response(status_code=204)
 
-    def review(request: Request) -> Response:
-        return JSONResponse(labeling.review(request.query_params.get("person", "")))
+    def review(self, request: Request) -> Response:
+        """Sends the answers that a person may look at again."""
+        return JSONResponse(self.labeling.review(request.query_params.get("person", "")))
 
-    def image(request: Request) -> Response:
+    def image(self, request: Request) -> Response:
+        """Sends an image that was asked for, by its position in the pool."""
         index = int(request.path_params["index"])
-        if not labeling.is_asked(index):
+        if not self.labeling.is_asked(index):
             return problem(404, "was not asked for")
         try:
             is_small = request.url.path.startswith("/small/")
-            path, side = file_of(index), request.query_params.get("side", "")
+            path, side = self.file_of(index), request.query_params.get("side", "")
             limit = int(side) if side.isdecimal() and 0 < int(side) <= MAX_SIDE else None
             content, media_type = (small_picture(path), "image/jpeg") if is_small else picture_file(path, limit)
         except Exception as error:  # Pillow raises anything for a damaged file
             return problem(404, f"cannot be read ({type(error).__name__})")
         return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
-    routes = [Route(path, static) for path in PAGE]
-    routes += [Route(path, image) for path in ("/image/{index:int}", "/small/{index:int}")]
-    routes += [
-        Route("/api/answers", answers, methods=["POST"]),
-        Route("/api/leave", leave, methods=["POST"]),
-        Route("/api/review", review),
-    ]
-    return guarded(Starlette(routes=routes), token, hosts)
+
+async def read_body(request: Request) -> bytes | None:
+    """Returns the body of a request; None if it has more than MAX_BODY bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            return None
+    return bytes(body)
 
 
 def problem(code: int, line: str) -> Response:
