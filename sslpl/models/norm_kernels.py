@@ -9,6 +9,22 @@ import triton.language as tl
 
 
 @triton.jit
+def added_up(
+    parts, channel, inside, channels, PARTS: tl.constexpr, MERGED: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """Adds up the parts [2, PARTS, channels] of two sums, in tiles whose rows come last: all loads go out at once."""
+    firsts = tl.zeros([MERGED, CHANNELS], tl.float32)
+    seconds = tl.zeros([MERGED, CHANNELS], tl.float32)
+    for start in tl.static_range(0, PARTS, MERGED):
+        index = start + tl.arange(0, MERGED)
+        valid = (index < PARTS)[:, None] & inside[None, :]
+        at = index[:, None] * channels + channel[None, :]
+        firsts += tl.load(parts + at, mask=valid, other=0.0, cache_modifier=".cg")
+        seconds += tl.load(parts + PARTS * channels + at, mask=valid, other=0.0, cache_modifier=".cg")
+    return tl.sum(firsts, 0), tl.sum(seconds, 0)
+
+
+@triton.jit
 def statistics_kernel(
     x, parts, arrivals, mean, rstd, running_mean, running_var, tracked,
     rows, channels, chunk, momentum, eps,
@@ -34,16 +50,7 @@ def statistics_kernel(
     tl.store(parts + (PARTS + part) * channels + channel, tl.sum(squares, 0), mask=inside)
     tl.debug_barrier()
     if tl.atomic_add(arrivals + block, 1) == PARTS - 1:
-        # Parts are added up in tiles, whose rows are summed at the end: so all loads are under way at once.
-        firsts = tl.zeros([MERGED, CHANNELS], tl.float32)
-        seconds = tl.zeros([MERGED, CHANNELS], tl.float32)
-        for start in tl.static_range(0, PARTS, MERGED):
-            index = start + tl.arange(0, MERGED)
-            valid = (index < PARTS)[:, None] & inside[None, :]
-            at = index[:, None] * channels + channel[None, :]
-            firsts += tl.load(parts + at, mask=valid, other=0.0, cache_modifier=".cg")
-            seconds += tl.load(parts + PARTS * channels + at, mask=valid, other=0.0, cache_modifier=".cg")
-        first_moment, second_moment = tl.sum(firsts, 0), tl.sum(seconds, 0)
+        first_moment, second_moment = added_up(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
         first_moment /= rows
         variance = tl.maximum(second_moment / rows - first_moment * first_moment, 0.0)
         average = first_moment + pivot
@@ -125,16 +132,7 @@ def gradient_sums_kernel(
     tl.store(parts + (PARTS + part) * channels + channel, tl.sum(products, 0), mask=inside)
     tl.debug_barrier()
     if tl.atomic_add(arrivals + block, 1) == PARTS - 1:
-        # Parts are added up in tiles, whose rows are summed at the end: so all loads are under way at once.
-        firsts = tl.zeros([MERGED, CHANNELS], tl.float32)
-        seconds = tl.zeros([MERGED, CHANNELS], tl.float32)
-        for start in tl.static_range(0, PARTS, MERGED):
-            index = start + tl.arange(0, MERGED)
-            valid = (index < PARTS)[:, None] & inside[None, :]
-            at = index[:, None] * channels + channel[None, :]
-            firsts += tl.load(parts + at, mask=valid, other=0.0, cache_modifier=".cg")
-            seconds += tl.load(parts + PARTS * channels + at, mask=valid, other=0.0, cache_modifier=".cg")
-        sum_gradient, sum_product = tl.sum(firsts, 0), tl.sum(seconds, 0)
+        sum_gradient, sum_product = added_up(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
         tl.store(grad_bias + channel, sum_gradient, mask=inside)
         tl.store(grad_weight + channel, sum_product * scale, mask=inside)
         tl.store(arrivals + block, 0)
