@@ -139,10 +139,7 @@ def test_the_sweeps_cover_the_components_of_the_method() -> None:
         if pair[0] not in ("experiment", "method", "query")
     ],
 )
-def test_every_option_composes_and_is_valid(
-    sslpl: Command, monkeypatch: pytest.MonkeyPatch, group: str, option: str
-) -> None:
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123456789abcdef")  # for oracle=label_studio, which asks for it first
+def test_every_option_composes_and_is_valid(sslpl: Command, group: str, option: str) -> None:
     requirements = {("module", "none"): ["method=random"], ("training", "head"): ["backbone=linear"]}
     required = requirements.get((group, option), [])
     done = sslpl(*required, f"{group}={option}", "tracker=none", "runtime.dry_run=true", "budget.candidates=300",

@@ -55,7 +55,6 @@ class LabelStudioOracle:
             import sslpl.oracle.label_studio_client  # noqa: F401
         except ImportError as error:
             raise UserError("oracle=label_studio: needs a package; pip install 'sslpl[label_studio]'") from error
-        api_token()
         if isinstance(dataset.train, Embeddings):
             raise UserError("oracle=label_studio: the dataset must have images to show; choose oracle=file")
         if self.images == "local_files" and not dataset.paths:
