@@ -33,7 +33,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEYS = dict(zip(sorted(DIGITS), "123456789a", strict=True))
-KILLS, BATCHES, PER_CYCLE, PHOTOS, DISTINCT = 5, 3, 20, 60, 20
+KILLS, BATCHES, PER_CYCLE, PHOTOS, DISTINCT = 5, 3, 20, 200, 20
 SHOWN = (
     "!document.getElementById('single').hidden && document.querySelector('#stage img')?.complete"
     " && !page.busy && document.getElementById('path').textContent"
