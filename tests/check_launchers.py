@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=LAUNCHERS, help="one launcher, compared with the basic one")
     only = parser.parse_args().only
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or runs started from a background shell would ignore it
     chosen = [only] if only else [*LAUNCHERS]
     start_time = time.monotonic()
     with TemporaryDirectory(prefix="sslpl-launchers-") as name:
