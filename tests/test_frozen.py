@@ -482,3 +482,13 @@ class TestCommand:
         done = embed("backbone=timm", f"backbone.name={name}", "backbone.weights=timm.pt", "--output", "out")
         assert done.code == 0, done.err
         assert np.load("out/train.npy").shape == (1437, 1024)
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(1, True), (4, False)])
+def test_precision_auto_is_reproducible_on_a_cpu(groups: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "has_bfloat16", lambda _: True)
+    network, cpu = torch.nn.Conv2d(4, 4, 3, groups=groups), torch.device("cpu")
+    assert build.uses_bfloat16("auto", cpu, network) is expected
+    assert build.uses_bfloat16("auto", torch.device("cuda"), network)
+    assert build.uses_bfloat16("bfloat16", cpu, network)
+    assert not build.uses_bfloat16("float32", cpu, network)

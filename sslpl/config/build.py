@@ -42,9 +42,9 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
     dataset = images = oracle.prepare(read_dataset(config["dataset"], config["seed"]))
     labeled = int((dataset.train_labels != UNLABELED).sum()) % len(dataset.train)  # 0 if all labels are known
     budget: Budget = instantiate(config["budget"]).in_images(len(dataset.train), len(dataset.class_names), labeled)
-    bfloat16 = training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16(device))
     build, embedded = network_builder(config, images, device, compiled=runtime.compile is True), None
     network, _ = build(0)  # reports errors in the backbone or its weights before anything is written
+    bfloat16 = uses_bfloat16(training.precision, device, network)
     check_pool(query, budget, len(dataset.train), device)
     if embeds_once(config):
         embedder = build_embedder(config["backbone"], network, images, device, bfloat16)
@@ -77,6 +77,17 @@ def build_setup(config: Config, runtime: Runtime, folder: Path = Path(), world: 
         world=world,
         embedded=embedded,
     )
+
+
+def uses_bfloat16(precision: str, device: torch.device, network: nn.Module) -> bool:
+    """Returns whether networks compute in bfloat16; `auto` does where that is faster and reproducible.
+
+    On a CPU the weight gradients of grouped convolutions are not reproducible in bfloat16 (oneDNN, on maps of a pixel).
+    """
+    grouped = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in network.modules())
+    if precision == "auto":
+        return has_bfloat16(device) and not (device.type == "cpu" and grouped)
+    return precision == "bfloat16"
 
 
 def place_dataset(
