@@ -72,7 +72,7 @@ def small(line: str, folder: Path) -> list[str]:
     if {"--help", "--cfg"} & set(arguments):
         return arguments
     if any(argument.startswith("hydra/launcher=") for argument in arguments):
-        return [*arguments, "--cfg", "job"]
+        return [*(argument.partition(",")[0] for argument in arguments if argument != "-m"), "--cfg", "job"]
     written = {"cifar100": write_cifar100, "cifar10": write_cifar10, "image_folder": write_image_folder}
     if "embeddings" in " ".join(arguments):
         arguments = [argument for argument in arguments if not argument.startswith(("dataset.file=", "seed="))]

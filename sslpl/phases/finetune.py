@@ -30,10 +30,11 @@ def finetune(setup: Setup, state: State) -> Iterator[Step]:
     labeler, labels = pseudo_labeler(setup, state, frozen), state.labels().to(setup.device)
     state.sums = sums = initial_sums(setup.device, state.sums, len(FinetuneSums._fields))
     step = finetune_stepper(setup, state, module, optimizer)
+    padded = setup.capture_steps and not state.uncapturable  # a captured step has inputs of one size
     inputs = draw_finetune_epoch(setup, state, state.epoch)
     for epoch in range(state.epoch, training.finetune_epochs):
         labeled = labeled_losses(setup, frozen, module, inputs, labels, state.step)
-        unlabeled = unlabeled_losses(setup, state, frozen, module, inputs, labeler, padded=setup.capture_steps)
+        unlabeled = unlabeled_losses(setup, state, frozen, module, inputs, labeler, padded)
         for supervised, pseudo in zip(labeled, unlabeled, strict=True):
             sums[:EPOCH_SUMS] += step(supervised, pseudo.losses if pseudo else None)
             if pseudo:  # batches are pseudo-labeled in groups, ahead of the steps: save the state after this step
