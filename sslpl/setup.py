@@ -63,7 +63,7 @@ class Setup(NamedTuple):
     bfloat16: bool
     needs: Needs = Needs()  # of the query strategy
     task_ssl: TaskMethod | None = None  # semi-supervised training of the backbone
-    capture_steps: bool = False  # capture joint training steps as CUDA graphs, without a task method
+    capture_steps: bool = False  # capture training steps as CUDA graphs; those with a task method are not
     acceleration: Acceleration = Acceleration()
     oracle: Oracle = SimulatedOracle()
     folder: Path = Path()  # of the run, where an oracle writes its requests

@@ -14,7 +14,7 @@ from sslpl.learn.joint_step import kernel_search
 from sslpl.loop import initial_state
 from sslpl.models import convolution, cpu_convolution, fused_norm
 from sslpl.models.conv_norm import ConvNorm, ConvNormReLU, ResidualBlock, conv_relu
-from sslpl.models.frozen import ROUND, FrozenBackbone, few_sizes
+from sslpl.models.frozen import ROUND, FrozenBackbone, gpu_batch_sizes
 from sslpl.models.fused_norm import can_fuse_norm, fused_batch_norms, norm_relu, plan
 from sslpl.models.resnet import resnet18, resnet50
 from sslpl.models.weight_copies import WeightCopies
@@ -200,8 +200,8 @@ def test_a_folded_network_adds_the_biases_of_its_shortcuts_once(build: Callable[
 
 
 @pytest.mark.parametrize(("count", "largest"), [(0, 4096), (16, 4096), (3600, 4096), (9000, 4096), (2000, 1536)])
-def test_batches_on_a_gpu_have_few_sizes(count: int, largest: int) -> None:
-    sizes = few_sizes(count, largest)
+def test_batches_on_a_gpu_have_gpu_batch_sizes(count: int, largest: int) -> None:
+    sizes = gpu_batch_sizes(count, largest)
     assert sum(sizes) == count
     padded = {-(-size // ROUND) * ROUND for size in sizes if size}
     assert padded <= {largest // 2**power // ROUND * ROUND for power in range(8)} | {ROUND}

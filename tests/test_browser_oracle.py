@@ -17,9 +17,10 @@ from test_oracle import NAMES as DIGITS
 
 from sslpl.config.identity import scientific_config
 from sslpl.oracle.answer_log import LOG, AnswerLog, read_answers
-from sslpl.oracle.browser import BrowserOracle, label_answer, read_token
+from sslpl.oracle.browser import BrowserOracle, read_token
 from sslpl.oracle.labeling import LEASE_SECONDS, Batch, Labeling
 from sslpl.oracle.labeling_server import bound_socket, labeling_app, running
+from sslpl.oracle.live_labels import label_answer
 from sslpl.oracle.page_pictures import MAX_SIDE, jpeg, picture_file, small_picture
 from sslpl.oracle.submissions import Submission
 from sslpl.phases.corrections import correct_labels

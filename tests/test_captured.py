@@ -20,10 +20,12 @@ from sslpl.learn.sums import EPOCH_SUMS, JointSums
 from sslpl.loop import empty_state, initial_state, run_active_learning
 from sslpl.models.backbone import small_cnn
 from sslpl.models.loss_prediction import LossPredictionModule
+from sslpl.phases.finetune import finetune
+from sslpl.phases.train import train
 from sslpl.pretrain.simclr import SimCLR, initial_pretrain_state, projection_head
 from sslpl.run import launch
 from sslpl.setup import Setup
-from sslpl.state import State
+from sslpl.state import State, weights_of
 
 Command = Callable[..., Result]
 Patch = pytest.MonkeyPatch
@@ -155,6 +157,24 @@ def test_a_backbone_that_cannot_be_captured_trains_as_usual(capturing: Patch, ov
         assert replayed.history[0][key] == usual.history[0][key]
     assert [row["labeled"] for row in replayed.history] == [row["labeled"] for row in usual.history]
     assert_same(fallen, usual)
+
+
+@pytest.mark.usefixtures("capturing")
+def test_a_captured_fine_tune_trains_the_module_as_plain_steps_do() -> None:
+    tuned = []
+    for capture_steps in (False, True):
+        setup = setup_of("training.epochs=4", "training.finetune_epochs=5", "ssl.threshold=0.1")
+        setup = setup._replace(capture_steps=capture_steps, announce=pytest.fail)
+        state = initial_state(setup)
+        list(train(setup, state))
+        state.enter("finetune")
+        assert state.module is not None
+        before = weights_of(state.module)
+        list(finetune(setup, state))
+        assert state.row["pseudo_label_rate"]
+        assert not torch.equal(before["head.weight"], state.module.state_dict()["head.weight"])
+        tuned.append(weights_of(state.module))
+    torch.testing.assert_close(*tuned, rtol=1e-4, atol=1e-5)  # padded pairs are summed in another order
 
 
 def test_the_line_is_printed_with_the_others_of_a_run(sslpl: Command, capturing: Patch) -> None:

@@ -136,16 +136,17 @@ def check_protocol(config: Config) -> None:
             raise UserError(f"{group}.{ratio}=null: must be a number of at least 1 with {group}.{kind}={chosen}")
         if chosen not in imbalanced and value is not None:
             raise UserError(f"{group}.{ratio}={value}: must be null unless {group}.{kind} is {' or '.join(imbalanced)}")
-    if (oracle := PEOPLE.get(str((config.get("oracle") or {}).get("_target_")))) is not None:
-        check_hidden_labels(config, oracle)
+    oracle = str((config.get("oracle") or {}).get("_target_"))
+    if oracle in PEOPLE:
+        check_people(config, PEOPLE[oracle])
     if config["training"].get("checkpoint") == "best" and budget.get("validation", 0.0) == 0:
         raise UserError("training.checkpoint=best: must be last unless budget.validation is above 0")
-    if config.get("oracle", {}).get("_target_") == CROWD:
+    if oracle == CROWD:
         check_crowd(config)
     if dataset.get("open_set"):
         check_open_set(config)
     check_initial_query(config)
-    is_measured = (config.get("oracle") or {}).get("_target_") == "sslpl.oracle.BrowserOracle"
+    is_measured = PEOPLE.get(oracle) == "browser"
     if budget.get("seconds") is not None and not is_measured and not budget.get("seconds_per_label"):
         raise UserError(
             f"budget.seconds={budget['seconds']}: needs budget.seconds_per_label above 0, because only oracle=browser "
@@ -156,12 +157,12 @@ def check_protocol(config: Config) -> None:
 def check_open_set(config: Config) -> None:
     """Checks that nothing requires a class of every image, which those of an open set do not have."""
     setting = f"dataset.open_set={config['dataset']['open_set']}"
-    check_without_hidden_labels(config, setting, "because it needs a class of every image")
+    check_hidden_labels(config, setting, "because it needs a class of every image")
 
 
 def check_crowd(config: Config) -> None:
     """Checks that nothing reads the hidden labels past the simulated people, and that errors have one source."""
-    check_without_hidden_labels(config, "oracle=crowd", "because only the answers of the people are known")
+    check_hidden_labels(config, "oracle=crowd", "because only the answers of the people are known")
     if noise := config["dataset"].get("label_noise"):
         raise UserError(
             f"dataset.label_noise={noise}: must be 0.0 with oracle=crowd, whose errors oracle.accuracy and "
@@ -169,8 +170,8 @@ def check_crowd(config: Config) -> None:
         )
 
 
-def check_without_hidden_labels(config: Config, setting: str, reason: str) -> None:
-    """Checks that neither the initial pool nor the strategy reads hidden labels."""
+def check_hidden_labels(config: Config, setting: str, reason: str) -> None:
+    """Checks that neither the initial pool nor the strategy reads the labels that are hidden with a setting."""
     if (kind := config["budget"].get("initial_pool")) in ("balanced", "imbalanced"):
         raise UserError(f"budget.initial_pool={kind}: must be random or query with {setting}, {reason}")
     for path, node in target_nodes("query", config["query"]):
@@ -195,26 +196,13 @@ def check_initial_query(config: Config) -> None:
         )
 
 
-def check_hidden_labels(config: Config, oracle: str) -> None:
+def check_people(config: Config, oracle: str) -> None:
     """Checks that nothing requires all labels, which are unknown if people are the oracle."""
-    dataset, budget = config["dataset"], config["budget"]
-    allowed = (
-        ("dataset", dataset, "imbalance", ("none",)),
-        ("dataset", dataset, "label_noise", (0.0,)),
-        ("dataset", dataset, "open_set", (0.0,)),
-        ("budget", budget, "initial_pool", ("random", "query")),
-    )
-    for group, node, key, values in allowed:
-        if node.get(key, values[0]) not in values:
-            listed = " or ".join(map(str, values))
-            raise UserError(
-                f"{group}.{key}={node[key]}: must be {listed} with oracle={oracle}, because it needs all labels"
-            )
-    for path, node in target_nodes("query", config["query"]):
-        if node.get("oracle_baseline"):
-            raise UserError(
-                f"{path}.oracle_baseline=true: must be false with oracle={oracle}, because it needs all labels"
-            )
+    dataset, reason = config["dataset"], "because it needs all labels"
+    for key, value in (("imbalance", "none"), ("label_noise", 0.0), ("open_set", 0.0)):
+        if dataset.get(key, value) != value:
+            raise UserError(f"dataset.{key}={dataset[key]}: must be {value} with oracle={oracle}, {reason}")
+    check_hidden_labels(config, f"oracle={oracle}", reason)
 
 
 def check_head_training(config: Config) -> None:

@@ -129,22 +129,18 @@ def unlabeled_losses(
         # The only GPU synchronization of a group: only strong views whose loss is ranked are augmented and forwarded.
         rows_by_batch = ranked_rows(setup.turns.wait_for(weight).cpu(), sizes)
         rows = torch.cat(rows_by_batch)
-        rows_by_rank = [
-            rows[(rows >= begin) & (rows < begin + n)] for begin, n in zip(offsets(lengths), lengths, strict=True)
-        ]
+        rows_by_rank = split_rows(rows, lengths)
         all_rows, local_rows = to_device(rows, setup.device), rows_by_rank[world.rank]
         shard_rows = local_rows - shard.start
         draws = take_draws(take_draws(inputs.strong_draws, span), shard_rows)
         strong = augment_in_parts(augmentation.strong, fetch[to_device(shard_rows, setup.device)], draws)
         losses = frozen_losses(frozen, module, strong, target[to_device(local_rows, setup.device)], loss)
         losses = gather_losses(world, losses, [len(part) for part in rows_by_rank])._replace(weight=weight[all_rows])
-        counts_by_batch = [len(rows) for rows in rows_by_batch]
+        ranked = [len(rows) for rows in rows_by_batch]
         size = (max(map(len, inputs.unlabeled)) + 1) // 2 * 2
-        batches = padded_pairs(losses, counts_by_batch, size) if padded else split_losses(losses, counts_by_batch)
-        for ranked, part, count, ssl_state in zip(
-            counts_by_batch, batches, torch.split(counts, sizes), states, strict=True
-        ):
-            yield UnlabeledLosses(part if ranked else None, count.sum(dim=0), ssl_state)
+        batches = padded_pairs(losses, ranked, size) if padded else split_losses(losses, ranked)
+        for pairs, part, count, ssl_state in zip(ranked, batches, torch.split(counts, sizes), states, strict=True):
+            yield UnlabeledLosses(part if pairs else None, count.sum(dim=0), ssl_state)
         start += len(index)
     yield from [None] * (len(inputs.labeled) - max(first, len(inputs.unlabeled)))
 
@@ -191,6 +187,12 @@ def gather_losses(world: World, part: FrozenLosses, lengths: list[int]) -> Froze
         return part
     summaries = tuple(all_gather(world, summary, lengths) for summary in part.summaries)
     return FrozenLosses(summaries, all_gather(world, part.loss, lengths))
+
+
+def split_rows(rows: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Splits rows of a group by the process that holds them, of which each holds `lengths` consecutive images."""
+    starts = zip(offsets(lengths), lengths, strict=True)
+    return [rows[(rows >= start) & (rows < start + length)] for start, length in starts]
 
 
 def padded_pairs(group: FrozenLosses, counts: list[int], size: int) -> list[FrozenLosses]:

@@ -45,22 +45,22 @@ class JointInputs(NamedTuple):
         return self.size + (len(self.unlabeled.positions) if self.unlabeled is not None else 0)
 
 
-class Accelerators(NamedTuple):
-    """What the steps of a training phase share so as to be faster; see `Acceleration`."""
+class StepResources(NamedTuple):
+    """What the steps of a training phase share, so as to be faster; see `Acceleration`."""
 
     copies: WeightCopies | None = None
     fused_norms: bool = False
     streams: tuple[torch.cuda.Stream, ...] = ()  # for the levels of the module
 
 
-NONE = Accelerators()
+NO_RESOURCES = StepResources()
 
 
-def accelerators(setup: Setup, state: State) -> Accelerators:
+def step_resources(setup: Setup, state: State) -> StepResources:
     """Returns what a training phase uses of `setup.acceleration`; batch norms of several processes are not fused."""
     chosen, module = setup.acceleration, state.module
     levels = len(module.levels) if isinstance(module, LossPredictionModule) and setup.device.type == "cuda" else 0
-    return Accelerators(
+    return StepResources(
         WeightCopies(state.backbone, chosen.overlap) if chosen.copied_weights and setup.bfloat16 else None,
         chosen.fused_norms and setup.world.size == 1,
         tuple(torch.cuda.Stream() for _ in range(levels)) if chosen.overlap else (),  # type: ignore[no-untyped-call]
@@ -82,14 +82,14 @@ def joint_step(
     inputs: JointInputs,
     detached: bool,
     task: TaskTraining | None = None,
-    accelerators: Accelerators = NONE,
+    resources: StepResources = NO_RESOURCES,
 ) -> Tensor:
     """Takes one step; returns the sums over the batch of all processes [8], on the device, ordered as `JointSums`."""
-    copies, full = accelerators.copies, inputs.size == setup.training.batch_size
+    copies, full = resources.copies, inputs.size == setup.training.batch_size
     state.backbone.train()
     optimizer.zero_grad(set_to_none=True)
     with kernel_search(full), nullcontext() if copies is None else copies.use():
-        loss, sums = joint_loss(setup, state, inputs, detached, task, accelerators)
+        loss, sums = joint_loss(setup, state, inputs, detached, task, resources)
         if loss.requires_grad:  # it does not without images
             loss.backward()  # type: ignore[no-untyped-call]
     if copies is not None:
@@ -129,7 +129,7 @@ def joint_loss(
     inputs: JointInputs,
     detached: bool,
     task: TaskTraining | None,
-    accelerators: Accelerators = NONE,
+    resources: StepResources = NO_RESOURCES,
 ) -> tuple[Tensor, JointSums[Tensor]]:
     """Computes this process's part of the loss and of the sums of the batch."""
     unlabeled, size, shard_size = inputs.unlabeled, inputs.size, len(inputs.views)
@@ -137,8 +137,12 @@ def joint_loss(
     # Networks are compiled for full batches: another size is not worth a recompilation.
     network = state.backbone if size == setup.training.batch_size else state.backbone.forward
     single = size == 1 and unlabeled is None
-    norms = fused_batch_norms(accelerators.fused_norms), synchronized_batch_norm(setup.world)
-    with setup.autocast(), frozen_statistics(state.backbone, single), norms[0], norms[1]:
+    with (
+        setup.autocast(),
+        frozen_statistics(state.backbone, single),
+        synchronized_batch_norm(setup.world),
+        fused_batch_norms(resources.fused_norms),
+    ):
         features = forward_views(setup, state, network, views)
         logits, maps, task_loss = features.logits, features.maps, None
         if task is not None and unlabeled is not None:  # slice only if needed: its gradient copies the whole stage
@@ -150,7 +154,7 @@ def joint_loss(
         ranking = losses.new_zeros(())
         if state.module is not None and maps:
             module_inputs = tuple(stage.detach() for stage in maps) if detached else maps
-            ranking = setup.ranking(state.module(module_inputs, accelerators.streams), losses)
+            ranking = setup.ranking(state.module(module_inputs, resources.streams), losses)
     trained_losses = smoothed(losses, logits, setup.training.label_smoothing)
     mean = trained_losses.mean()
     if shard_size != size:  # the ranking loss is a mean over the pairs of this shard

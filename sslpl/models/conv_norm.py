@@ -62,8 +62,12 @@ def conv_relu(layer: nn.Module, images: Tensor, residual: Tensor | None = None) 
 
 
 def can_fuse_on_gpu(conv: nn.Conv2d, images: Tensor) -> bool:
-    """True for a convolution in evaluation on a GPU, whose bias, residual and ReLU cuDNN computes with it."""
-    return images.is_cuda and conv.bias is not None and not torch.is_grad_enabled()
+    """True for a frozen convolution on a GPU, whose bias, residual and ReLU cuDNN computes with it.
+
+    Not under autocast, which would not cast the arguments of cuDNN's operators.
+    """
+    is_frozen = conv.bias is not None and not torch.is_grad_enabled()
+    return images.is_cuda and is_frozen and images.dtype == conv.weight.dtype and not torch.is_autocast_enabled("cuda")
 
 
 def folded_relu(conv: nn.Conv2d, images: Tensor, residual: Tensor | None) -> Tensor:

@@ -52,7 +52,7 @@ class FrozenBackbone:
     def parts(self, images: Tensor) -> Iterator[Features]:
         """Yields the features of any number of images, in batches that suit the device."""
         size = inference_batch_size(images.device, *images.shape[2:])
-        sizes = few_sizes(len(images), size) if images.is_cuda else size
+        sizes = gpu_batch_sizes(len(images), size) if images.is_cuda else size
         yield from map(self, torch.split(images, sizes))
 
 
@@ -72,7 +72,7 @@ def inference_batch_size(device: torch.device, height: int, width: int) -> int:
     return max(multiple, min(images, images * 64 * 64 // (height * width) // multiple * multiple))
 
 
-def few_sizes(count: int, largest: int) -> list[int]:
+def gpu_batch_sizes(count: int, largest: int) -> list[int]:
     """Splits a number of images into batches of `largest`, of half of it, and so on; the last one may be smaller.
 
     A GPU's library searches for its fastest convolutions at every new batch size.

@@ -64,7 +64,7 @@ class FusedNorm(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         relu: bool,
     ) -> Tensor:
-        from sslpl.models import norm_kernels as kernels  # Triton is there on machines with a GPU only
+        from sslpl.models import norm_kernels as kernels  # imported late: Triton is missing on some platforms
 
         rows, channels = images.numel() // images.shape[1], images.shape[1]
         mean, rstd, output = torch.empty_like(weight), torch.empty_like(weight), torch.empty_like(images)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def added_up(
+def sum_of_parts(
     parts, channel, inside, channels, PARTS: tl.constexpr, MERGED: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Adds up the parts [2, PARTS, channels] of two sums, in tiles whose rows come last: all loads go out at once."""
@@ -50,7 +50,7 @@ def statistics_kernel(
     tl.store(parts + (PARTS + part) * channels + channel, tl.sum(squares, 0), mask=inside)
     tl.debug_barrier()
     if tl.atomic_add(arrivals + block, 1) == PARTS - 1:
-        first_moment, second_moment = added_up(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
+        first_moment, second_moment = sum_of_parts(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
         first_moment /= rows
         variance = tl.maximum(second_moment / rows - first_moment * first_moment, 0.0)
         average = first_moment + pivot
@@ -132,7 +132,7 @@ def gradient_sums_kernel(
     tl.store(parts + (PARTS + part) * channels + channel, tl.sum(products, 0), mask=inside)
     tl.debug_barrier()
     if tl.atomic_add(arrivals + block, 1) == PARTS - 1:
-        sum_gradient, sum_product = added_up(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
+        sum_gradient, sum_product = sum_of_parts(parts, channel, inside, channels, PARTS, MERGED, CHANNELS)
         tl.store(grad_bias + channel, sum_gradient, mask=inside)
         tl.store(grad_weight + channel, sum_product * scale, mask=inside)
         tl.store(arrivals + block, 0)

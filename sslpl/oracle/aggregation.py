@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sslpl.types import Annotations, UserError
+from sslpl.types import REJECTED, Annotations, UserError
 
 Aggregate = Literal["majority", "dawid_skene"]
 MOST_ITERATIONS = 100
@@ -63,7 +63,7 @@ def consensus(annotations: Annotations, classes: int, how: Aggregate) -> Consens
         chosen = majority(rows, columns, len(index), classes + 1)
     else:
         chosen = dawid_skene(rows, annotations.person, columns, len(index), classes + 1).argmax(dim=1)
-    return Consensus(index, torch.where(chosen == classes, -2, chosen))
+    return Consensus(index, torch.where(chosen == classes, REJECTED, chosen))
 
 
 def majority(rows: Tensor, labels: Tensor, images: int, classes: int) -> Tensor:

@@ -3,10 +3,10 @@
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,25 +15,14 @@ from pydantic import Field
 
 from sslpl.data.embeddings import Embeddings
 from sslpl.messages import print_notice
-from sslpl.oracle.aggregation import Aggregate, annotations_of, checked_max_answers, consensus
-from sslpl.oracle.answer_log import LOG, Answer, AnswerLog
-from sslpl.oracle.label_request import PICTURES, batch_folder, image_names, top_predictions, write_pictures
-from sslpl.oracle.labeling import Batch, Labeling, Record
+from sslpl.oracle.aggregation import Aggregate, checked_max_answers
+from sslpl.oracle.answer_log import LOG, AnswerLog
+from sslpl.oracle.label_request import PICTURES, image_names
+from sslpl.oracle.labeling import Labeling, Record
+from sslpl.oracle.live_labels import LOCAL_HOSTS, WAIT_SECONDS, label_answer, prepare_batch
 from sslpl.oracle.oracles import hidden_labels
-from sslpl.types import (
-    REJECTED,
-    UNLABELED,
-    Count,
-    Dataset,
-    EarlierLabels,
-    LabelAnswer,
-    LabelRequest,
-    RunProgress,
-    UserError,
-)
+from sslpl.types import Count, Dataset, LabelAnswer, LabelRequest, RunProgress, UserError
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-WAIT_SECONDS = 0.25  # after which a waiting run looks for signals
 FAREWELL_SECONDS = 3.0  # in which open pages learn that the run has ended
 LINK = "link.txt"  # in the folder `labeling` of the run; a resumed run keeps its token
 Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
@@ -81,13 +70,12 @@ class BrowserOracle:
         """
         from sslpl.oracle import labeling_server
 
-        names = image_names(dataset, torch.arange(len(dataset.train)))
         log = AnswerLog(folder / "labeling" / LOG, by_person=self.annotators > 1)
         link_file = folder / "labeling" / LINK
         listener, token = self._listen(labeling_server.bound_socket), read_token(link_file)
         labeling = self.labeling = Labeling(
             log,
-            names,
+            image_names(dataset, torch.arange(len(dataset.train))),
             dataset.class_names,
             self.new_classes,
             annotators=self.annotators,
@@ -96,23 +84,14 @@ class BrowserOracle:
         end = ""
 
         def status() -> Record:
-            run = progress()._asdict()
-            return run | {"name": folder.name, "guesses": self.guesses, "end": end}
-
-        def picture(index: int) -> Path:
-            if dataset.files:
-                return Path(dataset.files[index])
-            return folder / "labeling" / f"cycle{labeling.cycle_of(index)}" / PICTURES / names[index]
+            return progress()._asdict() | {"name": folder.name, "guesses": self.guesses, "end": end}
 
         hosts = None if self.share else {*LOCAL_HOSTS}
-        app = labeling_server.labeling_app(labeling, picture, status, token, hosts)
+        file_of = partial(image_file, dataset, folder, labeling)
+        app = labeling_server.labeling_app(labeling, file_of, status, token, hosts)
         link = f"http://{link_host(self.host)}:{listener.getsockname()[1]}/?token={token}"
         write_secret(link_file, link + "\n")
-        if self.host not in LOCAL_HOSTS:
-            print_notice(
-                f"oracle.host={self.host}: everybody who reaches this computer and has the link can see the images and "
-                "label them; the connection is not encrypted"
-            )
+        self._warn_of_other_hosts()
         announce(f"label at {link}")
         with closing(log), labeling_server.running(app, listener):
             try:
@@ -134,6 +113,13 @@ class BrowserOracle:
         how = self.aggregate if self.annotators > 1 else None
         return label_answer(request, labeling.names, labeling.close_batch(), how)
 
+    def _warn_of_other_hosts(self) -> None:
+        if self.host not in LOCAL_HOSTS:
+            print_notice(
+                f"oracle.host={self.host}: everybody who reaches this computer and has the link can see the images and "
+                "label them; the connection is not encrypted"
+            )
+
     def _listen(self, bind: Callable[[str, int], socket.socket]) -> socket.socket:
         try:
             return bind(self.host, self.port)
@@ -145,41 +131,11 @@ class BrowserOracle:
             ) from error
 
 
-def prepare_batch(request: LabelRequest) -> Batch:
-    """Returns the batch of a request, with the model's guesses; writes its pictures if the images have no files."""
-    if not request.dataset.files:
-        names = image_names(request.dataset, request.selection.index)
-        write_pictures(request, batch_folder(request) / PICTURES, names)
-    index = tuple(request.selection.index.tolist())
-    return Batch(request.cycle, index, tuple(top_predictions(request)), request.class_names)
-
-
-def label_answer(
-    request: LabelRequest, names: Sequence[str], answers: Sequence[Answer], how: Aggregate | None = None
-) -> LabelAnswer:
-    """Returns the labels of a request and those of earlier ones, and the classes with the new ones that have images.
-
-    `how` aggregates the answers about each image; None if there is one about each.
-    """
-    classes = list(request.class_names)
-    classes += dict.fromkeys(answer.label for answer in answers if answer.label and answer.label not in classes)
-    label_of = {name: label for label, name in enumerate(classes)} | {"": REJECTED}
-    index_of = {name: index for index, name in enumerate(names)}
-    known = [answer for answer in answers if answer.path in index_of]
-    labels, annotations = {index_of[answer.path]: label_of[answer.label] for answer in known}, None
-    if how is not None and known:
-        people = list(dict.fromkeys(answer.person.casefold() for answer in known))
-        given = [(index_of[a.path], people.index(a.person.casefold()), label_of[a.label]) for a in known]
-        annotations = annotations_of(given, people)
-        index, label = consensus(annotations, len(classes), how)
-        labels = dict(zip(index.tolist(), label.tolist(), strict=True))
-    batch = torch.tensor([labels.pop(index, UNLABELED) for index in request.selection.index.tolist()])
-    earlier = EarlierLabels(
-        torch.tensor([*labels], dtype=torch.int64), torch.tensor([*labels.values()], dtype=torch.int64)
-    )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    seconds = sum(answer.seconds for answer in answers if answer.seconds is not None)
-    return LabelAnswer(batch, tuple(classes), f"labeling/{LOG}", now, earlier, annotations, seconds)
+def image_file(dataset: Dataset, folder: Path, labeling: Labeling, index: int) -> Path:
+    """Returns the file of an image that was asked for: its own, or the picture of it that the run has written."""
+    if dataset.files:
+        return Path(dataset.files[index])
+    return folder / "labeling" / f"cycle{labeling.cycle_of(index)}" / PICTURES / labeling.names[index]
 
 
 def say_farewell(labeling: Labeling) -> None:

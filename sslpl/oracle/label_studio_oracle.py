@@ -17,9 +17,9 @@ from sslpl.data.embeddings import Embeddings
 from sslpl.files import write_json
 from sslpl.messages import print_notice
 from sslpl.oracle.answer_log import LOG, AnswerLog
-from sslpl.oracle.browser import LOCAL_HOSTS, WAIT_SECONDS, label_answer
 from sslpl.oracle.label_request import image_names
 from sslpl.oracle.labeling import Labeling
+from sslpl.oracle.live_labels import LOCAL_HOSTS, WAIT_SECONDS, label_answer
 from sslpl.oracle.oracles import hidden_labels
 from sslpl.types import Count, Dataset, LabelAnswer, LabelRequest, RunProgress, UserError
 

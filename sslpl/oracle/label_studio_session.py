@@ -5,12 +5,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sslpl.oracle.browser import prepare_batch
 from sslpl.oracle.label_request import PICTURES, batch_folder
 from sslpl.oracle.label_studio_answers import Receiver
 from sslpl.oracle.label_studio_client import LabelStudioError
 from sslpl.oracle.label_studio_project import NewTask, Picture, Project
 from sslpl.oracle.labeling import ANSWERED, Batch, Labeling
+from sslpl.oracle.live_labels import prepare_batch
 from sslpl.oracle.page_pictures import picture_file
 from sslpl.types import LabelRequest
 

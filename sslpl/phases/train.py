@@ -18,7 +18,7 @@ from sslpl.learn.best_epoch import restore_best_epoch, validate_epoch
 from sslpl.learn.cuda_graphs import CapturedSteps, fall_back
 from sslpl.learn.divergence import check_joint_losses
 from sslpl.learn.head_training import train_head
-from sslpl.learn.joint_step import JointInputs, JointStep, accelerators, joint_step, mask_draws
+from sslpl.learn.joint_step import JointInputs, JointStep, joint_step, mask_draws, step_resources
 from sslpl.learn.optimizers import joint_optimizer, set_rates, weight_groups
 from sslpl.learn.sums import JointSums, initial_sums, joint_means
 from sslpl.learn.unlabeled_batches import TaskTraining, start_task, unlabeled_batches
@@ -84,15 +84,14 @@ def head_step(setup: Setup, state: State, training: HeadTraining) -> Step:
 
 def training_step(setup: Setup, state: State, optimizer: torch.optim.SGD, task: TaskTraining | None) -> JointStep:
     """Returns `joint_step`, captured as a CUDA graph if this is enabled and possible."""
-    shared = accelerators(setup, state)
+    resources = step_resources(setup, state)
     if not setup.capture_steps or state.uncapturable or task is not None:
-        return partial(joint_step, setup, state, optimizer, task=task, accelerators=shared)
+        return partial(joint_step, setup, state, optimizer, task=task, resources=resources)
 
     def step(tensors: Sequence[Tensor], detached: bool) -> Tensor:
         views, labels = tensors
-        return joint_step(
-            setup, state, optimizer, JointInputs(views, labels, len(views)), detached, accelerators=shared
-        )
+        inputs = JointInputs(views, labels, len(views))
+        return joint_step(setup, state, optimizer, inputs, detached, resources=resources)
 
     captured = CapturedSteps(step, partial(fall_back, setup, state))
     return lambda inputs, detached: captured((inputs.views, inputs.labels), detached)

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 
 from sslpl.config import identity
-from sslpl.config.build import backbone_builder
+from sslpl.config.build import backbone_builder, uses_bfloat16
 from sslpl.config.plans import Plan
 from sslpl.csv_text import csv_text
 from sslpl.files import write_whole
@@ -34,7 +34,7 @@ from sslpl.recording import checkpoint, lock
 from sslpl.recording.folder import folder_run_id, open_folder, resumed_provenance
 from sslpl.recording.progress import Progress, duration
 from sslpl.recording.signals import Interrupted, handle_signals
-from sslpl.runtime import Runtime, has_bfloat16
+from sslpl.runtime import Runtime
 from sslpl.seeds import build_seeded
 from sslpl.types import Dataset, RunInfo, UserError
 
@@ -59,10 +59,10 @@ def start_pretraining(
         jitter_probability=options.jitter_probability,
         gray_probability=options.gray_probability,
     )
-    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16(device))
-    task = Pretraining(options, dataset.train, views, config["seed"], device, bfloat16)
     build = partial(backbone_builder(config["backbone"], dataset.train.shape, pool=dataset), len(dataset.class_names))
-    backbone: Any = build_seeded(build, task.seed, "pretraining backbone")
+    backbone: Any = build_seeded(build, config["seed"], "pretraining backbone")
+    bfloat16 = uses_bfloat16(options.precision, device, backbone)
+    task = Pretraining(options, dataset.train, views, config["seed"], device, bfloat16)
     head = partial(projection_head, backbone.channels[-1], options.projection)
     projection = build_seeded(head, task.seed, "pretraining projection")
     return task, initial_pretrain_state(backbone, projection, options, device)
