@@ -96,7 +96,8 @@ class HeadTraining(Training):
     """
 
     optimizer: Literal["lbfgs", "adamw"] = "lbfgs"
-    steps: Count = 100  # of AdamW; iterations of L-BFGS at most
+    max_iterations: Count = 1000  # of L-BFGS
+    steps: Count = 100  # of AdamW
 
     def snapshot_steps(self, count: int) -> set[int]:
         """Returns the steps (from 0) to save a snapshot after: evenly spaced over the second half, with the last."""

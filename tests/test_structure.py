@@ -11,7 +11,18 @@ import sslpl
 ROOT = Path(sslpl.__file__).parents[1]
 # From the ground up: a module imports its own package and those of lower floors alone.
 FLOORS = (
-    ("sslpl", "types", "seeds", "files", "csv_text", "memory", "messages", "lbfgs", "process_state"),
+    (
+        "sslpl",
+        "types",
+        "seeds",
+        "files",
+        "csv_text",
+        "memory",
+        "messages",
+        "lbfgs",
+        "softmax_regression",
+        "process_state",
+    ),
     ("fingerprints", "arguments", "turns"),
     ("distributed", "class_balance", "ranking", "calibration"),
     ("pool", "budget", "trimming", "training", "forecast", "stopping"),

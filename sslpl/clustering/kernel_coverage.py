@@ -1,8 +1,9 @@
 """Greedy coverage by a Gaussian kernel (Bae et al. 2024, 2025), without a matrix of images x images.
 
-A point is covered as well as its most similar center covers it. The gains of all candidates are summed once, in blocks
-of pairs. A new center changes them only through the points that it covers better than before, which soon are few: with
-many centers, all updates together cost about as much as the first sums. Memory is linear in the number of points.
+A point is covered as well as its most similar center covers it. Each further center can only lower what another one
+would add, so the gains from before are upper bounds, and after each selection only the candidates whose bound reaches
+the highest current gain are computed anew (lazy greedy: Minoux 1978). The first bounds take one pass over all pairs, in
+blocks; memory is linear in the number of points.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from torch import Tensor
 from sslpl.clustering.neighbors import blocks
 
 ROUNDING = 2.0**-44  # a gain below this share of the total weight is 0 up to rounding
+FIRST_CANDIDATES = (
+    32  # candidates whose gains are computed together; three times as many if the best may be another one
+)
 
 
 class KernelPoints(NamedTuple):
@@ -46,13 +50,24 @@ def coverage(points: KernelPoints, centers: KernelPoints, radius: float) -> Tens
 
 
 def coverage_gain(
-    candidates: KernelPoints, points: KernelPoints, low: Tensor, high: Tensor, weight: Tensor, radius: float
+    candidates: KernelPoints, points: KernelPoints, covered: Tensor, weight: Tensor, radius: float
 ) -> Tensor:
-    """Sums, for each candidate [K], weight x how far it raises the coverage of points [N] between `low` and `high`."""
+    """Sums, for each candidate [K], weight x how far it raises the coverage of points [N]."""
     gain, count = torch.zeros_like(candidates.square), len(points.square)
     for rows in blocks(len(gain), count, gain.device) if count else ():
-        raised = similarity(candidates.at(rows), points, radius).clamp_(min=low, max=high)
-        gain[rows] = raised.sub_(low).mul_(weight).sum(dim=1)
+        raised = similarity(candidates.at(rows), points, radius).sub_(covered).clamp_(min=0)
+        gain[rows] = raised.mul_(weight).sum(dim=1)
+    return gain
+
+
+def first_gains(points: KernelPoints, covered: Tensor, weight: Tensor, radius: float) -> Tensor:
+    """Returns the coverage gain [N] of each point up to rounding; the similarity of each pair is computed once."""
+    gain, count = torch.zeros_like(covered), len(covered)
+    for rows in blocks(count, count, gain.device):
+        similar = similarity(points.at(rows), points.at(slice(rows.start, None)), radius)
+        of_later = (similar[:, rows.stop - rows.start :] - covered[rows, None]).clamp_(min=0)
+        gain[rows.stop :] += weight[rows] @ of_later
+        gain[rows] += similar.sub_(covered[rows.start :]).clamp_(min=0) @ weight[rows.start :]
     return gain
 
 
@@ -63,18 +78,32 @@ def greedy_kernel_coverage(
 
     `covered` [N] is the coverage before the first. Of equal gains the first is taken.
     """
-    selected, rows, gains = torch.zeros_like(covered, dtype=torch.bool), [], []
-    gain = coverage_gain(points, points, covered, torch.ones_like(covered), weight, radius)
     rounding = ROUNDING * weight.sum()
+    bound = first_gains(points, covered, weight, radius) + rounding  # above the gain in spite of rounding
+    rows, gains = [], []
     for _ in range(n):
-        gain = gain.masked_fill(gain < rounding, 0)
-        row = gain.masked_fill(selected, -1).argmax(dim=0, keepdim=True)
+        row, gain = highest_gain(points, covered, weight, radius, bound, rounding)
         rows.append(row)
-        gains.append(gain[row])
-        selected[row] = True
-        similar = similarity(points, points.at(row), radius)[:, 0]
-        closer = (similar > covered).nonzero()[:, 0]
-        low, high = covered[closer], similar[closer]
-        gain = gain - coverage_gain(points, points.at(closer), low, high, weight[closer], radius)
-        covered = torch.maximum(covered, similar)
+        gains.append(gain)
+        bound[row] = -1  # is selected once
+        covered = torch.maximum(covered, similarity(points, points.at(row), radius)[:, 0])
     return torch.cat(rows), torch.cat(gains)
+
+
+def highest_gain(
+    points: KernelPoints, covered: Tensor, weight: Tensor, radius: float, bound: Tensor, rounding: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the first row [1] with the highest gain, and this gain [1]; lowers the bounds [N] on the way, in place.
+
+    A gain below `rounding` is 0.
+    """
+    stale, count = bound.clone(), FIRST_CANDIDATES
+    highest = torch.zeros_like(rounding)
+    while len(candidates := (stale >= highest).logical_and_(stale > 0).nonzero()[:, 0]) > 0:
+        candidates = candidates[stale[candidates].topk(min(count, len(candidates))).indices]
+        gain = coverage_gain(points.at(candidates), points, covered, weight, radius)
+        bound[candidates] = gain.masked_fill_(gain < rounding, 0)
+        stale[candidates] = -1
+        highest, count = torch.maximum(highest, gain.max()), 3 * count
+    row = bound.masked_fill(stale > 0, -1).argmax(dim=0, keepdim=True)  # ties: the first
+    return row, bound[row]

@@ -1,10 +1,11 @@
 """Embeddings as a dataset: one vector per example, from any model of images, text, audio or tables."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sslpl.data.augmentation import Augmentation, WeakDraws
@@ -20,6 +21,7 @@ from sslpl.data.images import to_device
 from sslpl.types import Dataset
 
 Scaling = Literal["standardize", "normalize", "none"]
+SCALED_ROWS = 4096  # vectors that are scaled in one step
 
 
 class Affine(NamedTuple):
@@ -63,11 +65,21 @@ class Embeddings:
         """Yields the scaled vectors of each index tensor, [B, D, 1, 1] float32."""
         for index in indices:
             rows = self.rows.index_select(0, to_device(index, self.rows.device)).to(self.device).float()
-            if self.affine is not None:
-                rows = (rows - self.affine.mean) * self.affine.factor
-            if self.unit_length:
-                rows = torch.nn.functional.normalize(rows, dim=1) * rows.shape[1] ** 0.5
-            yield rows[:, :, None, None]
+            yield self.scaled(rows)[:, :, None, None]
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Scales vectors [B, D]."""
+        if self.affine is not None:
+            rows = (rows - self.affine.mean) * self.affine.factor
+        if self.unit_length:
+            rows = torch.nn.functional.normalize(rows, dim=1) * rows.shape[1] ** 0.5
+        return rows
+
+    def scaled_in_place(self) -> "Embeddings":
+        """Returns the vectors with the scaling applied once and for all: float32 rows in memory are overwritten."""
+        for rows in self.rows.split(SCALED_ROWS):
+            rows.copy_(self.scaled(rows))
+        return Embeddings(self.rows, None, False, self.device)
 
 
 class NoAugmentation(Augmentation):
@@ -108,14 +120,18 @@ def embeddings(file: str | None = None, scaling: Scaling = "normalize", fingerpr
         pass
     factor = 1 / std if scaling == "standardize" else torch.ones_like(std)
     affine = None if scaling == "none" else Affine(mean.float(), factor.float())
-    train, test = (
-        Embeddings(torch.from_numpy(arrays[part]), affine, unit_length=scaling == "normalize")
-        for part in ("train", "test")
-    )
+    train, test = (scaled_embeddings(arrays[part], affine, scaling == "normalize") for part in ("train", "test"))
     labels = [torch.from_numpy(np.asarray(arrays[f"{part}_labels"]).astype(np.int64)) for part in ("train", "test")]
     names = class_names(arrays, labels, file)
     paths = tuple(str(path) for path in arrays.get("paths", ())) or tuple(f"{row:06d}" for row in range(len(train)))
     return Dataset(train, labels[0], test, labels[1], names, (), (), flip=False, cutout=0, padding=0, paths=paths)
+
+
+def scaled_embeddings(array: NDArray[Any], affine: Affine | None, unit_length: bool) -> Embeddings:
+    """Returns the vectors, scaled now if they are float32 in memory, otherwise (smaller, or in a file) in each use."""
+    vectors = Embeddings(torch.from_numpy(array), affine, unit_length)
+    in_memory = array.dtype == np.float32 and array.flags.writeable and not isinstance(array, np.memmap)
+    return vectors.scaled_in_place() if in_memory else vectors
 
 
 embeddings.fingerprint = embeddings_fingerprint  # type: ignore[attr-defined]  # part of a run's id

@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from sslpl.data.images import to_device
 from sslpl.lbfgs import minimize
 from sslpl.learn.joint_step import JointInputs, joint_loss
 from sslpl.learn.optimizers import set_rates
+from sslpl.models.heads import Head
 from sslpl.seeds import rng, seeded_draws
 from sslpl.setup import Setup
+from sslpl.softmax_regression import fit_softmax_regression
 from sslpl.state import State, weights_of
 from sslpl.training import HeadTraining
 
@@ -50,14 +52,29 @@ def minimize_by_lbfgs(network: nn.Module, inputs: JointInputs, training: HeadTra
     Without a hidden layer it is softmax regression: the minimum is unique, and C of scikit-learn is 1 / weight_decay.
     Biases are not penalized.
     """
+    decay = training.weight_decay / inputs.size
+    if isinstance(network, Head) and network.hidden is None and inputs.views.device.type == "cpu":
+        fit_linear_head(network.head, inputs, decay, training.max_iterations)
+        return
     weights = [weight for weight in network.parameters() if weight.requires_grad]
 
     def objective() -> Tensor:
         losses = cross_entropy(network(inputs.views).logits, inputs.labels)
-        penalty = sum((weight.square().sum() for weight in weights if weight.ndim > 1), losses.new_zeros(()))
-        return losses + training.weight_decay / (2 * inputs.size) * penalty
+        return losses + decay / 2 * sum(weight.square().sum() for weight in weights if weight.ndim > 1)
 
-    minimize(weights, objective, training.steps, TOLERANCE, history=10)
+    minimize(weights, objective, training.max_iterations, TOLERANCE, history=10)
+
+
+def fit_linear_head(head: nn.Linear, inputs: JointInputs, decay: float, steps: int) -> None:
+    """Fits a linear layer by softmax regression from zero, in place; the bias is not penalized."""
+    vectors = pad(inputs.views.flatten(1), (0, 1), value=1.0)
+    penalty = vectors.new_full((vectors.shape[1],), decay)
+    penalty[-1] = 0
+    start = vectors.new_zeros(head.out_features, vectors.shape[1])
+    weight = fit_softmax_regression(vectors, inputs.labels, penalty, start, steps, TOLERANCE)
+    with torch.no_grad():
+        head.weight.copy_(weight[:, :-1])
+        head.bias.copy_(weight[:, -1])
 
 
 def train_jointly(setup: Setup, state: State, inputs: JointInputs, training: HeadTraining) -> None:

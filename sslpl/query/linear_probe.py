@@ -3,10 +3,10 @@
 from functools import partial
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from sslpl.clustering.neighbors import by_rows
-from sslpl.lbfgs import minimize
+from sslpl.softmax_regression import fit_softmax_regression
 
 TOLERANCE = 1e-6  # of the largest gradient
 
@@ -20,14 +20,9 @@ def fit_linear_probe(
     objective is convex: `start` [C, D + 1] only saves some of the at most `steps` iterations.
     """
     inputs = with_bias(embedding)
-    weight = inputs.new_zeros(classes, inputs.shape[1]) if start is None else start.clone()
-    weight.requires_grad_()
-
-    def objective() -> Tensor:
-        return cross_entropy(inputs @ weight.T, labels) + weight_decay / 2 * weight.square().sum()
-
-    minimize([weight], objective, steps, TOLERANCE)
-    return weight.detach()
+    penalty = inputs.new_full((inputs.shape[1],), weight_decay)
+    first = inputs.new_zeros(classes, inputs.shape[1]) if start is None else start
+    return fit_softmax_regression(inputs, labels, penalty, first, steps, TOLERANCE)
 
 
 def predicted_classes(weight: Tensor, embedding: Tensor) -> Tensor:
