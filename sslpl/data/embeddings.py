@@ -77,7 +77,7 @@ class Embeddings:
 
     def scaled_in_place(self) -> "Embeddings":
         """Returns the vectors with the scaling applied once and for all: float32 rows in memory are overwritten."""
-        for rows in self.rows.split(SCALED_ROWS):
+        for rows in torch.split(self.rows, SCALED_ROWS):
             rows.copy_(self.scaled(rows))
         return Embeddings(self.rows, None, False, self.device)
 
