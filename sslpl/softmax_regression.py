@@ -1,8 +1,11 @@
 """Softmax regression (multinomial logistic regression) on a CPU."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 Array = NDArray[np.float32] | NDArray[np.float64]
@@ -29,8 +32,15 @@ def fit_softmax_regression(
         return loss + 0.5 * float(np.vdot(shrunk, weight)), (gradient + shrunk).ravel()
 
     options = {"maxiter": steps, "maxfun": 20 * steps, "gtol": tolerance, "ftol": 0.0, "maxls": 50}
-    found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    with blas().limit(limits=1):  # two threads take ten times as long as one for products as small as these
+        found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x.reshape(first.shape)).to(inputs.device)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    """Returns the controller of the threads of NumPy's and SciPy's BLAS, which must have been imported."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def loss_and_gradient(inputs: Array, labels: NDArray[np.int64], weight: Array) -> tuple[float, Array]:
