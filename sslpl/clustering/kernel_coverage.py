@@ -1,9 +1,8 @@
 """Greedy coverage by a Gaussian kernel (Bae et al. 2024, 2025), without a matrix of images x images.
 
-A point is covered as well as its most similar center covers it. Each further center can only lower what another one
-would add, so the gains from before are upper bounds, and after each selection only the candidates whose bound reaches
-the highest current gain are computed anew (lazy greedy: Minoux 1978). The first bounds take one pass over all pairs, in
-blocks; memory is linear in the number of points.
+A point is covered as well as its most similar center covers it. Each center lowers what another one would still add, so
+that earlier gains are upper bounds, and only those that may still be the highest are computed again. The first bounds
+take one pass over all pairs, in blocks; memory is linear in the number of points.
 """
 
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslpl.clustering.lazy_greedy import highest_gain
 from sslpl.clustering.neighbors import blocks
 
 ROUNDING = 2.0**-44  # a gain below this share of the total weight is 0 up to rounding
@@ -78,32 +78,17 @@ def greedy_kernel_coverage(
 
     `covered` [N] is the coverage before the first. Of equal gains the first is taken.
     """
-    rounding = ROUNDING * weight.sum()
+    rounding, rows, gains = ROUNDING * weight.sum(), [], []
+
+    def gain(candidates: Tensor) -> Tensor:
+        gains = coverage_gain(points.at(candidates), points, covered, weight, radius)
+        return gains.masked_fill_(gains < rounding, 0)
+
     bound = first_gains(points, covered, weight, radius) + rounding  # above the gain in spite of rounding
-    rows, gains = [], []
     for _ in range(n):
-        row, gain = highest_gain(points, covered, weight, radius, bound, rounding)
+        row = highest_gain(bound, gain)
         rows.append(row)
-        gains.append(gain)
+        gains.append(bound[row])
         bound[row] = -1  # is selected once
         covered = torch.maximum(covered, similarity(points, points.at(row), radius)[:, 0])
     return torch.cat(rows), torch.cat(gains)
-
-
-def highest_gain(
-    points: KernelPoints, covered: Tensor, weight: Tensor, radius: float, bound: Tensor, rounding: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns the first row [1] with the highest gain, and this gain [1]; lowers the bounds [N] on the way, in place.
-
-    A gain below `rounding` is 0.
-    """
-    stale, count = bound.clone(), FIRST_CANDIDATES
-    highest = torch.zeros_like(rounding)
-    while len(candidates := (stale >= highest).logical_and_(stale > 0).nonzero()[:, 0]) > 0:
-        candidates = candidates[stale[candidates].topk(min(count, len(candidates))).indices]
-        gain = coverage_gain(points.at(candidates), points, covered, weight, radius)
-        bound[candidates] = gain.masked_fill_(gain < rounding, 0)
-        stale[candidates] = -1
-        highest, count = torch.maximum(highest, gain.max()), 3 * count
-    row = bound.masked_fill(stale > 0, -1).argmax(dim=0, keepdim=True)  # ties: the first
-    return row, bound[row]

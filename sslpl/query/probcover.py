@@ -60,8 +60,10 @@ def pure_cosine(points: Tensor, cluster: Tensor, purity: float) -> float:
     """
     nearest_other = torch.full((len(points),), -1.0, dtype=points.dtype, device=points.device)
     for rows in blocks(len(points), len(points), points.device):
-        cosine = points[rows] @ points.T
-        nearest_other[rows] = cosine.masked_fill_(cluster[rows, None] == cluster, -1).amax(dim=1)
+        later = slice(rows.start, None)  # each pair is compared once
+        cosine = (points[rows] @ points[later].T).masked_fill_(cluster[rows, None] == cluster[later], -1)
+        nearest_other[rows] = torch.maximum(nearest_other[rows], cosine.amax(dim=1))
+        nearest_other[later] = torch.maximum(nearest_other[later], cosine.amax(dim=0))
     return float(nearest_other.sort().values[max(0, math.ceil(purity * len(points)) - 1)])
 
 
