@@ -11,8 +11,8 @@ FIRST_CANDIDATES = 32  # gains that are computed together; three times as many i
 def highest_gain(bound: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns the row [1] of the highest gain, of equal ones the first; lowers the upper bounds [N] on the way.
 
-    `gain` computes the gains [K] of rows [K], none above its bound. Where the bound cannot be the highest gain, it is not
-    asked. Rows with a negative bound are never returned.
+    `gain` computes the gains [K] of rows [K], none above its bound, and is only asked for rows that may have the
+    highest. Rows with a negative bound are never returned.
     """
     unknown, count = bound > 0, FIRST_CANDIDATES  # a gain whose bound is 0 is known
     highest = torch.zeros_like(bound[:1])
