@@ -148,6 +148,17 @@ def test_a_run_goes_on_as_people_label(sslpl: Command, server: FakeLabelStudio) 
     assert not any(LEGACY in file.read_text("latin-1") for file in run_folder().rglob("*") if file.is_file())
 
 
+def test_the_run_ends_when_the_seconds_of_labeling_are_spent(sslpl: Command, server: FakeLabelStudio) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        over = list[bool]()
+        threads.submit(label_until, Person(server.url, LEGACY), Path("outputs"), lambda: bool(over))
+        done = sslpl(*QUICK, *STUDIO, f"oracle.url={server.url}", "budget.cycles=4", "budget.seconds=50")
+        over.append(True)
+    assert done.code == 0, done.err
+    rows = read(run_folder() / "metrics.csv")
+    assert [float(row["labeling_seconds"]) for row in rows] == [36.0, 48.0]  # 1.5 s a label: 60 s are too many
+
+
 def test_tasks_have_the_image_its_path_and_the_guess(
     studio: FakeLabelStudio, dataset: Dataset, tmp_path: Path, person: Person
 ) -> None:

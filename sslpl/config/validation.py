@@ -146,11 +146,11 @@ def check_protocol(config: Config) -> None:
     if dataset.get("open_set"):
         check_open_set(config)
     check_initial_query(config)
-    is_measured = PEOPLE.get(oracle) == "browser"
+    is_measured = PEOPLE.get(oracle) in ("browser", "label_studio")
     if budget.get("seconds") is not None and not is_measured and not budget.get("seconds_per_label"):
         raise UserError(
             f"budget.seconds={budget['seconds']}: needs budget.seconds_per_label above 0, because only oracle=browser "
-            "measures the time of a label"
+            "and label_studio measure the time of a label"
         )
 
 
