@@ -1,6 +1,6 @@
 """Refine: several strategies filter the pool, level by level, and one selects from the rest (Huseljic et al. 2026)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,23 +29,33 @@ def refine(
     `batches` / (number of strategies) times n images of a random part of the pool, which has `subset` images at the
     first level and a share `alpha` of the pool at later ones, but at least n. The images of all batches, or a random
     `max_pool` of them, are the pool of the next level. The strategies never see more than a part, so that a large
-    pool costs no more than a small one. The score is that of `last`.
+    pool costs no more than a small one. A strategy that selects the same images of the whole pool twice is not asked
+    again at that level (ours). The score is that of `last`.
     """
     context.predictions, context.labeled_predictions  # noqa: B018  # computed once, for all parts
     part, rounds = subset, max(1, batches // max(1, len(strategies)))
-    each_in_turn = [strategy for strategy in strategies.values() for _ in range(rounds)]
     for _ in range(depth):
-        context = context.restricted_to(union_of_batches(context, n, rng, each_in_turn, part))
+        selected = [
+            batch for strategy in strategies.values() for batch in batches_by(strategy, context, n, rng, rounds, part)
+        ]
+        context = context.restricted_to(torch.unique(torch.cat(selected)))  # ascending
         if len(context.unlabeled) > max_pool:
             context = subsample(context, n, max_pool, rng)
         part = max(n, int(alpha * len(context.unlabeled)))
     return last(context, n, rng)
 
 
-def union_of_batches(
-    context: QueryContext, n: int, rng: Generator, strategies: Sequence[QueryStrategy], part: int
-) -> Tensor:
-    """Returns the images that any of the strategies selects, ascending, each n from a random part of its own."""
-    batches = [strategy(subsample(context, n, part, rng), n, rng).index for strategy in strategies]
-    union: Tensor = torch.unique(torch.cat(batches))  # ascending
-    return union
+def batches_by(
+    strategy: QueryStrategy, context: QueryContext, n: int, rng: Generator, rounds: int, part: int
+) -> list[Tensor]:
+    """Returns batches of n images, ascending, that a strategy selects, each from a random part of its own.
+
+    If a part is the whole pool and the first two batches are the same, there are no more than these.
+    """
+    batches: list[Tensor] = []
+    whole = part >= len(context.unlabeled)
+    for _ in range(rounds):
+        batches.append(strategy(subsample(context, n, part, rng), n, rng).index.sort().values)
+        if whole and len(batches) == 2 and torch.equal(*batches):
+            break
+    return batches
