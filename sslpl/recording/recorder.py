@@ -34,8 +34,8 @@ from sslpl.state import Row, State
 from sslpl.tracking.trackers import metric_names
 from sslpl.types import RunInfo, RunProgress, Step, Tracker
 
-# The end of a phase is saved once this many times the seconds of a checkpoint have passed: at most 2% of the time.
-CHECKPOINT_COST_FACTOR = 50
+# The end of a phase is recorded once this many times the seconds that it takes have passed: at most 2% of the time.
+RECORDING_COST_FACTOR = 50
 # The learning curve is drawn again once this many times the seconds of a drawing have passed, and at the end.
 PLOT_COST_FACTOR = 20
 FORECAST_BATCHES = 3
@@ -48,7 +48,8 @@ class Recorder:
     def __init__(self, run: RunInfo, setup: Setup, tracker: Tracker, progress: Progress, minutes: float) -> None:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_interval = 60 * minutes
-        self.saved_at, self.save_seconds = time.monotonic(), 0.0
+        self.saved_at, self.save_seconds, self.file_seconds = time.monotonic(), 0.0, 0.0
+        self.filed = True  # the tables have every finished cycle
         self.plotted_at, self.plot_seconds = time.monotonic(), FIRST_PLOT_SECONDS
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
@@ -89,27 +90,31 @@ class Recorder:
             raise Interrupted(stop)
 
     def on_phase_end(self, state: State) -> None:
-        """Saves at the end of a cycle, or of a phase if saving is cheap; writes and tracks a cycle's metrics."""
+        """Shows a finished cycle; saves and files the run at the end, on a signal, and whenever this is cheap."""
         stop = self._shared_signal()
         cycle_ends = state.phase in ("train", FINISHED)  # or the initial labels have arrived
-        # A selection that people are asked to label must survive: a resumed run may not ask for other images.
-        asks_people = state.phase == "label" and self.setup.has_unknown_labels
-        interval = min(self.save_interval, CHECKPOINT_COST_FACTOR * self.save_seconds)
-        if cycle_ends or asks_people or stop or self._seconds_since_save() >= interval:
-            self._save(state)
         if cycle_ends:
-            self.file(state)
-            if state.history:
-                self.progress.cycle_done(state.history[-1], forecast_line(*self._forecasts(state.history)))
-            if state.label_batches and state.label_batches[-1].cycle == state.cycle:
-                count = int((state.ledger.cycle == state.cycle).sum())
-                rejected = len(state.pool.rejected)
-                note = f"; {rejected:,} of no class so far" if rejected else ""
-                self.progress.message(
-                    f"labels of {count:,} images received from {state.label_batches[-1].source}{note}"
-                )
+            self.filed = False
+            self._show_cycle(state)
+        # What people are asked, and what they have answered, must survive: a run that is resumed from before may ask
+        # about other images.
+        asks_people = self.setup.has_unknown_labels and (cycle_ends or state.phase == "label")
+        if state.phase == FINISHED or asks_people or stop or self._seconds_since_save() >= self._cheap_interval():
+            self._save(state)
+            if not self.filed:
+                self.file(state)
         if stop and state.phase != FINISHED:
             raise Interrupted(stop)
+
+    def _show_cycle(self, state: State) -> None:
+        """Shows the metrics of the last finished cycle, and how many labels have come from people."""
+        if state.history:
+            self.progress.cycle_done(state.history[-1], forecast_line(*self._forecasts(state.history)))
+        if state.label_batches and state.label_batches[-1].cycle == state.cycle:
+            count = int((state.ledger.cycle == state.cycle).sum())
+            rejected = len(state.pool.rejected)
+            note = f"; {rejected:,} of no class so far" if rejected else ""
+            self.progress.message(f"labels of {count:,} images received from {state.label_batches[-1].source}{note}")
 
     def pause(self, state: State) -> None:
         """Saves a run that waits for labels, and writes its tables with the metrics of the unfinished cycle."""
@@ -144,7 +149,7 @@ class Recorder:
 
     def file(self, state: State) -> None:
         """Writes the tables of the finished cycles and tracks their metrics; a tracker drops rows that it has."""
-        folder = self.run.folder
+        start, folder, self.filed = time.monotonic(), self.run.folder, True
         write_whole(folder / "queries.csv", run_tables.queries_csv(state.ledger))
         if state.label_batches:
             names = image_names(self.setup.dataset, state.ledger.index)
@@ -162,6 +167,7 @@ class Recorder:
         write_whole(folder / "metrics.csv", run_tables.metrics_csv(state.history))
         summary = run_tables.summary(state.history) | forecast_summary(*self._forecasts(state.history))
         write_json(folder / "summary.json", summary)
+        self.file_seconds = time.monotonic() - start
         if state.phase == FINISHED or self._plot_is_due():
             self._plot(state)
         steps = self.setup.schedule(state.module is not None).tracker_steps
@@ -187,6 +193,9 @@ class Recorder:
 
     def _seconds_since_save(self) -> float:
         return time.monotonic() - self.saved_at
+
+    def _cheap_interval(self) -> float:
+        return min(self.save_interval, RECORDING_COST_FACTOR * (self.save_seconds + self.file_seconds))
 
     def _save(self, state: State) -> None:
         check_losses(state)  # a diverged state must not replace the last checkpoint, from which the run can resume
