@@ -1,5 +1,6 @@
 """Several runs of a sweep that take turns in one process; kills of real processes are in check_launchers.py."""
 
+import gc
 import json
 import os
 import signal
@@ -156,10 +157,13 @@ def test_runs_on_the_same_images_hold_them_once() -> None:
     assert other_seed.dataset.test is first.dataset.test
     assert first.dataset.train is not first.dataset.test
     assert other_images.dataset.train is not first.dataset.train
+    gc.collect()  # what other tests have left
     held = len(sharing._held)
     del first
+    gc.collect()
     assert len(sharing._held) == held  # the other seed needs them
     del other_seed
+    gc.collect()
     assert len(sharing._held) == held - 2
 
 

@@ -49,7 +49,7 @@ class Recorder:
         self.run, self.setup, self.tracker, self.progress = run, setup, tracker, progress
         self.save_interval = 60 * minutes
         self.saved_at, self.save_seconds, self.file_seconds = time.monotonic(), 0.0, 0.0
-        self.filed = True  # the tables have every finished cycle
+        self.filed = False  # whether the tables have every finished cycle
         self.plotted_at, self.plot_seconds = time.monotonic(), FIRST_PLOT_SECONDS
         self.signal: int | None = None
         self.shown: tuple[int, int] | None = None  # cycle and number of labels
@@ -85,7 +85,7 @@ class Recorder:
             self.progress.epoch(min(state.epoch, epochs - 1), epochs)
         stop = self._shared_signal()
         if state.phase in RESUMABLE_PHASES and (stop or self._seconds_since_save() >= self.save_interval):
-            self._save(state)
+            self._record(state)
         if stop:
             raise Interrupted(stop)
 
@@ -100,9 +100,7 @@ class Recorder:
         # about other images.
         asks_people = self.setup.has_unknown_labels and (cycle_ends or state.phase == "label")
         if state.phase == FINISHED or asks_people or stop or self._seconds_since_save() >= self._cheap_interval():
-            self._save(state)
-            if not self.filed:
-                self.file(state)
+            self._record(state)
         if stop and state.phase != FINISHED:
             raise Interrupted(stop)
 
@@ -196,6 +194,11 @@ class Recorder:
 
     def _cheap_interval(self) -> float:
         return min(self.save_interval, RECORDING_COST_FACTOR * (self.save_seconds + self.file_seconds))
+
+    def _record(self, state: State) -> None:
+        self._save(state)
+        if not self.filed:
+            self.file(state)
 
     def _save(self, state: State) -> None:
         check_losses(state)  # a diverged state must not replace the last checkpoint, from which the run can resume
