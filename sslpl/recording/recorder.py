@@ -95,6 +95,7 @@ class Recorder:
         cycle_ends = state.phase in ("train", FINISHED)  # or the initial labels have arrived
         if cycle_ends:
             self.filed = False
+            self._track(state)  # at once: W&B takes no row before the last one, and the next cycle has rows of its own
             self._show_cycle(state)
         # What people are asked, and what they have answered, must survive: a run that is resumed from before may ask
         # about other images.
@@ -168,6 +169,9 @@ class Recorder:
         self.file_seconds = time.monotonic() - start
         if state.phase == FINISHED or self._plot_is_due():
             self._plot(state)
+        self._track(state)
+
+    def _track(self, state: State) -> None:
         steps = self.setup.schedule(state.module is not None).tracker_steps
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * steps - 1, metric_names(row))
