@@ -143,7 +143,7 @@ def test_a_kill_before_the_last_tables_loses_nothing(sslpl: Command, monkeypatch
 def test_short_cycles_are_recorded_when_it_is_cheap_and_at_the_end(
     sslpl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sslpl(*TINY, "runtime.output_dir=every").code == 0
+    assert sslpl(*TINY, "method=random", "runtime.output_dir=every").code == 0
     file, filed = recorder.Recorder.file, []
 
     def counted(self: recorder.Recorder, state: state.State) -> None:
@@ -152,7 +152,7 @@ def test_short_cycles_are_recorded_when_it_is_cheap_and_at_the_end(
 
     monkeypatch.setattr(recorder.Recorder, "file", counted)
     monkeypatch.setattr(recorder, "RECORDING_COST_FACTOR", 1e9)
-    assert sslpl(*TINY, "runtime.output_dir=seldom").code == 0
+    assert sslpl(*TINY, "method=random", "runtime.output_dir=seldom").code == 0
     assert filed == [0, 3]  # before the first cycle, when nothing has been measured yet, and at the end
     every, seldom = run_folder(Path("every")), run_folder(Path("seldom"))
     assert timeless(every) == timeless(seldom)
@@ -174,7 +174,7 @@ def test_a_run_that_is_stopped_has_every_finished_cycle_in_its_tables(
 
     monkeypatch.setattr(recorder.Recorder, "on_step", signalled)
     monkeypatch.setattr(recorder, "RECORDING_COST_FACTOR", 1e9)
-    assert sslpl(*TINY).code == 128 + signal.SIGTERM
+    assert sslpl(*TINY, "method=random").code == 128 + signal.SIGTERM
     assert [int(row["labeled"]) for row in read(run_folder() / "metrics.csv")] == [24, 48]
 
 
