@@ -32,13 +32,13 @@ def fit_softmax_regression(
         return loss + 0.5 * float(np.vdot(shrunk, weight)), (gradient + shrunk).ravel()
 
     options = {"maxiter": steps, "maxfun": 20 * steps, "gtol": tolerance, "ftol": 0.0, "maxls": 50}
-    with blas().limit(limits=1):  # two threads take ten times as long as one for products as small as these
+    with blas_threads().limit(limits=1):  # two threads take ten times as long as one for products as small as these
         found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x.reshape(first.shape)).to(inputs.device)
 
 
 @cache
-def blas() -> ThreadpoolController:
+def blas_threads() -> ThreadpoolController:
     """Returns the controller of the threads of NumPy's and SciPy's BLAS, which must have been imported."""
     return ThreadpoolController().select(user_api="blas")
 

@@ -57,7 +57,7 @@ def test_a_change_of_one_run_is_not_seen_by_the_next(loader: ConfigLoader, maste
     assert shared.load_sweep_config(master, ["seed=1"]).training.epochs == 200
 
 
-@pytest.mark.parametrize("overrides", [[], ["seed=null"], ["seed=-1"], ["seed=1", "seed=2"]])
+@pytest.mark.parametrize("overrides", [[], ["seed=null"], ["seed=-1"], ["seed=007"], ["seed=1", "seed=2"]])
 def test_everything_else_is_left_to_hydra(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> None:
     counting = Counting(loader)
     shared = SharedComposition(counting)  # type: ignore[arg-type]

@@ -140,7 +140,8 @@ def test_the_commands_that_embed_are_valid(
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__")
     assert not ended.value.code, capfd.readouterr().err
-    assert "weights: imagenet" in capfd.readouterr().out
+    (weights,) = [argument.partition("=")[2] for argument in arguments if argument.startswith("backbone.weights=")]
+    assert f"weights: {weights}\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("line", starting("python tests/", "python benchmarks/"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslpl.clustering.kernel_coverage import coverage_gain, first_gains, greedy_kernel_coverage, kernel_points
-from sslpl.clustering.lazy_greedy import highest_gain
+from sslpl.clustering.kernel_coverage import coverage_gain, greedy_kernel_coverage, initial_gains, kernel_points
+from sslpl.clustering.lazy_greedy import row_of_highest_gain
 from sslpl.clustering.neighbors import BLOCK, on_grid
 
 
@@ -24,7 +24,7 @@ def test_of_many_equal_gains_the_first_is_selected(seed: int) -> None:
     bound, selected = member.sum(dim=1), torch.zeros(400, dtype=torch.bool)
     for _ in range(50):
         every = gain(torch.arange(400)).masked_fill(selected, -1)
-        row = highest_gain(bound, gain)
+        row = row_of_highest_gain(bound, gain)
         assert row.item() == every.argmax().item()
         assert bound[row] == every.max()
         bound[row], selected[row] = -1, True
@@ -40,19 +40,19 @@ def test_gains_that_are_zero_are_not_computed_again() -> None:
 
     bound = torch.ones(1000)
     for expected in range(5):
-        assert highest_gain(bound, gain).item() == expected
+        assert row_of_highest_gain(bound, gain).item() == expected
         bound[expected] = -1
     assert sum(asked) == 1000
 
 
 @pytest.mark.parametrize("block", [1 << 22, 1 << 10])
-def test_first_gains_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_initial_gains_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setitem(BLOCK, "cpu", block)
     generator = torch.Generator().manual_seed(0)
     points = kernel_points(on_grid(torch.randn(150, 8, generator=generator)))
     covered, weight = 0.1 * torch.rand(2, 150, generator=generator, dtype=torch.float64)
     expected = coverage_gain(points, points, covered, weight, 0.7)
-    torch.testing.assert_close(first_gains(points, covered, weight, 0.7), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(initial_gains(points, covered, weight, 0.7), expected, rtol=1e-12, atol=0)
 
 
 def test_duplicates_are_selected_in_their_order() -> None:

@@ -1,5 +1,7 @@
 """Softmax regression: its gradient, its minimum, and what does not change it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sslpl import softmax_regression
 from sslpl.softmax_regression import fit_softmax_regression, loss_and_gradient
 
 
@@ -51,11 +54,21 @@ def test_the_minimum_is_that_of_scikit_learn(seed: int, dtype: torch.dtype, tole
     np.testing.assert_allclose(centered[:, -1], theirs.intercept_ - theirs.intercept_.mean(), atol=error)
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
-    inputs, labels = drawn(3, rows=700, width=300)
-    weights = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        weights.append(fit_softmax_regression(inputs.float(), labels, torch.ones(300), torch.zeros(4, 300), 50, 1e-4))
-    torch.set_num_threads(1)
-    assert torch.equal(*weights)
+def test_one_thread_is_used_and_the_number_of_before_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = drawn(3)
+    seen = list[set[int]]()
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in softmax_regression.blas_threads().info()}
+
+    def observed(*arguments: Any) -> Any:
+        seen.append(threads())
+        return loss_and_gradient(*arguments)
+
+    monkeypatch.setattr(softmax_regression, "loss_and_gradient", observed)
+    with softmax_regression.blas_threads().limit(limits=2):
+        before = threads()
+        fit_softmax_regression(inputs.float(), labels, torch.ones(30), torch.zeros(4, 30), 5, 1e-4)
+        assert threads() == before == {2}
+    assert seen
+    assert all(number == {1} for number in seen)

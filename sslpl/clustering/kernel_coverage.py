@@ -10,13 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslpl.clustering.lazy_greedy import highest_gain
+from sslpl.clustering.lazy_greedy import row_of_highest_gain
 from sslpl.clustering.neighbors import blocks
 
 ROUNDING = 2.0**-44  # a gain below this share of the total weight is 0 up to rounding
-FIRST_CANDIDATES = (
-    32  # candidates whose gains are computed together; three times as many if the best may be another one
-)
 
 
 class KernelPoints(NamedTuple):
@@ -60,7 +57,7 @@ def coverage_gain(
     return gain
 
 
-def first_gains(points: KernelPoints, covered: Tensor, weight: Tensor, radius: float) -> Tensor:
+def initial_gains(points: KernelPoints, covered: Tensor, weight: Tensor, radius: float) -> Tensor:
     """Returns the coverage gain [N] of each point up to rounding; the similarity of each pair is computed once."""
     gain, count = torch.zeros_like(covered), len(covered)
     for rows in blocks(count, count, gain.device):
@@ -81,12 +78,12 @@ def greedy_kernel_coverage(
     rounding, rows, gains = ROUNDING * weight.sum(), [], []
 
     def gain(candidates: Tensor) -> Tensor:
-        gains = coverage_gain(points.at(candidates), points, covered, weight, radius)
-        return gains.masked_fill_(gains < rounding, 0)
+        raised = coverage_gain(points.at(candidates), points, covered, weight, radius)
+        return raised.masked_fill_(raised < rounding, 0)
 
-    bound = first_gains(points, covered, weight, radius) + rounding  # above the gain in spite of rounding
+    bound = initial_gains(points, covered, weight, radius) + rounding  # above the gain in spite of rounding
     for _ in range(n):
-        row = highest_gain(bound, gain)
+        row = row_of_highest_gain(bound, gain)
         rows.append(row)
         gains.append(bound[row])
         bound[row] = -1  # is selected once

@@ -8,7 +8,7 @@ from torch import Tensor
 FIRST_CANDIDATES = 32  # gains that are computed together; three times as many if the highest may be another one
 
 
-def highest_gain(bound: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+def row_of_highest_gain(bound: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns the row [1] of the highest gain, of equal ones the first; lowers the upper bounds [N] on the way.
 
     `gain` computes the gains [K] of rows [K], none above its bound, and is only asked for rows that may have the

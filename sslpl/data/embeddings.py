@@ -75,12 +75,6 @@ class Embeddings:
             rows = torch.nn.functional.normalize(rows, dim=1) * rows.shape[1] ** 0.5
         return rows
 
-    def scaled_in_place(self) -> "Embeddings":
-        """Returns the vectors with the scaling applied once and for all: float32 rows in memory are overwritten."""
-        for rows in torch.split(self.rows, SCALED_ROWS):
-            rows.copy_(self.scaled(rows))
-        return Embeddings(self.rows, None, False, self.device)
-
 
 class NoAugmentation(Augmentation):
     """The augmentation of embeddings: none. They come scaled from the dataset and have no strong views."""
@@ -128,10 +122,13 @@ def embeddings(file: str | None = None, scaling: Scaling = "normalize", fingerpr
 
 
 def scaled_embeddings(array: NDArray[Any], affine: Affine | None, unit_length: bool) -> Embeddings:
-    """Returns the vectors, scaled now if they are float32 in memory, otherwise (smaller, or in a file) in each use."""
+    """Returns vectors: scaled now, in place, if they are float32 in memory, otherwise whenever they are read."""
     vectors = Embeddings(torch.from_numpy(array), affine, unit_length)
-    in_memory = array.dtype == np.float32 and array.flags.writeable and not isinstance(array, np.memmap)
-    return vectors.scaled_in_place() if in_memory else vectors
+    if array.dtype != np.float32 or not array.flags.writeable or isinstance(array, np.memmap):
+        return vectors
+    for rows in torch.split(vectors.rows, SCALED_ROWS):
+        rows.copy_(vectors.scaled(rows))
+    return Embeddings(vectors.rows, None, unit_length=False)
 
 
 embeddings.fingerprint = embeddings_fingerprint  # type: ignore[attr-defined]  # part of a run's id

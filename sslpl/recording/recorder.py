@@ -90,12 +90,12 @@ class Recorder:
             raise Interrupted(stop)
 
     def on_phase_end(self, state: State) -> None:
-        """Shows a finished cycle; saves and files the run at the end, on a signal, and whenever this is cheap."""
+        """Tracks and shows a finished cycle; saves and writes the tables at the end, for people, or if it is cheap."""
         stop = self._shared_signal()
         cycle_ends = state.phase in ("train", FINISHED)  # or the initial labels have arrived
         if cycle_ends:
             self.filed = False
-            self._track(state)  # at once: W&B takes no row before the last one, and the next cycle has rows of its own
+            self.track(state)  # at once: W&B takes no row before its last one, and the next cycle has rows of its own
             self._show_cycle(state)
         # What people are asked, and what they have answered, must survive: a run that is resumed from before may ask
         # about other images.
@@ -147,7 +147,7 @@ class Recorder:
         return listen_for_signals(self, lambda line: self.progress.message(line), world)
 
     def file(self, state: State) -> None:
-        """Writes the tables of the finished cycles and tracks their metrics; a tracker drops rows that it has."""
+        """Writes the tables of the finished cycles."""
         start, folder, self.filed = time.monotonic(), self.run.folder, True
         write_whole(folder / "queries.csv", run_tables.queries_csv(state.ledger))
         if state.label_batches:
@@ -169,9 +169,9 @@ class Recorder:
         self.file_seconds = time.monotonic() - start
         if state.phase == FINISHED or self._plot_is_due():
             self._plot(state)
-        self._track(state)
 
-    def _track(self, state: State) -> None:
+    def track(self, state: State) -> None:
+        """Tracks the metrics of the finished cycles; a tracker drops rows that it has."""
         steps = self.setup.schedule(state.module is not None).tracker_steps
         for cycle, row in enumerate(state.history, start=1):
             self.tracker.log(cycle * steps - 1, metric_names(row))

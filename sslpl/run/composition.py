@@ -1,12 +1,13 @@
 """Composes the configs of a sweep."""
 
+import re
 from copy import deepcopy
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, open_dict, read_write
 
-SEED = "seed="
+SEED = re.compile("seed=(0|[1-9][0-9]*)")  # as Hydra reads whole numbers
 
 
 class SharedComposition:
@@ -26,10 +27,10 @@ class SharedComposition:
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Returns the config of a run of the sweep."""
-        seeds = [override for override in sweep_overrides if override.startswith(SEED)]
-        if len(seeds) != 1 or not seeds[0].removeprefix(SEED).isdigit():
+        seeds = [override for override in sweep_overrides if SEED.fullmatch(override)]
+        if len(seeds) != 1:
             return self.loader.load_sweep_config(master_config, sweep_overrides)
-        settings = tuple(override for override in sweep_overrides if not override.startswith(SEED))
+        settings = tuple(override for override in sweep_overrides if override != seeds[0])
         if settings not in self.composed:
             self.composed[settings] = seeds[0], self.loader.load_sweep_config(master_config, sweep_overrides)
         first, composed = self.composed[settings]
@@ -37,10 +38,10 @@ class SharedComposition:
 
 
 def with_seed(config: DictConfig, composed: str, seed: str) -> DictConfig:
-    """Puts the override of another seed in the place of the one that a config was composed with, in the config."""
+    """Replaces the seed override that a config was composed with by another one, in place; returns the config."""
     job, overrides = config.hydra.job, config.hydra.overrides
     with read_write(config), open_dict(config):
-        config.seed = int(seed.removeprefix(SEED))
+        config.seed = int(seed.removeprefix("seed="))
         overrides.task = [seed if override == composed else override for override in overrides.task]
         job.override_dirname = ",".join(
             seed if override == composed else override for override in job.override_dirname.split(",")

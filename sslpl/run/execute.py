@@ -51,7 +51,8 @@ def execute(plan: Plan, setup: Setup, runtime: Runtime, slot: Slot) -> Outcome:
                 for line in [*warnings, *(changes if resumed else [])]:
                     progress.message(line)
                 tracker.start(run)
-                if state.history:  # the process may have been killed between writing the checkpoint and the tables
+                if state.history:  # the process may have been killed between writing the checkpoint and the rest
+                    recorder.track(state)
                     recorder.file(state)
                 run_active_learning(setup, state, recorder)
             area = finish_run(run, setup, state)
